@@ -1,0 +1,75 @@
+"""File routes of the contract: text in JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec, TypeVar
+
+from twisted.web.server import Request
+
+from sandboxd import files
+from sandboxd.api.routing import Reply, Routes, send_json_parts
+from sandboxd.messages import PathRequest, WriteFileRequest
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def add_file_routes(routes: Routes, in_thread: Callable[..., Awaitable[object]]) -> None:
+    """
+    Add them to the API.
+
+    :param in_thread: runs a blocking function off the reactor's thread.
+    """
+
+    def post(
+        path: str, type: type[T], work: Callable[[T], dict[str, object]], *, success: bool
+    ) -> None:
+        """A route that does ``work`` in a thread, and answers a failure of the file system with 200."""
+
+        @routes.post(path, type, success=success)
+        async def route(request: Request, body: T) -> Reply:
+            try:
+                result = await in_thread(work, body)
+            except files.FileError as error:
+                return _failed(error, success)
+            assert isinstance(result, dict)
+            return Reply({"success": True, **result} if success else result)
+
+    def write_file(body: WriteFileRequest) -> dict[str, object]:
+        files.write(body.path, body.content)
+        return {}
+
+    def delete_file(body: PathRequest) -> dict[str, object]:
+        files.delete(body.path)
+        return {}
+
+    def delete_dir(body: PathRequest) -> dict[str, object]:
+        files.delete_tree(body.path)
+        return {}
+
+    def make_dir(body: PathRequest) -> dict[str, object]:
+        files.make_directories(body.path)
+        return {}
+
+    post("/write_file", WriteFileRequest, write_file, success=True)
+    post("/delete_file", PathRequest, delete_file, success=True)
+    post("/delete_dir", PathRequest, delete_dir, success=True)
+    post("/make_dir", PathRequest, make_dir, success=True)
+    post("/list_dir", PathRequest, lambda body: {"entries": files.names(body.path)}, success=False)
+    post("/stat_file", PathRequest, lambda body: {"entry": files.stat(body.path)}, success=False)
+
+    @routes.post("/read_file", PathRequest)
+    async def read_file(request: Request, body: PathRequest) -> Reply | None:
+        try:
+            parts = await in_thread(files.read_as_json, body.path)
+        except files.FileError as error:
+            return _failed(error, False)
+        assert isinstance(parts, list)
+        await send_json_parts(request, [b'{"content":"', *parts, b'"}'])
+        return None
+
+
+def _failed(error: files.FileError, success: bool) -> Reply:
+    """The clients throw away the body of a 4xx and match this text, so it comes with 200."""
+    return Reply({"success": False, "error": str(error)} if success else {"error": str(error)})

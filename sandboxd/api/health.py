@@ -1,0 +1,23 @@
+"""Is it up?"""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.server import Request
+
+from sandboxd import __version__
+from sandboxd.api.routing import Reply, Routes
+
+
+def add_health_route(routes: Routes, clock: IReactorTime, proxy_port: int) -> None:
+    """
+    Add it to the API.
+
+    :param proxy_port: where the proxy listens.
+    """
+    started = clock.seconds()
+
+    @routes.get("/health")
+    async def health(request: Request) -> Reply:
+        uptime = int(clock.seconds() - started)
+        return Reply({"status": "ok", "version": __version__, "uptime": uptime, "proxy_port": str(proxy_port)})

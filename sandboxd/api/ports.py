@@ -1,0 +1,40 @@
+"""The proxy's target: bind, unbind, ask."""
+
+from __future__ import annotations
+
+from twisted.web.server import Request
+
+from sandboxd.api.routing import ApiError, Reply, Routes
+from sandboxd.messages import BadRequest, BindPortRequest, UnbindPortRequest
+from sandboxd.portforward import PortForward
+
+
+def add_port_routes(routes: Routes, forward: PortForward, proxy_port: int) -> None:
+    """
+    Add them to the API.
+
+    :param proxy_port: where the proxy listens.
+    """
+
+    @routes.post("/bind_port", BindPortRequest, success=True)
+    async def bind_port(request: Request, body: BindPortRequest) -> Reply:
+        port = body.number()
+        if port == proxy_port:
+            raise BadRequest(f"port: {port} is the proxy's own; it would forward to itself for ever")
+        if forward.port is not None:
+            raise ApiError(409, "Port already bound", current_port=str(forward.port))
+        forward.bind(port)
+        return Reply({"success": True, "message": "Port binding configured", "port": str(port)})
+
+    @routes.post("/unbind_port", UnbindPortRequest, success=True)
+    async def unbind_port(request: Request, body: UnbindPortRequest) -> Reply:
+        port = body.number()
+        if port is not None and forward.port is not None and port != forward.port:
+            raise ApiError(409, f"port: {port} is not the one that is bound", current_port=str(forward.port))
+        forward.unbind()
+        return Reply({"success": True, "message": "Port binding removed"})
+
+    @routes.get("/port_status")
+    async def port_status(request: Request) -> Reply:
+        bound = "" if forward.port is None else str(forward.port)
+        return Reply({"success": True, "port": bound, "proxy_port": str(proxy_port)})

@@ -1,0 +1,111 @@
+"""Background processes: start, list, kill, and their logs."""
+
+from __future__ import annotations
+
+from twisted.web.server import Request
+
+from sandboxd.api.commands import Starter, cannot_start
+from sandboxd.api.routing import ApiError, Reply, Routes
+from sandboxd.execution.execution import Execution
+from sandboxd.execution.spawn import SpawnError
+from sandboxd.execution.table import ProcessTable
+from sandboxd.messages import BadRequest, CommandRequest, KillProcessRequest
+from sandboxd.sse import EventStream, event, log_events, timestamp
+
+
+def listed(execution: Execution) -> dict[str, object]:
+    """
+    A process as ``/list_processes`` shows it.
+
+    No key may be added: the Python SDK passes them all to ``ProcessInfo(**process)``.
+    """
+    entry: dict[str, object] = {
+        "id": execution.id,
+        "pid": execution.pid,
+        "status": execution.status,
+        "command": execution.command.cmd,
+        "started_at": timestamp(execution.started_at),
+    }
+    if execution.ended_at is not None:
+        entry["exit_code"] = execution.exit_code
+        entry["completed_at"] = timestamp(execution.ended_at)
+    return entry
+
+
+def _argument(request: Request, name: bytes) -> str | None:
+    """A query parameter, or None."""
+    values = request.args.get(name)
+    return values[0].decode("utf-8", "replace") if values else None
+
+
+def _resume_after(request: Request) -> int | None:
+    """
+    The sequence number behind which a log is to go on, or None for its beginning.
+
+    :raise BadRequest: if it is not a number.
+    """
+    text = _argument(request, b"after")
+    if text is None:
+        text = request.getHeader("Last-Event-ID")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise BadRequest(f"after (or Last-Event-ID): {text!r} is not the id of an event; give a number")
+    return int(text)
+
+
+def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter) -> None:
+    """Add them to the API."""
+
+    @routes.post("/start_process", CommandRequest)
+    async def start_process(request: Request, body: CommandRequest) -> Reply:
+        if not body.cmd:
+            raise BadRequest("Command is required")
+        command = await starter.check(body)
+        try:
+            execution = starter.start(command, background=True)
+        except SpawnError as error:
+            raise cannot_start(error) from None
+        return Reply({"id": execution.id, "pid": execution.pid, "status": execution.status}, 201)
+
+    @routes.get("/list_processes")
+    async def list_processes(request: Request) -> Reply:
+        return Reply({"processes": [listed(execution) for execution in table.background()]})
+
+    @routes.post("/kill_process", KillProcessRequest, success=True)
+    async def kill_process(request: Request, body: KillProcessRequest) -> Reply:
+        signum = body.signum()
+        try:
+            execution = table.get(body.id)
+        except KeyError:
+            raise ApiError(400, f"process not found: {body.id}") from None
+        if execution.status != "running":
+            raise ApiError(400, f"process is not running (status: {execution.status})")
+        survivors = await execution.kill(signum, body.grace)
+        if survivors:
+            raise ApiError(500, f"could not be killed: pids {survivors}", survivors=survivors)
+        return Reply({"success": True, "message": "Process killed successfully"})
+
+    @routes.get("/process_logs_streaming")
+    async def process_logs_streaming(request: Request) -> None:
+        id = _argument(request, b"id")
+        if not id:
+            raise BadRequest("id: Process ID is required")
+        after = _resume_after(request)
+        follow = (_argument(request, b"follow") or "true").lower() not in ("false", "0", "no")
+        try:
+            execution = table.get(id)
+        except KeyError:
+            stream = EventStream(request)
+            stream.write(event("error", {"error": f"process not found: {id}"}))
+            stream.finish()
+            return
+        cursor = execution.log.cursor(after)
+        stream = EventStream(request)
+        try:
+            if request.method != b"HEAD":
+                await (stream.follow if follow else stream.send_available)(cursor, log_events)
+            stream.write(event("complete", {"message": "stream ended"}))
+        finally:
+            cursor.close()
+            stream.finish()

@@ -1,0 +1,152 @@
+"""
+How a route becomes a reply: bodies in, JSON out, and every kind of error answered in one place.
+
+A route is an ``async`` function of the request (and of its decoded body) that returns a :class:`Reply`, or None
+if it has written the response itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import NamedTuple, TypeVar
+
+from klein import Klein
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.server import Request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import RequestRedirect
+
+from sandboxd.jsontext import dumps
+from sandboxd.messages import BadRequest, decode
+from sandboxd.responses import ResponseStream
+
+T = TypeVar("T")
+
+_log = Logger()
+
+
+class Reply(NamedTuple):
+    """A JSON reply."""
+
+    body: Mapping[str, object]
+    status: int = 200
+
+
+class ApiError(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, error: str, **fields: object) -> None:
+        super().__init__(error)
+        self.status = status
+        self.fields = {"error": error, **fields}
+
+
+class Routes:
+    """
+    The routes, on one Klein app.
+
+    :ivar app: the app, complete once every family has added its own.
+    """
+
+    def __init__(self) -> None:
+        self.app = Klein()
+        self.app.url_map.merge_slashes = False
+        self.app.handle_errors(HTTPException)(_http_exception)
+
+    def get(self, path: str) -> Callable[[Callable[[Request], Awaitable[Reply | None]]], None]:
+        """Add a route that takes no body."""
+
+        def add(route: Callable[[Request], Awaitable[Reply | None]]) -> None:
+            async def endpoint(request: Request) -> bytes | None:
+                return await _answered(request, lambda: route(request), {})
+
+            self._add(path, "GET", endpoint)
+
+        return add
+
+    def post(
+        self, path: str, type: type[T], *, success: bool = False
+    ) -> Callable[[Callable[[Request, T], Awaitable[Reply | None]]], None]:
+        """
+        Add a route that takes a JSON body.
+
+        :param type: what the body is decoded to.
+        :param success: whether replies have a ``success`` field, so that errors get ``"success": false``.
+        """
+        on_error = {"success": False} if success else {}
+
+        def add(route: Callable[[Request, T], Awaitable[Reply | None]]) -> None:
+            async def endpoint(request: Request) -> bytes | None:
+                assert request.content is not None
+                body = request.content.read()
+                request.content.close()
+                return await _answered(request, lambda: route(request, decode(body, type)), on_error)
+
+            self._add(path, "POST", endpoint)
+
+        return add
+
+    def _add(self, path: str, method: str, endpoint: Callable[[Request], Awaitable[bytes | None]]) -> None:
+        endpoint.__name__ = path.strip("/")
+        self.app.route(path, methods=[method])(endpoint)
+
+
+async def _answered(
+    request: Request, call: Callable[[], Awaitable[Reply | None]], on_error: Mapping[str, object]
+) -> bytes | None:
+    """Call a route, and turn what it returns or raises into the response."""
+    try:
+        reply = await call()
+    except CancelledError:
+        raise  # The client is gone; Klein takes no further notice.
+    except BadRequest as error:
+        reply = Reply({**on_error, "error": str(error)}, 400)
+    except ApiError as error:
+        reply = Reply({**on_error, **error.fields}, error.status)
+    except Exception:
+        _log.failure("{method} {path} failed", method=request.method, path=request.path)
+        if request.startedWriting:
+            # Half a response cannot be taken back, but it must not look like a whole one.
+            request.transport.abortConnection()
+            raise CancelledError() from None
+        reply = Reply({**on_error, "error": "internal error; the daemon's log has the details"}, 500)
+    return None if reply is None else _json(request, reply)
+
+
+def _json(request: Request, reply: Reply) -> bytes:
+    body = dumps(reply.body)
+    request.setResponseCode(reply.status)
+    request.setHeader(b"Content-Type", b"application/json")
+    request.setHeader(b"Content-Length", b"%d" % len(body))
+    return body
+
+
+def _http_exception(request: Request, failure: Failure) -> bytes:
+    """No route, or not with this method."""
+    error = failure.value
+    path = request.path.decode("utf-8", "replace")
+    if isinstance(error, MethodNotAllowed):
+        allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD"}))
+        request.setHeader(b"Allow", allowed.encode("ascii"))
+        return _json(request, Reply({"error": f"{path} takes {allowed} only"}, 405))
+    assert isinstance(error, HTTPException)
+    status = 404 if isinstance(error, RequestRedirect) else error.code or 404
+    return _json(request, Reply({"error": f"no such route: {path}"}, status))
+
+
+async def send_json_parts(request: Request, parts: Iterable[bytes]) -> None:
+    """
+    Send a large JSON reply in parts, each made when the client is ready for it.
+
+    :param parts: the text; joined, they are the document.
+    """
+    request.setHeader(b"Content-Type", b"application/json")
+    stream = ResponseStream(request)
+    try:
+        for part in parts:
+            await stream.when_ready()
+            stream.write(part)
+    finally:
+        stream.finish()

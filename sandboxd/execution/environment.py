@@ -1,0 +1,45 @@
+"""The environment that a child gets: the daemon's own, less what is not the child's business."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: The daemon's secrets, and what its service manager told it alone: a child that answered READY=1 on
+#: NOTIFY_SOCKET, or took LISTEN_FDS for its own, would confuse both.
+PRIVATE = frozenset(
+    {
+        "SANDBOX_SECRET",
+        "SANDBOX_SECRET_FILE",
+        "SANDBOX_SECRET_PATH",
+        "CREDENTIALS_DIRECTORY",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+        "LISTEN_PIDFDID",
+    }
+)
+
+_LOCALE = frozenset({"LANG", "LANGUAGE", "LC_ALL", "LC_MESSAGES"})
+
+
+class Environment:
+    """
+    Makes the environment of each child.
+
+    :param environ: the daemon's own.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._base = {name: value for name, value in environ.items() if name not in PRIVATE}
+        # The clients match English messages ("No such file"), so those stay English; the encoding is kept.
+        self._english = {name: value for name, value in self._base.items() if name not in ("LANGUAGE", "LC_ALL")}
+        if "LC_ALL" in self._base:
+            self._english.update(LANG=self._base["LC_ALL"], LC_CTYPE=self._base["LC_ALL"])
+        self._english["LC_MESSAGES"] = "C"
+
+    def merged(self, extra: Mapping[str, str]) -> dict[str, str]:
+        """The base with ``extra`` over it. Messages are in English unless ``extra`` sets a locale."""
+        return {**(self._english if _LOCALE.isdisjoint(extra) else self._base), **extra}

@@ -1,0 +1,146 @@
+"""One command that runs, whoever looks at it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Literal
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessExitedAlready, ProcessTerminated
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from sandboxd.execution.command import Command
+from sandboxd.execution.log import OutputLog
+from sandboxd.execution.protocol import CaptureProtocol
+from sandboxd.execution.spawn import Child
+from sandboxd.execution.tree import Trees
+
+Status = Literal["running", "completed", "failed", "killed"]
+
+
+class Execution:
+    """
+    A command, from its start until it is forgotten.
+
+    :ivar id: its name, a UUID.
+    :ivar command: what was asked for.
+    :ivar log: its output.
+    :ivar pid: the process id of its ``sh``.
+    :ivar started_at: seconds since the epoch.
+    :ivar ended_at: likewise, or None while it runs.
+    :ivar exit_code: what ``sh`` exited with; -1 if a signal ended it; None while it runs.
+    :ivar signal: the number of that signal, or None.
+    :ivar timed_out: whether it was killed for having outlived its timeout.
+    """
+
+    _logger = Logger()
+
+    def __init__(
+        self,
+        id: str,
+        command: Command,
+        log: OutputLog,
+        clock: IReactorTime,
+        trees: Trees,
+        launch: Callable[[CaptureProtocol, int], Child],
+        ended: Callable[[Execution], None],
+    ) -> None:
+        """
+        Start it.
+
+        :param launch: starts the child, given its protocol and its mark.
+        :param ended: called when it has ended.
+        :raise SpawnError: if it cannot be started.
+        """
+        self.id = id
+        self.command = command
+        self.log = log
+        self.ended_at: float | None = None
+        self.exit_code: int | None = None
+        self.signal: int | None = None
+        self.timed_out = False
+        self._killed = False
+        self._clock = clock
+        self._trees = trees
+        self._ended = ended
+        self._mark = trees.marks.new()
+        self._waiting: list[Deferred[None]] = []
+        self._timer: IDelayedCall | None = None
+        self.started_at = clock.seconds()
+        self._child = launch(CaptureProtocol(log, clock, self._exited), self._mark)
+        self.pid = self._child.pid
+        log.register_producer(self._child)
+        if command.timeout and self.ended_at is None:
+            self._timer = clock.callLater(command.timeout, self._time_out)
+
+    @property
+    def status(self) -> Status:
+        """Where it stands, in the words of the API."""
+        if self.ended_at is None:
+            return "running"
+        if self._killed:
+            return "killed"
+        return "completed" if self.exit_code == 0 else "failed"
+
+    def when_ended(self) -> Deferred[None]:
+        """Fires when it has ended and its log is complete. Can be cancelled."""
+        deferred: Deferred[None] = Deferred(lambda deferred: self._waiting.remove(deferred))
+        if self.ended_at is None:
+            self._waiting.append(deferred)
+        else:
+            deferred.callback(None)
+        return deferred
+
+    async def kill(self, signum: int = signal.SIGKILL, grace: float = 0.0) -> list[int]:
+        """
+        End it, and its whole process tree with it.
+
+        :param signum: what is sent first.
+        :param grace: seconds until SIGKILL follows, if ``signum`` was another.
+        :return: when all is gone and the status is known. The pids that could not be killed, normally none.
+        """
+        self._killed = self.ended_at is None or self._killed
+        if signum == signal.SIGKILL:
+            try:
+                self._child.signalProcess(signum)  # at once; those who left the group are found by the walk
+            except ProcessExitedAlready:
+                pass
+        survivors = await self._trees.end(self._mark, signum, grace)
+        if not survivors:
+            await self.when_ended()
+        return survivors
+
+    def abandon(self) -> None:
+        """End it because nobody wants it any more; failure to do so is logged."""
+        Deferred.fromCoroutine(self.kill()).addCallbacks(self._abandoned, self._abandon_failed)
+
+    def _abandoned(self, survivors: list[int]) -> None:
+        if survivors:
+            self._logger.error("{id}: could not be killed: pids {pids}", id=self.id, pids=survivors)
+
+    def _abandon_failed(self, failure: Failure) -> None:
+        self._logger.failure("{id}: could not be killed", failure, id=self.id)
+
+    def _time_out(self) -> None:
+        self._timer = None
+        self.timed_out = True
+        self.abandon()
+
+    def _exited(self, reason: Failure) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.exit_code = 0
+        if isinstance(reason.value, ProcessTerminated):
+            self.signal = reason.value.signal
+            self.exit_code = -1 if reason.value.exitCode is None else reason.value.exitCode
+        if self.timed_out:
+            self.exit_code = -1
+        self.ended_at = self._clock.seconds()
+        self._ended(self)
+        waiting, self._waiting = self._waiting, []
+        for deferred in waiting:
+            deferred.callback(None)

@@ -1,0 +1,106 @@
+"""Cuts what a pipe delivers into lines, a whole batch at a time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: Longest piece of a line, in bytes. The contract holds a serialised event under 64 KiB, and ASCII JSON can
+#: need six characters for one byte (a control character, or U+FFFD for a byte that is not UTF-8).
+PIECE = 10_240
+
+#: About how many lines go into one batch: enough to make the work per batch small beside the work per line,
+#: few enough that one encoded batch is a modest write for a slow reader.
+BATCH_LINES = 4096
+
+
+class Lines(NamedTuple):
+    """
+    Consecutive lines of one stream, or one piece of a long line.
+
+    :ivar data: the bytes as they came. Whole lines end with a newline; a piece, and the last line of a stream
+        that ended without one, do not.
+    :ivar count: how many lines (a piece is one).
+    :ivar partial: whether this is a piece whose line goes on in the next one.
+    """
+
+    data: bytes
+    count: int
+    partial: bool
+
+
+class LineSplitter:
+    """
+    Collects the chunks of one stream into :class:`Lines`.
+
+    The cost is linear in the bytes, whatever their shape: an unfinished line is kept as a list of chunks and
+    joined once, and a line over :data:`PIECE` bytes leaves in pieces as it arrives. Pieces are cut between
+    UTF-8 characters and never inside ``\\r\\n``, so that each can be decoded by itself and, joined, they are
+    the line.
+    """
+
+    def __init__(self) -> None:
+        self._tail: list[bytes] = []
+        self._tail_size = 0
+
+    def feed(self, chunk: bytes) -> list[Lines]:
+        """Take what the pipe delivered; return what has become complete."""
+        if self._tail_size + len(chunk) <= PIECE and b"\n" not in chunk:
+            self._tail.append(chunk)
+            self._tail_size += len(chunk)
+            return []
+        data = b"".join((*self._tail, chunk)) if self._tail else chunk
+        found: list[Lines] = []
+        position = _take_lines(data, found)
+        while len(data) - position > PIECE:
+            position = _take_piece(data, position, found)
+        tail = data[position:]
+        self._tail = [tail] if tail else []
+        self._tail_size = len(tail)
+        return found
+
+    def flush(self) -> list[Lines]:
+        """Return the last line, if the stream ended without a newline."""
+        data = b"".join(self._tail)
+        self._tail = []
+        self._tail_size = 0
+        return [Lines(data, 1, False)] if data else []
+
+
+def _take_lines(data: bytes, found: list[Lines]) -> int:
+    """Append to ``found`` all that ``data`` has up to its last newline; return where that is."""
+    end = data.rfind(b"\n") + 1
+    start = position = count = 0
+    while position < end:
+        # A newline within PIECE bytes means that no line between here and there is too long: one C-speed
+        # search for each PIECE bytes, not one for each line.
+        newline = data.rfind(b"\n", position, position + PIECE)
+        if newline < 0:
+            if count:
+                found.append(Lines(data[start:position], count, False))
+            start = position = _take_piece(data, position, found)
+            count = 0
+            continue
+        count += data.count(b"\n", position, newline + 1)
+        position = newline + 1
+        if count >= BATCH_LINES:
+            found.append(Lines(data[start:position], count, False))
+            start = position
+            count = 0
+    if count:
+        found.append(Lines(data[start:position], count, False))
+    return end
+
+
+def _take_piece(data: bytes, position: int, found: list[Lines]) -> int:
+    """Append one piece of a long line to ``found``; return where the next one starts."""
+    cut = position + PIECE
+    # Step back over continuation bytes (0b10xxxxxx) to a border between characters. A character has at most
+    # three of them; after more, this is not UTF-8 and any border will do.
+    for back in range(4):
+        if data[cut - back] & 0xC0 != 0x80:
+            cut -= back
+            break
+    if data[cut - 1] == 0x0D:
+        cut -= 1
+    found.append(Lines(data[position:cut], 1, True))
+    return cut

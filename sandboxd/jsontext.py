@@ -1,0 +1,38 @@
+"""
+JSON in ASCII only.
+
+Python's httpx splits lines at U+0085 and U+2028, and the JavaScript SDK breaks multi-byte characters at chunk
+borders, so every reply is ASCII with ``\\u`` escapes. The encoder is the C one of the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from json.encoder import encode_basestring_ascii
+
+#: Bytes of text that are encoded at a time, so that no single call holds the interpreter for long.
+CHUNK = 256 * 1024
+
+
+def dumps(value: object) -> bytes:
+    """``value`` as compact ASCII JSON."""
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def escaped(data: bytes) -> str:
+    """Text as the inside of a JSON string, without the quotes; what is not UTF-8 becomes U+FFFD."""
+    return encode_basestring_ascii(data.decode("utf-8", "replace"))[1:-1]
+
+
+def escaped_chunks(data: bytes) -> Iterator[bytes]:
+    """:func:`escaped`, a chunk at a time, for text of any size."""
+    position = 0
+    while position < len(data):
+        end = position + CHUNK
+        for back in range(4):  # to a border between characters, if this is UTF-8 at all
+            if end < len(data) and data[end - back] & 0xC0 != 0x80:
+                end -= back
+                break
+        yield escaped(data[position:end]).encode("ascii")
+        position = end

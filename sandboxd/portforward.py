@@ -1,0 +1,169 @@
+"""
+The TCP proxy: connections to one port are forwarded to another, which can be changed at any time.
+
+After the shape of ``twisted.protocols.portforward``, with what that lacks: half-close in both directions, a target
+that may listen on IPv4 or IPv6, and an answer when there is none.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.error import ConnectionDone, ConnectError
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableProtocol,
+    IReactorTCP,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+#: Where the target is looked for, in turn.
+HOSTS = (("127.0.0.1", TCP4ClientEndpoint), ("::1", TCP6ClientEndpoint))
+
+#: Seconds that the target may take to accept.
+CONNECT_TIMEOUT = 10
+
+
+@implementer(IHalfCloseableProtocol)
+class Side(Protocol):
+    """One of the two connections of a forwarded one. What it receives is written to its peer."""
+
+    transport: ITCPTransport
+    peer: Side | None = None
+    _read_closed = False
+    _lost = False
+
+    def join(self, peer: Side) -> None:
+        """Forward what this side receives to ``peer``, no faster than that takes it."""
+        self.peer = peer
+        peer.transport.registerProducer(self.transport, True)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes came from this side."""
+        if self.peer is not None:
+            self.peer.transport.write(data)
+
+    def readConnectionLost(self) -> None:
+        """This side will send no more: tell the other one so, and keep its answers coming."""
+        self._read_closed = True
+        peer = self.peer
+        if peer is None or peer._lost:
+            return
+        peer.transport.unregisterProducer()
+        if peer._read_closed:
+            self._close()
+            peer._close()
+        else:
+            peer.transport.loseWriteConnection()
+
+    def writeConnectionLost(self) -> None:
+        """What was written to this side has all been sent, and the end of it."""
+
+    def connectionLost(self, reason: Failure) -> None:
+        """This side is gone."""
+        self._lost = True
+        peer, self.peer = self.peer, None
+        if peer is None or peer._lost:
+            return
+        peer.transport.unregisterProducer()
+        if reason.check(ConnectionDone):
+            peer._close()
+        else:
+            peer.transport.abortConnection()
+
+    def _close(self) -> None:
+        """Close when all is written."""
+        self.transport.resumeProducing()
+        self.transport.loseConnection()
+
+
+class Incoming(Side):
+    """A client's connection, waiting for its counterpart."""
+
+    factory: PortForward
+    _connecting: Deferred[Protocol] | None = None
+
+    def connectionMade(self) -> None:
+        """A client has connected."""
+        self.factory.connections.add(self)
+        if self.factory.port is None:
+            self.transport.loseConnection()
+            return
+        self.transport.pauseProducing()
+        Deferred.fromCoroutine(self._connect(self.factory.port)).addErrback(self._failed)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The client is gone."""
+        self.factory.connections.discard(self)
+        super().connectionLost(reason)
+        if self._connecting is not None:
+            self._connecting.cancel()
+
+    async def _connect(self, port: int) -> None:
+        for host, endpoint in HOSTS:
+            attempt = endpoint(self.factory.reactor, host, port, timeout=CONNECT_TIMEOUT)
+            self._connecting = attempt.connect(Factory.forProtocol(Side))
+            try:
+                outgoing = await self._connecting
+            except ConnectError:
+                continue
+            finally:
+                self._connecting = None
+            assert isinstance(outgoing, Side)
+            if self._lost:
+                outgoing.transport.abortConnection()
+                return
+            self.join(outgoing)
+            outgoing.join(self)
+            self.transport.resumeProducing()
+            return
+        self.transport.loseConnection()
+
+    def _failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self.factory.log.failure("a connection could not be forwarded", failure)
+        if not self._lost:
+            self.transport.abortConnection()
+
+
+class PortForward(Factory):
+    """
+    Forwards each connection to the port that is bound when it arrives.
+
+    A new binding serves new connections; those that are open go on as they are.
+
+    :ivar port: the port that is bound, or None.
+    :ivar connections: the clients that are connected.
+    """
+
+    protocol = Incoming
+    noisy = False
+    log = Logger()
+
+    def __init__(self, reactor: IReactorTCP) -> None:
+        self.reactor = reactor
+        self.port: int | None = None
+        self.connections: set[Incoming] = set()
+
+    def buildProtocol(self, addr: IAddress | None) -> Incoming:
+        """A client has connected."""
+        incoming = Incoming()
+        incoming.factory = self
+        return incoming
+
+    def bind(self, port: int) -> None:
+        """Forward new connections to ``port``."""
+        self.port = port
+
+    def unbind(self) -> None:
+        """Forward no new connections."""
+        self.port = None
+
+    def close_all(self) -> None:
+        """End every forwarded connection."""
+        for incoming in list(self.connections):
+            incoming.transport.abortConnection()

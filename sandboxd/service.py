@@ -1,0 +1,143 @@
+"""The daemon as one service: what it is made of, how it starts, in which order it stops."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IListeningPort, IReactorSocket, IReactorTCP, IReactorThreads
+from twisted.internet.protocol import ServerFactory
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.threadpool import ThreadPool
+from twisted.web.iweb import IRequest
+from twisted.web.resource import IResource, Resource
+
+from sandboxd import __version__
+from sandboxd.api.commands import Starter, add_command_routes
+from sandboxd.api.files import add_file_routes
+from sandboxd.api.health import add_health_route
+from sandboxd.api.ports import add_port_routes
+from sandboxd.api.processes import add_process_routes
+from sandboxd.api.routing import Routes
+from sandboxd.auth import BearerAuth
+from sandboxd.execution.spawn import Reactor as ProcessReactor
+from sandboxd.execution.table import ProcessTable
+from sandboxd.portforward import PortForward
+from sandboxd.site import Site
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Most bytes of a request's body: a file of :data:`sandboxd.files.MAX_READ` with room for its escapes.
+MAX_BODY = 128 * 1024 * 1024
+
+#: Threads for file operations; a file system that hangs can hold that many of its own callers.
+FILE_THREADS = 16
+
+
+class Reactor(ProcessReactor, IReactorTCP, IReactorSocket, IReactorThreads):
+    """What the daemon asks of a reactor."""
+
+
+class Prefixed(Resource):
+    """Serves the same routes at ``/`` and under ``/koyeb-sandbox``, which two of the official clients hard-code."""
+
+    def __init__(self, routes: IResource) -> None:
+        super().__init__()
+        self._routes = routes
+
+    def getChild(self, path: bytes, request: IRequest) -> IResource:
+        """The routes, with the prefix taken off if it is there."""
+        if path != b"koyeb-sandbox":
+            request.postpath.insert(0, request.prepath.pop())
+        return self._routes
+
+
+class Sandboxd(Service):
+    """
+    The daemon.
+
+    :param http: a socket that listens for the HTTP API.
+    :param proxy: a socket that listens for connections to forward.
+    :param secret: the bearer token.
+    :param environ: what children inherit, less the daemon's own secrets.
+    :param reap_orphans: whether this process inherits orphans.
+    :param umask: the file mode creation mask to set at the start, or None to leave it.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        http: socket.socket,
+        proxy: socket.socket,
+        secret: str,
+        environ: Mapping[str, str],
+        reap_orphans: bool = False,
+        umask: int | None = None,
+    ) -> None:
+        self._reactor = reactor
+        self._umask = umask
+        self._sockets = (http, proxy)
+        self.port: int = http.getsockname()[1]
+        self.proxy_port: int = proxy.getsockname()[1]
+        self._listening: list[IListeningPort] = []
+        # Walks over the process table have threads of their own: file operations that hang must not delay a kill.
+        self._walks = ThreadPool(0, 2, "walks")
+        self._files = ThreadPool(0, FILE_THREADS, "files")
+        self.table = ProcessTable(reactor, environ, self._in_pool(self._walks), reap_orphans)
+        self.forward = PortForward(reactor)
+        routes = Routes()
+        starter = Starter(self.table, self._in_pool(self._files))
+        add_health_route(routes, reactor, self.proxy_port)
+        add_command_routes(routes, starter)
+        add_process_routes(routes, self.table, starter)
+        add_file_routes(routes, self._in_pool(self._files))
+        add_port_routes(routes, self.forward, self.proxy_port)
+        self.routes = routes
+        self.site = Site(Prefixed(routes.app.resource()), BearerAuth(secret), MAX_BODY, reactor)
+
+    def startService(self) -> None:
+        """Listen and serve."""
+        super().startService()
+        if self._umask is not None:
+            os.umask(self._umask)
+        for pool in (self._walks, self._files):
+            pool.start()
+        self.table.startService()
+        factories: tuple[ServerFactory, ...] = (self.site, self.forward)
+        for sock, factory in zip(self._sockets, factories, strict=True):
+            self._listening.append(self._reactor.adoptStreamPort(sock.fileno(), sock.family, factory))
+            sock.close()  # the port has a duplicate
+        self.log.info(
+            "sandboxd {version} listens on port {port}, proxy on port {proxy_port}",
+            version=__version__, port=self.port, proxy_port=self.proxy_port,
+        )
+
+    def stopService(self) -> Deferred[None]:
+        """Stop accepting, end every process, tell every client how it ended, close; fires when that is done."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        self.log.info("sandboxd stops")
+        for port in self._listening:
+            await port.stopListening()
+        await self.table.stopService()
+        self.forward.close_all()
+        await self.site.close_all()
+        for pool in (self._walks, self._files):
+            pool.stop()
+        self.log.info("sandboxd has stopped")
+
+    def _in_pool(self, pool: ThreadPool) -> Callable[..., Awaitable[Any]]:
+        def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+            return deferToThreadPool(self._reactor, pool, function, *args, **kwargs)
+
+        return in_thread

@@ -1,0 +1,225 @@
+"""
+The HTTP server under the routes: who is let in, and how much is read, before a request is handled.
+
+Twisted calls a resource once the whole body has arrived. What can be refused by its headers alone (a bad token,
+a body that is too large) is refused here as soon as they are complete, and the rest is not waited for.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web import server
+from twisted.web.http import HTTPChannel
+from twisted.web.resource import IResource
+
+from sandboxd.auth import BearerAuth
+from sandboxd.jsontext import dumps
+
+#: Seconds that a refused client gets to read the answer while what it still sends is dropped. Closing at once
+#: would make the kernel answer with a reset, which destroys the reply on its way.
+LINGER = 5.0
+
+#: Seconds that clients get, when the daemon stops, to take what was already written to them.
+LAST_WORDS = 2.0
+
+#: The route that needs no token, with and without the prefix.
+OPEN_PATHS = (b"/health", b"/koyeb-sandbox/health")
+
+
+class Refusal(NamedTuple):
+    """An answer that needs no route."""
+
+    status: int
+    error: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Request(server.Request):
+    """A request whose body is held in memory, up to the site's limit."""
+
+    channel: Channel
+    refusal: Refusal | None = None
+
+    def gotLength(self, length: int | None) -> None:
+        """The headers are complete."""
+        self.content = BytesIO()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Some of the body has arrived."""
+        assert self.content is not None
+        limit = self.channel.site.max_body
+        if self.content.tell() + len(data) > limit:
+            self.channel.refuse(self, too_large(limit))
+        elif not self.channel.refused:
+            self.content.write(data)
+
+    def process(self) -> None:
+        """All has arrived: hand it to the routes, unless it was refused before."""
+        if self.refusal is None:
+            super().process()
+        else:
+            self.answer(self.refusal)
+
+    def answer(self, refusal: Refusal) -> None:
+        """Send a refusal as the whole response."""
+        body = dumps({"error": refusal.error})
+        self.setResponseCode(refusal.status)
+        self.setHeader(b"Content-Type", b"application/json")
+        self.setHeader(b"Content-Length", b"%d" % len(body))
+        for name, value in refusal.headers:
+            self.setHeader(name, value)
+        self.write(body)
+        self.finish()
+
+
+def too_large(limit: int) -> Refusal:
+    """The answer to a body over ``limit`` bytes."""
+    return Refusal(413, f"the request body is over the limit of {limit} bytes")
+
+
+class Channel(HTTPChannel):
+    """A client's connection."""
+
+    site: Site
+    refused = False
+    _lingering: IDelayedCall | None = None
+
+    def allHeadersReceived(self) -> None:
+        """Decide by the headers whether to go on."""
+        request: Request = self.requests[-1]
+        refusal = self.site.admit(request, self._command, self._path, self.length)
+        if refusal is None:
+            super().allHeadersReceived()
+        elif self.length == 0:
+            request.refusal = refusal
+            super().allHeadersReceived()
+        else:
+            self.refuse(request, refusal)
+
+    def refuse(self, request: Request, refusal: Refusal) -> None:
+        """Answer now, take no notice of the rest of the request, and close."""
+        if self.refused:
+            return
+        self.refused = True
+        self.persistent = False
+        self.setTimeout(None)
+        request.method, request.uri, request.clientproto = self._command, self._path, self._version
+        request.path = request.uri.partition(b"?")[0]
+        request.setHeader(b"Connection", b"close")
+        request.answer(refusal)
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """Some of a body, or of the next request, has arrived."""
+        if not self.refused:
+            super().rawDataReceived(data)
+
+    def allContentReceived(self) -> None:
+        """The body is complete."""
+        if not self.refused:
+            super().allContentReceived()
+
+    def loseConnection(self) -> None:
+        """Close when all is written; after a refusal, also when the client has had the time to read it."""
+        if not self.refused:
+            super().loseConnection()
+        elif self._lingering is None:
+            self._networkProducer.unregisterProducer()
+            self.transport.loseWriteConnection()
+            self._lingering = self.callLater(LINGER, self.transport.abortConnection)
+
+    def connectionMade(self) -> None:
+        """A client has connected."""
+        self.site.channels.add(self)
+        super().connectionMade()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The connection is gone."""
+        self.site.lost(self)
+        if self._lingering is not None and self._lingering.active():
+            self._lingering.cancel()
+        super().connectionLost(reason)
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        body = dumps({"error": "the request is not valid HTTP/1.1, or its headers are too large"})
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        self.loseConnection()
+
+
+class Site(server.Site):
+    """
+    The HTTP server.
+
+    :param resource: the routes.
+    :param auth: who may call.
+    :param max_body: most bytes of a request's body.
+    """
+
+    protocol = Channel
+    noisy = False
+    _access_log = Logger()
+
+    def __init__(self, resource: IResource, auth: BearerAuth, max_body: int, reactor: IReactorTime) -> None:
+        super().__init__(resource, requestFactory=Request, reactor=reactor, parsePOSTFormSubmission=False)
+        self.displayTracebacks = False
+        self.auth = auth
+        self.max_body = max_body
+        self.channels: set[Channel] = set()
+        self._all_lost: Deferred[None] | None = None
+
+    async def close_all(self) -> None:
+        """Close every connection once what was written to it is sent, or after :data:`LAST_WORDS` seconds."""
+        for channel in list(self.channels):
+            channel.loseConnection()
+        if not self.channels:
+            return
+        self._all_lost = Deferred()
+        timeout = self.reactor.callLater(LAST_WORDS, self._abort_all)
+        await self._all_lost
+        if timeout.active():
+            timeout.cancel()
+
+    def lost(self, channel: Channel) -> None:
+        """A connection is gone."""
+        self.channels.discard(channel)
+        if not self.channels and self._all_lost is not None:
+            waiting, self._all_lost = self._all_lost, None
+            waiting.callback(None)
+
+    def _abort_all(self) -> None:
+        for channel in list(self.channels):
+            channel.transport.abortConnection()
+
+    def admit(self, request: Request, method: bytes, uri: bytes, length: int | None) -> Refusal | None:
+        """
+        Whether a request may go on to the routes.
+
+        :param length: bytes of its body, or None if that is not said.
+        """
+        path = uri.partition(b"?")[0]
+        if path not in OPEN_PATHS and not self.auth.allows(request.requestHeaders.getRawHeaders(b"Authorization", [None])[0]):
+            error = "missing or wrong token; send the header 'Authorization: Bearer <SANDBOX_SECRET>'"
+            return Refusal(401, error, ((b"WWW-Authenticate", b"Bearer"),))
+        if length is not None and length > self.max_body:
+            return too_large(self.max_body)
+        try:
+            unquote_to_bytes(path).decode("utf-8")
+        except UnicodeDecodeError:
+            return Refusal(404, "no such route: the path is not UTF-8")
+        return None
+
+    def log(self, request: server.Request) -> None:
+        """Log a request that was answered; never its query, headers or body."""
+        self._access_log.debug(
+            "{method} {path} {status}", method=request.method.decode("ascii", "replace"),
+            path=request.path.decode("ascii", "replace"), status=request.code,
+        )
