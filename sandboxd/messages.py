@@ -118,7 +118,9 @@ class KillProcessRequest(msgspec.Struct):
             name = self.signal.upper()
             return signals.Signals[name if name.startswith("SIG") else f"SIG{name}"]
         except (KeyError, ValueError):
-            raise BadRequest(f"signal: {self.signal!r} is not a signal; give a name such as TERM, or a number") from None
+            raise BadRequest(
+                f"signal: {self.signal!r} is not a signal; give a name such as TERM, or a number"
+            ) from None
 
 
 T = TypeVar("T")

@@ -117,7 +117,9 @@ class Sandboxd(Service):
             sock.close()  # the port has a duplicate
         self.log.info(
             "sandboxd {version} listens on port {port}, proxy on port {proxy_port}",
-            version=__version__, port=self.port, proxy_port=self.proxy_port,
+            version=__version__,
+            port=self.port,
+            proxy_port=self.proxy_port,
         )
 
     def stopService(self) -> Deferred[None]:

@@ -206,7 +206,9 @@ class Site(server.Site):
         :param length: bytes of its body, or None if that is not said.
         """
         path = uri.partition(b"?")[0]
-        if path not in OPEN_PATHS and not self.auth.allows(request.requestHeaders.getRawHeaders(b"Authorization", [None])[0]):
+        if path not in OPEN_PATHS and not self.auth.allows(
+            request.requestHeaders.getRawHeaders(b"Authorization", [None])[0]
+        ):
             error = "missing or wrong token; send the header 'Authorization: Bearer <SANDBOX_SECRET>'"
             return Refusal(401, error, ((b"WWW-Authenticate", b"Bearer"),))
         if length is not None and length > self.max_body:
@@ -220,6 +222,8 @@ class Site(server.Site):
     def log(self, request: server.Request) -> None:
         """Log a request that was answered; never its query, headers or body."""
         self._access_log.debug(
-            "{method} {path} {status}", method=request.method.decode("ascii", "replace"),
-            path=request.path.decode("ascii", "replace"), status=request.code,
+            "{method} {path} {status}",
+            method=request.method.decode("ascii", "replace"),
+            path=request.path.decode("ascii", "replace"),
+            status=request.code,
         )

@@ -119,7 +119,9 @@ def _listen(variable: str, port: int) -> socket.socket:
         else:
             sock = socket.create_server(("", port), backlog=BACKLOG)
     except OSError as error:
-        raise SystemExit(f"twistd sandboxd: cannot listen on {variable} {port}: {os.strerror(error.errno or 0)}") from None
+        raise SystemExit(
+            f"twistd sandboxd: cannot listen on {variable} {port}: {os.strerror(error.errno or 0)}"
+        ) from None
     sock.setblocking(False)
     return sock
 

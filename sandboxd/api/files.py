@@ -22,9 +22,7 @@ def add_file_routes(routes: Routes, in_thread: Callable[..., Awaitable[object]])
     :param in_thread: runs a blocking function off the reactor's thread.
     """
 
-    def post(
-        path: str, type: type[T], work: Callable[[T], dict[str, object]], *, success: bool
-    ) -> None:
+    def post(path: str, type: type[T], work: Callable[[T], dict[str, object]], *, success: bool) -> None:
         """A route that does ``work`` in a thread, and answers a failure of the file system with 200."""
 
         @routes.post(path, type, success=success)

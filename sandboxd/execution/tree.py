@@ -150,8 +150,11 @@ class InThread(Protocol):
     """Runs a blocking function off the reactor's thread."""
 
     def __call__(
-        self, function: Callable[[Callable[[int], int | None], float], dict[int, list[int]]], /,
-        choose: Callable[[int], int | None], patience: float,
+        self,
+        function: Callable[[Callable[[int], int | None], float], dict[int, list[int]]],
+        /,
+        choose: Callable[[int], int | None],
+        patience: float,
     ) -> Awaitable[dict[int, list[int]]]: ...
 
 
@@ -182,7 +185,9 @@ class Trees:
         self._doomed: dict[int, _Doomed] = {}
         self._sweeping = False
 
-    def end(self, mark: int, signum: int = signal.SIGKILL, grace: float = 0.0, patience: float = 5.0) -> Deferred[list[int]]:
+    def end(
+        self, mark: int, signum: int = signal.SIGKILL, grace: float = 0.0, patience: float = 5.0
+    ) -> Deferred[list[int]]:
         """
         Signal a tree and see to it that it is gone.
 

@@ -1,0 +1,71 @@
+"""Fixtures: the real daemon, and a client of it. Coroutine tests run in the reactor, each with a deadline."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+
+from tests.client import Api
+from tests.daemon import Daemon
+
+#: Seconds after which a coroutine test fails.
+DEADLINE = 60
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Give every coroutine test a deadline: a Deferred that never fires would hang the run."""
+    test = pyfuncitem.obj
+    if inspect.iscoroutinefunction(test):
+
+        @functools.wraps(test)
+        def with_deadline(*args: object, **kwargs: object) -> Deferred[None]:
+            return Deferred.fromCoroutine(test(*args, **kwargs)).addTimeout(DEADLINE, reactor)
+
+        del with_deadline.__wrapped__
+        pyfuncitem.obj = with_deadline
+
+
+@pytest.fixture(scope="session")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon for all tests that do not need one of their own."""
+    daemon = Daemon(tmp_path_factory.mktemp("daemon"))
+    yield daemon
+    assert daemon.stop() == 0
+    assert "Traceback" not in daemon.log.read_text()
+
+
+@pytest.fixture()
+def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts daemons that are stopped after the test: ``start_daemon(*options, **environ)``."""
+    started: list[Daemon] = []
+
+    def start(*options: str, **environ: str) -> Daemon:
+        folder = tmp_path / f"daemon{len(started)}"
+        folder.mkdir()
+        started.append(Daemon(folder, *options, **environ))
+        return started[-1]
+
+    yield start
+    for daemon in started:
+        daemon.stop()
+
+
+@pytest.fixture()
+def api(daemon: Daemon) -> Api:
+    """A client of the shared daemon."""
+    return Api(daemon.url, daemon.secret)
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that honour the environment's proxies must not send loopback traffic there."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)

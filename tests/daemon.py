@@ -1,0 +1,94 @@
+"""The real daemon, as a child process, for tests that talk to it over a socket."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+SECRET = "a-secret-for-tests-1f6c"
+TWISTD = str(Path(sysconfig.get_path("scripts")) / "twistd")
+
+
+class Daemon:
+    """
+    ``twistd -n sandboxd`` on free ports.
+
+    :ivar url: where its HTTP API is.
+    :ivar proxy_port: where its proxy listens.
+    :ivar pid: its process id.
+    :ivar log: the file with all that it has logged.
+    """
+
+    def __init__(self, folder: Path, *options: str, **environ: str) -> None:
+        self.log = folder / "daemon.log"
+        self.secret = environ.get("SANDBOX_SECRET", SECRET)
+        env = {**os.environ, "SANDBOX_SECRET": SECRET, "PORT": "0", "PROXY_PORT": "0", **environ}
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, TWISTD, "-n", "--pidfile=", "sandboxd", *options],
+                cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )
+        self.pid = self._process.pid
+        ports = self._wait_for(rb"listens on port (\d+), proxy on port (\d+)", 20)
+        self.port, self.proxy_port = int(ports[1]), int(ports[2])
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def _wait_for(self, pattern: bytes, seconds: float) -> re.Match[bytes]:
+        """The first match in the log."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found = re.search(pattern, self.log.read_bytes())
+            if found:
+                return found
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the daemon did not start: {self.log.read_text()}")
+            select.select([], [], [], 0.02)  # there is no event to wait for: a file grows
+
+    def memory(self) -> int:
+        """Bytes of resident memory."""
+        return self._status("VmRSS") * 1024
+
+    def peak_memory(self) -> int:
+        """Most bytes of resident memory since the start, or since :meth:`reset_peak`."""
+        return self._status("VmHWM") * 1024
+
+    def reset_peak(self) -> None:
+        """Let :meth:`peak_memory` begin anew."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def _status(self, field: str) -> int:
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        found = re.search(rf"^{field}:\s+(\d+)", status, re.M)
+        assert found
+        return int(found[1])
+
+    def descriptors(self) -> int:
+        """How many files it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def stop(self, signum: int = signal.SIGTERM, patience: float = 15) -> int:
+        """End it; return its exit code."""
+        if self._process.poll() is None:
+            self._process.send_signal(signum)
+        try:
+            return self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise AssertionError(f"the daemon did not stop: {self.log.read_text()}") from None
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
