@@ -9,14 +9,10 @@ from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
-from twisted.internet.error import ConnectionDone, ConnectError
-from twisted.internet.interfaces import (
-    IAddress,
-    IHalfCloseableProtocol,
-    IReactorTCP,
-    ITCPTransport,
-)
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.error import ConnectError, ConnectionDone
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IProtocol, IProtocolFactory, IReactorTCP
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -32,7 +28,7 @@ CONNECT_TIMEOUT = 10
 class Side(Protocol):
     """One of the two connections of a forwarded one. What it receives is written to its peer."""
 
-    transport: ITCPTransport
+    transport: Connection
     peer: Side | None = None
     _read_closed = False
     _lost = False
@@ -63,7 +59,7 @@ class Side(Protocol):
     def writeConnectionLost(self) -> None:
         """What was written to this side has all been sent, and the end of it."""
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """This side is gone."""
         self._lost = True
         peer, self.peer = self.peer, None
@@ -85,7 +81,7 @@ class Incoming(Side):
     """A client's connection, waiting for its counterpart."""
 
     factory: PortForward
-    _connecting: Deferred[Protocol] | None = None
+    _connecting: Deferred[IProtocol] | None = None
 
     def connectionMade(self) -> None:
         """A client has connected."""
@@ -96,7 +92,7 @@ class Incoming(Side):
         self.transport.pauseProducing()
         Deferred.fromCoroutine(self._connect(self.factory.port)).addErrback(self._failed)
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The client is gone."""
         self.factory.connections.discard(self)
         super().connectionLost(reason)
@@ -106,9 +102,10 @@ class Incoming(Side):
     async def _connect(self, port: int) -> None:
         for host, endpoint in HOSTS:
             attempt = endpoint(self.factory.reactor, host, port, timeout=CONNECT_TIMEOUT)
-            self._connecting = attempt.connect(Factory.forProtocol(Side))
+            connecting: Deferred[IProtocol] = attempt.connect(Factory.forProtocol(Side))
+            self._connecting = connecting
             try:
-                outgoing = await self._connecting
+                outgoing = await connecting
             except ConnectError:
                 continue
             finally:
@@ -130,7 +127,8 @@ class Incoming(Side):
             self.transport.abortConnection()
 
 
-class PortForward(Factory):
+@implementer(IProtocolFactory)
+class PortForward:
     """
     Forwards each connection to the port that is bound when it arrives.
 
@@ -140,8 +138,6 @@ class PortForward(Factory):
     :ivar connections: the clients that are connected.
     """
 
-    protocol = Incoming
-    noisy = False
     log = Logger()
 
     def __init__(self, reactor: IReactorTCP) -> None:
@@ -154,6 +150,12 @@ class PortForward(Factory):
         incoming = Incoming()
         incoming.factory = self
         return incoming
+
+    def doStart(self) -> None:
+        """A port begins to listen."""
+
+    def doStop(self) -> None:
+        """A port no longer listens."""
 
     def bind(self, port: int) -> None:
         """Forward new connections to ``port``."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Mapping
+from typing import Any, cast
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IListeningPort, IReactorSocket, IReactorTCP, IReactorThreads
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IListeningPort, IReactorCore, IReactorSocket, IReactorTCP, IReactorThreads
 from twisted.internet.protocol import ServerFactory
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 
@@ -29,9 +27,7 @@ from sandboxd.execution.spawn import Reactor as ProcessReactor
 from sandboxd.execution.table import ProcessTable
 from sandboxd.portforward import PortForward
 from sandboxd.site import Site
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from sandboxd.workers import Workers
 
 #: Most bytes of a request's body: a file of :data:`sandboxd.files.MAX_READ` with room for its escapes.
 MAX_BODY = 128 * 1024 * 1024
@@ -40,7 +36,7 @@ MAX_BODY = 128 * 1024 * 1024
 FILE_THREADS = 16
 
 
-class Reactor(ProcessReactor, IReactorTCP, IReactorSocket, IReactorThreads):
+class Reactor(ProcessReactor, IReactorCore, IReactorTCP, IReactorSocket, IReactorThreads):
     """What the daemon asks of a reactor."""
 
 
@@ -89,16 +85,16 @@ class Sandboxd(Service):
         self.proxy_port: int = proxy.getsockname()[1]
         self._listening: list[IListeningPort] = []
         # Walks over the process table have threads of their own: file operations that hang must not delay a kill.
-        self._walks = ThreadPool(0, 2, "walks")
-        self._files = ThreadPool(0, FILE_THREADS, "files")
-        self.table = ProcessTable(reactor, environ, self._in_pool(self._walks), reap_orphans)
+        self._walks = Workers(reactor, 2, "walks")
+        self._files = Workers(reactor, FILE_THREADS, "files")
+        self.table = ProcessTable(reactor, environ, self._walks, reap_orphans)
         self.forward = PortForward(reactor)
         routes = Routes()
-        starter = Starter(self.table, self._in_pool(self._files))
+        starter = Starter(self.table, self._files)
         add_health_route(routes, reactor, self.proxy_port)
         add_command_routes(routes, starter)
         add_process_routes(routes, self.table, starter)
-        add_file_routes(routes, self._in_pool(self._files))
+        add_file_routes(routes, self._files)
         add_port_routes(routes, self.forward, self.proxy_port)
         self.routes = routes
         self.site = Site(Prefixed(routes.app.resource()), BearerAuth(secret), MAX_BODY, reactor)
@@ -108,12 +104,13 @@ class Sandboxd(Service):
         super().startService()
         if self._umask is not None:
             os.umask(self._umask)
-        for pool in (self._walks, self._files):
-            pool.start()
+        for workers in (self._walks, self._files):
+            workers.start()
         self.table.startService()
-        factories: tuple[ServerFactory, ...] = (self.site, self.forward)
-        for sock, factory in zip(self._sockets, factories, strict=True):
-            self._listening.append(self._reactor.adoptStreamPort(sock.fileno(), sock.family, factory))
+        for sock, factory in zip(self._sockets, (self.site, self.forward), strict=True):
+            self._listening.append(
+                self._reactor.adoptStreamPort(sock.fileno(), sock.family, cast("ServerFactory[Any]", factory))
+            )
             sock.close()  # the port has a duplicate
         self.log.info(
             "sandboxd {version} listens on port {port}, proxy on port {proxy_port}",
@@ -130,16 +127,10 @@ class Sandboxd(Service):
     async def _stop(self) -> None:
         self.log.info("sandboxd stops")
         for port in self._listening:
-            await port.stopListening()
+            await maybeDeferred(port.stopListening)
         await self.table.stopService()
         self.forward.close_all()
         await self.site.close_all()
-        for pool in (self._walks, self._files):
-            pool.stop()
+        for workers in (self._walks, self._files):
+            workers.stop()
         self.log.info("sandboxd has stopped")
-
-    def _in_pool(self, pool: ThreadPool) -> Callable[..., Awaitable[Any]]:
-        def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-            return deferToThreadPool(self._reactor, pool, function, *args, **kwargs)
-
-        return in_thread

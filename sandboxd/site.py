@@ -8,14 +8,16 @@ a body that is too large) is refused here as soon as they are complete, and the 
 from __future__ import annotations
 
 from io import BytesIO
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.internet.tcp import Server
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web import server
+from twisted.web import http, server
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import IResource
 
@@ -88,6 +90,7 @@ class Channel(HTTPChannel):
     """A client's connection."""
 
     site: Site
+    transport: Server
     refused = False
     _lingering: IDelayedCall | None = None
 
@@ -125,12 +128,16 @@ class Channel(HTTPChannel):
         if not self.refused:
             super().allContentReceived()
 
+    def abort(self) -> None:
+        """Close at once, so that the client cannot take what it got for all there is."""
+        self.transport.abortConnection()
+
     def loseConnection(self) -> None:
         """Close when all is written; after a refusal, also when the client has had the time to read it."""
         if not self.refused:
             super().loseConnection()
         elif self._lingering is None:
-            self._networkProducer.unregisterProducer()
+            self.transport.unregisterProducer()
             self.transport.loseWriteConnection()
             self._lingering = self.callLater(LINGER, self.transport.abortConnection)
 
@@ -139,7 +146,7 @@ class Channel(HTTPChannel):
         self.site.channels.add(self)
         super().connectionMade()
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
         self.site.lost(self)
         if self._lingering is not None and self._lingering.active():
@@ -164,7 +171,7 @@ class Site(server.Site):
     :param max_body: most bytes of a request's body.
     """
 
-    protocol = Channel
+    protocol = cast(Any, Channel)
     noisy = False
     _access_log = Logger()
 
@@ -219,7 +226,7 @@ class Site(server.Site):
             return Refusal(404, "no such route: the path is not UTF-8")
         return None
 
-    def log(self, request: server.Request) -> None:
+    def log(self, request: http.Request) -> None:
         """Log a request that was answered; never its query, headers or body."""
         self._access_log.debug(
             "{method} {path} {status}",

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timezone
 from itertools import chain, repeat
+from json.encoder import encode_basestring_ascii
 
 from twisted.web.server import Request
 
 from sandboxd.execution.log import Batch, Cursor, Gap
-from sandboxd.jsontext import dumps, encode_basestring_ascii
+from sandboxd.jsontext import dumps
 from sandboxd.responses import ResponseStream
 
 

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO, cast
 
 from twisted.logger import (
     FilteringLogObserver,
@@ -25,7 +25,7 @@ from twisted.python import usage
 from twisted.python.logfile import LogFile
 
 from sandboxd.hardening import become_subreaper, erase, forbid_inspection
-from sandboxd.service import Sandboxd
+from sandboxd.service import Reactor, Sandboxd
 
 #: Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 BACKLOG = 4096
@@ -37,7 +37,7 @@ class Options(usage.Options):
     synopsis = "[options]"
     longdesc = "An HTTP API to this machine for agents: commands, processes, files, a TCP proxy."
 
-    optParameters = [
+    optParameters: ClassVar[list[list[str | None]]] = [
         ["secret", "s", None, "The bearer token of the API. [SANDBOX_SECRET, required]"],
         ["port", "p", None, "Port of the HTTP API; 0 for any. [PORT, default 3030]"],
         ["proxy-port", None, None, "Port of the TCP proxy; 0 for any. [PROXY_PORT, default 3031]"],
@@ -132,8 +132,7 @@ def makeService(options: Options) -> Sandboxd:
 
     :raise SystemExit: if a port cannot be had.
     """
-    from twisted.internet import reactor
-
+    reactor = _reactor()
     http = _listen("PORT", options["port"])
     proxy = _listen("PROXY_PORT", options["proxy-port"])
     environ = dict(os.environ)
@@ -151,15 +150,19 @@ def makeService(options: Options) -> Sandboxd:
     )
 
 
+def _reactor() -> Reactor:
+    """The global reactor. Not imported before it is needed: that would choose one before ``twistd --reactor`` can."""
+    from twisted.internet import reactor
+
+    return cast(Reactor, reactor)
+
+
 def _stop_on_sigterm() -> None:
     """Exit with 0 on SIGTERM; twistd's own handler makes the process die of the signal once it has stopped."""
-    from twisted.internet import reactor
+    reactor = _reactor()
 
-    signal.signal(signal.SIGTERM, lambda signum, frame: reactor.callFromThread(_stop))
+    def stop() -> None:
+        if reactor.running:
+            reactor.stop()
 
-
-def _stop() -> None:
-    from twisted.internet import reactor
-
-    if reactor.running:
-        reactor.stop()
+    signal.signal(signal.SIGTERM, lambda signum, frame: reactor.callFromThread(stop))

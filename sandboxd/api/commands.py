@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 from twisted.internet.defer import CancelledError
-from twisted.web.server import Request
 
 from sandboxd.api.routing import ApiError, Reply, Routes, send_json_parts
 from sandboxd.execution.command import Command
@@ -18,7 +17,9 @@ from sandboxd.execution.spawn import SpawnError
 from sandboxd.execution.table import ProcessTable
 from sandboxd.jsontext import dumps, escaped
 from sandboxd.messages import CommandRequest
+from sandboxd.site import Request
 from sandboxd.sse import EventStream, event, output_events
+from sandboxd.workers import Workers
 
 #: Bytes of each stream that ``/run`` keeps: the first half and the last half of them.
 MAX_OUTPUT = 128 * 1024 * 1024
@@ -90,7 +91,7 @@ class Starter:
     :param in_thread: runs a blocking function off the reactor's thread.
     """
 
-    def __init__(self, table: ProcessTable, in_thread: Callable[..., Awaitable[bool]]) -> None:
+    def __init__(self, table: ProcessTable, in_thread: Workers) -> None:
         self._table = table
         self._in_thread = in_thread
 

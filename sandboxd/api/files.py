@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
-
-from twisted.web.server import Request
+from collections.abc import Callable
+from typing import TypeVar
 
 from sandboxd import files
 from sandboxd.api.routing import Reply, Routes, send_json_parts
 from sandboxd.messages import PathRequest, WriteFileRequest
+from sandboxd.site import Request
+from sandboxd.workers import Workers
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def add_file_routes(routes: Routes, in_thread: Callable[..., Awaitable[object]]) -> None:
+def add_file_routes(routes: Routes, in_thread: Workers) -> None:
     """
     Add them to the API.
 
@@ -31,7 +30,6 @@ def add_file_routes(routes: Routes, in_thread: Callable[..., Awaitable[object]])
                 result = await in_thread(work, body)
             except files.FileError as error:
                 return _failed(error, success)
-            assert isinstance(result, dict)
             return Reply({"success": True, **result} if success else result)
 
     def write_file(body: WriteFileRequest) -> dict[str, object]:
@@ -63,7 +61,6 @@ def add_file_routes(routes: Routes, in_thread: Callable[..., Awaitable[object]])
             parts = await in_thread(files.read_as_json, body.path)
         except files.FileError as error:
             return _failed(error, False)
-        assert isinstance(parts, list)
         await send_json_parts(request, [b'{"content":"', *parts, b'"}'])
         return None
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.server import Request
 
 from sandboxd import __version__
 from sandboxd.api.routing import Reply, Routes
+from sandboxd.site import Request
 
 
 def add_health_route(routes: Routes, clock: IReactorTime, proxy_port: int) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from twisted.web.server import Request
-
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.messages import BadRequest, BindPortRequest, UnbindPortRequest
 from sandboxd.portforward import PortForward
+from sandboxd.site import Request
 
 
 def add_port_routes(routes: Routes, forward: PortForward, proxy_port: int) -> None:

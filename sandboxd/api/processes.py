@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from twisted.web.server import Request
-
 from sandboxd.api.commands import Starter, cannot_start
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.spawn import SpawnError
 from sandboxd.execution.table import ProcessTable
 from sandboxd.messages import BadRequest, CommandRequest, KillProcessRequest
+from sandboxd.site import Request
 from sandboxd.sse import EventStream, event, log_events, timestamp
 
 

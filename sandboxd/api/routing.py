@@ -8,19 +8,19 @@ if it has written the response itself.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from klein import Klein
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import RequestRedirect
 
 from sandboxd.jsontext import dumps
 from sandboxd.messages import BadRequest, decode
 from sandboxd.responses import ResponseStream
+from sandboxd.site import Request
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Routes:
     def __init__(self) -> None:
         self.app = Klein()
         self.app.url_map.merge_slashes = False
-        self.app.handle_errors(HTTPException)(_http_exception)
+        self.app.handle_errors(HTTPException)(cast(Any, _http_exception))
 
     def get(self, path: str) -> Callable[[Callable[[Request], Awaitable[Reply | None]]], None]:
         """Add a route that takes no body."""
@@ -109,7 +109,7 @@ async def _answered(
         _log.failure("{method} {path} failed", method=request.method, path=request.path)
         if request.startedWriting:
             # Half a response cannot be taken back, but it must not look like a whole one.
-            request.transport.abortConnection()
+            request.channel.abort()
             raise CancelledError() from None
         reply = Reply({**on_error, "error": "internal error; the daemon's log has the details"}, 500)
     return None if reply is None else _json(request, reply)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
 from twisted.internet.defer import Deferred
@@ -104,10 +105,8 @@ class Execution:
         """
         self._killed = self.ended_at is None or self._killed
         if signum == signal.SIGKILL:
-            try:
+            with suppress(ProcessExitedAlready):
                 self._child.signalProcess(signum)  # at once; those who left the group are found by the walk
-            except ProcessExitedAlready:
-                pass
         survivors = await self._trees.end(self._mark, signum, grace)
         if not survivors:
             await self.when_ended()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 #: Longest piece of a line, in bytes. The contract holds a serialised event under 64 KiB, and ASCII JSON can
 #: need six characters for one byte (a control character, or U+FFFD for a byte that is not UTF-8).
@@ -13,7 +13,8 @@ PIECE = 10_240
 BATCH_LINES = 4096
 
 
-class Lines(NamedTuple):
+@dataclass(frozen=True)
+class Lines:
     """
     Consecutive lines of one stream, or one piece of a long line.
 

@@ -49,7 +49,9 @@ class Batch:
         self.stream: Stream = stream
         self.time = time
         self.first = first
-        self.data, self.count, self.partial = lines
+        self.data = lines.data
+        self.count = lines.count
+        self.partial = lines.partial
         self.offset = offset
         self._encoded: tuple[Callable[[Batch], bytes], bytes] | None = None
 
@@ -143,10 +145,7 @@ class OutputLog:
         :param after: read the records behind this sequence number; None for all that is kept.
         :param lossless: pause the producer rather than run ahead of this reader.
         """
-        if after is None:
-            position = self.first
-        else:
-            position = min(max(after + 1, 1), self.next)
+        position = self.first if after is None else min(max(after + 1, 1), self.next)
         cursor = Cursor(self, position, lossless)
         self._cursors.add(cursor)
         return cursor

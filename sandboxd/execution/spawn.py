@@ -13,10 +13,12 @@ import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.interfaces import (
+    IAddress,
     IDelayedCall,
     IProcessTransport,
     IPushProducer,
@@ -24,7 +26,6 @@ from twisted.internet.interfaces import (
     IReactorTime,
     IReadDescriptor,
 )
-from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -233,7 +234,7 @@ class Child:
         """
         self.writeToChild(0, data)
 
-    def writeSequence(self, data: list[bytes]) -> None:
+    def writeSequence(self, data: Iterable[bytes]) -> None:
         """
         Nothing can be written to.
 
@@ -245,6 +246,14 @@ class Child:
         """Stop reading."""
         for pipe in list(self._pipes.values()):
             pipe.close()
+
+    def getHost(self) -> IAddress:
+        """Pipes have no address."""
+        return UNIXAddress(None)
+
+    def getPeer(self) -> IAddress:
+        """Pipes have no address."""
+        return UNIXAddress(None)
 
     # IPushProducer
 
@@ -321,8 +330,9 @@ class Child:
         return Failure(ProcessTerminated(code, signum, self._status))
 
 
+@implementer(IReadDescriptor)
 class _Descriptor:
-    """What the reactor asks of a descriptor that it watches for reading."""
+    """A descriptor that the reactor watches for reading."""
 
     def __init__(self, reactor: Reactor, fd: int) -> None:
         self._reactor = reactor
@@ -334,6 +344,12 @@ class _Descriptor:
     def logPrefix(self) -> str:
         return type(self).__name__
 
+    def doRead(self) -> Failure | None:
+        raise AssertionError("a subclass reads")
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._close_fd()
+
     def _close_fd(self) -> None:
         if self._fd >= 0:
             self._reactor.removeReader(self)
@@ -341,7 +357,6 @@ class _Descriptor:
             self._fd = -1
 
 
-@implementer(IReadDescriptor)
 class _OutputPipe(_Descriptor):
     """The reading end of a child's stdout or stderr."""
 
@@ -351,17 +366,15 @@ class _OutputPipe(_Descriptor):
         self._descriptor = descriptor
         os.set_blocking(fd, False)
 
-    def doRead(self) -> Exception | None:
+    def doRead(self) -> None:
         try:
             data = os.read(self._fd, READ_SIZE)
         except BlockingIOError:
-            return None
-        except OSError:
-            return CONNECTION_LOST
-        if not data:
-            return CONNECTION_DONE
-        self._child.output(self._descriptor, data)
-        return None
+            return
+        if data:
+            self._child.output(self._descriptor, data)
+        else:
+            self.close()
 
     def connectionLost(self, reason: Failure) -> None:
         self.close()
@@ -385,7 +398,6 @@ class _OutputPipe(_Descriptor):
         self._child.pipe_closed(self._descriptor)
 
 
-@implementer(IReadDescriptor)
 class _ExitWatch(_Descriptor):
     """A pidfd, which becomes readable when its process exits: no SIGCHLD, and no search among all children."""
 
@@ -401,9 +413,6 @@ class _ExitWatch(_Descriptor):
 
     def doRead(self) -> None:
         self._exited()
-
-    def connectionLost(self, reason: Failure) -> None:
-        self.stop()
 
 
 #: Not in :mod:`fcntl` before Python 3.10.

@@ -20,7 +20,8 @@ from sandboxd.execution.execution import Execution
 from sandboxd.execution.log import OutputLog
 from sandboxd.execution.protocol import CaptureProtocol
 from sandboxd.execution.spawn import Child, Children, Reactor, SpawnError, spawn
-from sandboxd.execution.tree import InThread, Trees
+from sandboxd.execution.tree import Trees
+from sandboxd.workers import Workers
 
 #: Finished background processes that are remembered, by number and by bytes of output; the oldest go first.
 MAX_FINISHED = 1000
@@ -46,7 +47,7 @@ class ProcessTable(Service):
     _log = Logger()
 
     def __init__(
-        self, reactor: Reactor, environ: Mapping[str, str], in_thread: InThread, reap_orphans: bool = False
+        self, reactor: Reactor, environ: Mapping[str, str], in_thread: Workers, reap_orphans: bool = False
     ) -> None:
         self._reactor = reactor
         self._environment = Environment(environ)

@@ -15,15 +15,16 @@ import resource
 import select
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+
+from sandboxd.workers import Workers
 
 #: Marks are ``base + n``: the base is random for each daemon, so that two of them never touch each other's.
 _BASE_SHIFT = 32
@@ -146,18 +147,6 @@ def _exited(pidfd: int, timeout: float) -> bool:
     return bool(poll.poll(timeout * 1000))
 
 
-class InThread(Protocol):
-    """Runs a blocking function off the reactor's thread."""
-
-    def __call__(
-        self,
-        function: Callable[[Callable[[int], int | None], float], dict[int, list[int]]],
-        /,
-        choose: Callable[[int], int | None],
-        patience: float,
-    ) -> Awaitable[dict[int, list[int]]]: ...
-
-
 @dataclass
 class _Doomed:
     """A tree that is being ended: when KILL is due, when we give up, and who waits."""
@@ -178,7 +167,7 @@ class Trees:
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, in_thread: InThread) -> None:
+    def __init__(self, clock: IReactorTime, in_thread: Workers) -> None:
         self.marks = Marks()
         self._clock = clock
         self._in_thread = in_thread
@@ -217,11 +206,15 @@ class Trees:
         :return: the pids that are still there after ``patience`` seconds.
         """
         deadline = self._clock.seconds() + patience
-        first = True
+        send = signum
+
+        def choose(mark: int) -> int | None:
+            return send if self.marks.owns(mark) else None
+
         while True:
-            send = signum if first or signum == signal.SIGKILL else 0
-            found = await self._in_thread(sweep, lambda mark: send if self.marks.owns(mark) else None, _SWEEP)
-            first = False
+            found = await self._in_thread(sweep, choose, _SWEEP)
+            if signum != signal.SIGKILL:
+                send = 0  # once is enough; KILL is repeated for what was forked meanwhile
             if not found or self._clock.seconds() >= deadline:
                 return sorted(pid for pids in found.values() for pid in pids)
 
