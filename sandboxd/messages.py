@@ -11,29 +11,55 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from sandboxd.execution.command import Command
+from sandboxd.execution.command import Command, User
 
 
 class BadRequest(Exception):
     """The request is malformed; the text says which field, and what to do."""
 
 
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
+#: At most a year, lest a timer be set that the clock cannot count to.
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=366 * 86400)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62))]
+
+
+class LimitsRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, rename={"as_": "as"}):
+    """Limits by their names in getrlimit(2): seconds for ``cpu``, counts for ``nofile`` and ``nproc``, else bytes."""
+
+    as_: Count | None = None
+    core: Count | None = None
+    cpu: Count | None = None
+    data: Count | None = None
+    fsize: Count | None = None
+    nofile: Count | None = None
+    nproc: Count | None = None
+    stack: Count | None = None
 
 
 class CommandRequest(msgspec.Struct):
-    """Body of ``/run``, ``/run_streaming`` and ``/start_process``."""
+    """
+    Body of ``/run``, ``/run_streaming`` and ``/start_process``.
+
+    The contract's fields are ``cmd``, ``cwd``, ``env`` and ``timeout``; see the README for the others.
+    """
 
     cmd: str
     cwd: str | None = None
     env: dict[str, str] | None = None
     timeout: Seconds | None = None
-    max_output: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    idle_timeout: Seconds | None = None
+    max_output: Count | None = None
+    stdin: bool = False
+    detach: bool = False
+    survive: bool = False
+    limits: LimitsRequest | None = None
+    user: str | None = None
 
-    def command(self) -> Command:
+    def command(self, user: User | None = None) -> Command:
         """
         The command that is asked for.
 
+        :param user: what is known of the user that is named in it.
         :raise BadRequest: if the operating system could not take it.
         """
         env = self.env or {}
@@ -44,7 +70,17 @@ class CommandRequest(msgspec.Struct):
             _no_nul(f"env.{name}", value)
         if self.cwd:
             _no_nul("cwd", self.cwd)
-        return Command(self.cmd, self.cwd or None, env, self.timeout or None)
+        return Command(
+            self.cmd,
+            self.cwd or None,
+            env,
+            timeout=self.timeout or None,
+            idle_timeout=self.idle_timeout or None,
+            stdin=self.stdin,
+            survive=self.survive,
+            limits={} if self.limits is None else msgspec.to_builtins(self.limits),
+            user=user,
+        )
 
 
 class PathRequest(msgspec.Struct):
@@ -60,9 +96,9 @@ class PathRequest(msgspec.Struct):
 
 
 class WriteFileRequest(PathRequest):
-    """Body of ``/write_file``."""
+    """Body of ``/write_file``; ``koyeb-cli`` leaves an empty ``content`` out."""
 
-    content: str
+    content: str = ""
 
 
 class BindPortRequest(msgspec.Struct):
@@ -106,21 +142,31 @@ class KillProcessRequest(msgspec.Struct):
 
     def signum(self) -> int:
         """
+        The signal to send first.
+
+        :raise BadRequest: if there is none of that name or number.
+        """
+        return signals.SIGKILL if self.signal is None else _signum(self.signal)
+
+
+class SignalRequest(msgspec.Struct):
+    """Body of ``/processes/<id>/signal``."""
+
+    signal: str | int
+
+    def signum(self) -> int:
+        """
         The signal to send.
 
         :raise BadRequest: if there is none of that name or number.
         """
-        if self.signal is None:
-            return signals.SIGKILL
-        try:
-            if isinstance(self.signal, int) or self.signal.isdigit():
-                return signals.Signals(int(self.signal))
-            name = self.signal.upper()
-            return signals.Signals[name if name.startswith("SIG") else f"SIG{name}"]
-        except (KeyError, ValueError):
-            raise BadRequest(
-                f"signal: {self.signal!r} is not a signal; give a name such as TERM, or a number"
-            ) from None
+        return _signum(self.signal)
+
+
+class WaitRequest(msgspec.Struct):
+    """Body of ``/processes/<id>/wait``."""
+
+    timeout: Seconds | None = None
 
 
 T = TypeVar("T")
@@ -139,6 +185,8 @@ def decode(body: bytes, type: type[T]) -> T:
         raise BadRequest(_validation(str(error))) from None
     except msgspec.DecodeError as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
     except UnicodeDecodeError:
         raise BadRequest("the body is not valid JSON: it is not UTF-8") from None
 
@@ -157,6 +205,16 @@ def _no_nul(field: str, value: str) -> None:
 
 def _port(value: str | int) -> int:
     text = str(value).strip()
-    if text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535:
+    if text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535:
         return int(text)
     raise BadRequest(f"port: {value!r} is not a port; give a number from 1 to 65535")
+
+
+def _signum(value: str | int) -> int:
+    try:
+        if isinstance(value, int) or value.isdigit():
+            return signals.Signals(int(value))
+        name = value.upper()
+        return signals.Signals[name if name.startswith("SIG") else f"SIG{name}"]
+    except (KeyError, ValueError):
+        raise BadRequest(f"signal: {value!r} is not a signal; give a name such as TERM, or a number") from None

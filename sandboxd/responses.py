@@ -13,19 +13,21 @@ class ResponseStream:
     """
     The body of a response, as a push producer: await :meth:`when_ready` before each :meth:`write`.
 
+    :ivar paused: whether the client has yet to take what was written.
+
     Being cancelled is how it ends early: a disconnect cancels the route's Deferred, and so what the route awaits.
     """
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._paused = False
+        self.paused = False
         self._stopped = False
         self._waiting: Deferred[None] | None = None
         request.registerProducer(self, True)
 
     async def when_ready(self) -> None:
         """Wait until the client has taken what was written."""
-        if self._paused:
+        if self.paused:
             self._waiting = Deferred()
             await self._waiting
 
@@ -42,11 +44,11 @@ class ResponseStream:
 
     def pauseProducing(self) -> None:
         """The client reads more slowly than we write."""
-        self._paused = True
+        self.paused = True
 
     def resumeProducing(self) -> None:
         """The client has caught up."""
-        self._paused = False
+        self.paused = False
         waiting, self._waiting = self._waiting, None
         if waiting is not None and not waiting.called:
             waiting.callback(None)

@@ -17,20 +17,25 @@ from twisted.web.resource import IResource, Resource
 
 from sandboxd import __version__
 from sandboxd.api.commands import Starter, add_command_routes
+from sandboxd.api.executions import add_execution_routes
 from sandboxd.api.files import add_file_routes
 from sandboxd.api.health import add_health_route
 from sandboxd.api.ports import add_port_routes
 from sandboxd.api.processes import add_process_routes
 from sandboxd.api.routing import Routes
+from sandboxd.api.status import add_status_route
 from sandboxd.auth import BearerAuth
 from sandboxd.execution.spawn import Reactor as ProcessReactor
 from sandboxd.execution.table import ProcessTable
+from sandboxd.idempotency import IdempotencyStore
 from sandboxd.portforward import PortForward
+from sandboxd.settings import Settings
 from sandboxd.site import Site
+from sandboxd.sse import Streams
+from sandboxd.stalls import StallMeter
 from sandboxd.workers import Workers
 
-#: Most bytes of a request's body: a file of :data:`sandboxd.files.MAX_READ` with room for its escapes.
-MAX_BODY = 128 * 1024 * 1024
+DEFAULTS = Settings()
 
 #: Threads for file operations; a file system that hangs can hold that many of its own callers.
 FILE_THREADS = 16
@@ -62,7 +67,8 @@ class Sandboxd(Service):
     :param proxy: a socket that listens for connections to forward.
     :param secret: the bearer token.
     :param environ: what children inherit, less the daemon's own secrets.
-    :param reap_orphans: whether this process inherits orphans.
+    :param settings: its limits.
+    :param guarded: whether it is a process of its own, which reaps the orphans that it inherits and has a guardian.
     :param umask: the file mode creation mask to set at the start, or None to leave it.
     """
 
@@ -75,7 +81,8 @@ class Sandboxd(Service):
         proxy: socket.socket,
         secret: str,
         environ: Mapping[str, str],
-        reap_orphans: bool = False,
+        settings: Settings = DEFAULTS,
+        guarded: bool = False,
         umask: int | None = None,
     ) -> None:
         self._reactor = reactor
@@ -87,17 +94,29 @@ class Sandboxd(Service):
         # Walks over the process table have threads of their own: file operations that hang must not delay a kill.
         self._walks = Workers(reactor, 2, "walks")
         self._files = Workers(reactor, FILE_THREADS, "files")
-        self.table = ProcessTable(reactor, environ, self._walks, reap_orphans)
+        self.table = ProcessTable(
+            reactor,
+            environ,
+            self._walks,
+            guarded=guarded,
+            max_live=settings.max_executions,
+            keep_count=settings.keep_finished,
+            keep_seconds=settings.keep_seconds,
+        )
         self.forward = PortForward(reactor)
-        routes = Routes()
-        starter = Starter(self.table, self._files)
+        self.streams = Streams(reactor, settings.max_streams, settings.heartbeat)
+        self.stalls = StallMeter(reactor)
+        store = IdempotencyStore(reactor)
+        starter = Starter(self.table, self._files, store)
+        self.routes = routes = Routes()
         add_health_route(routes, reactor, self.proxy_port)
-        add_command_routes(routes, starter)
-        add_process_routes(routes, self.table, starter)
-        add_file_routes(routes, self._files)
+        add_status_route(routes, reactor, self.table, self.streams, self.forward, self.stalls)
+        add_command_routes(routes, starter, self.streams)
+        add_process_routes(routes, self.table, starter, self.streams)
+        add_execution_routes(routes, self.table, reactor)
+        add_file_routes(routes, self._files, store)
         add_port_routes(routes, self.forward, self.proxy_port)
-        self.routes = routes
-        self.site = Site(Prefixed(routes.app.resource()), BearerAuth(secret), MAX_BODY, reactor)
+        self.site = Site(Prefixed(routes.app.resource()), BearerAuth(secret), settings, reactor)
 
     def startService(self) -> None:
         """Listen and serve."""
@@ -106,7 +125,8 @@ class Sandboxd(Service):
             os.umask(self._umask)
         for workers in (self._walks, self._files):
             workers.start()
-        self.table.startService()
+        for part in (self.table, self.streams, self.stalls):
+            part.startService()
         for sock, factory in zip(self._sockets, (self.site, self.forward), strict=True):
             self._listening.append(
                 self._reactor.adoptStreamPort(sock.fileno(), sock.family, cast("ServerFactory[Any]", factory))
@@ -129,6 +149,8 @@ class Sandboxd(Service):
         for port in self._listening:
             await maybeDeferred(port.stopListening)
         await self.table.stopService()
+        self.streams.stopService()
+        self.stalls.stopService()
         self.forward.close_all()
         await self.site.close_all()
         for workers in (self._walks, self._files):

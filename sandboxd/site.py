@@ -7,6 +7,7 @@ a body that is too large) is refused here as soon as they are complete, and the 
 
 from __future__ import annotations
 
+import socket
 from io import BytesIO
 from typing import Any, NamedTuple, cast
 from urllib.parse import unquote_to_bytes
@@ -14,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
-from twisted.internet.tcp import Server
+from twisted.internet.tcp import Connection, Server
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http, server
@@ -23,6 +24,7 @@ from twisted.web.resource import IResource
 
 from sandboxd.auth import BearerAuth
 from sandboxd.jsontext import dumps
+from sandboxd.settings import Settings
 
 #: Seconds that a refused client gets to read the answer while what it still sends is dropped. Closing at once
 #: would make the kernel answer with a reset, which destroys the reply on its way.
@@ -48,6 +50,7 @@ class Request(server.Request):
 
     channel: Channel
     refusal: Refusal | None = None
+    body = b""
 
     def gotLength(self, length: int | None) -> None:
         """The headers are complete."""
@@ -56,11 +59,28 @@ class Request(server.Request):
     def handleContentChunk(self, data: bytes) -> None:
         """Some of the body has arrived."""
         assert self.content is not None
-        limit = self.channel.site.max_body
+        limit = self.channel.site.settings.max_body
         if self.content.tell() + len(data) > limit:
             self.channel.refuse(self, too_large(limit))
         elif not self.channel.refused:
             self.content.write(data)
+
+    def take_body(self) -> bytes:
+        """The whole body, which is kept as :attr:`body` from now on."""
+        assert self.content is not None
+        self.body = self.content.read()
+        self.content.close()
+        return self.body
+
+    @property
+    def idempotency_key(self) -> str | None:
+        """The header ``Idempotency-Key``, or None."""
+        return self.getHeader("Idempotency-Key") or None
+
+    @property
+    def fingerprint(self) -> bytes:
+        """What makes this request different from another: its path, without the prefix, and its body."""
+        return self.path.removeprefix(b"/koyeb-sandbox") + b"\0" + self.body
 
     def process(self) -> None:
         """All has arrived: hand it to the routes, unless it was refused before."""
@@ -86,6 +106,14 @@ def too_large(limit: int) -> Refusal:
     return Refusal(413, f"the request body is over the limit of {limit} bytes")
 
 
+def keep_alive(transport: Connection) -> None:
+    """Let the kernel find out within about two minutes that a silent peer is gone."""
+    transport.setTcpKeepAlive(True)
+    sock = transport.getHandle()
+    for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4)):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 class Channel(HTTPChannel):
     """A client's connection."""
 
@@ -93,6 +121,23 @@ class Channel(HTTPChannel):
     transport: Server
     refused = False
     _lingering: IDelayedCall | None = None
+    _arriving: IDelayedCall | None = None
+
+    def dataReceived(self, data: bytes) -> None:
+        """Something has arrived: of a request, or of what follows one."""
+        if self._arriving is None and not self._handlingRequest and not self.refused:
+            self._arriving = self.callLater(self.site.settings.request_timeout, self._too_slow)
+        super().dataReceived(data)
+
+    def _too_slow(self) -> None:
+        self._arriving = None
+        body = dumps({"error": f"the request took more than {self.site.settings.request_timeout} seconds to arrive"})
+        self._answer_and_close(b"408 Request Timeout", body)
+
+    def _arrived(self) -> None:
+        if self._arriving is not None:
+            self._arriving.cancel()
+            self._arriving = None
 
     def allHeadersReceived(self) -> None:
         """Decide by the headers whether to go on."""
@@ -110,6 +155,7 @@ class Channel(HTTPChannel):
         """Answer now, take no notice of the rest of the request, and close."""
         if self.refused:
             return
+        self._arrived()
         self.refused = True
         self.persistent = False
         self.setTimeout(None)
@@ -125,6 +171,7 @@ class Channel(HTTPChannel):
 
     def allContentReceived(self) -> None:
         """The body is complete."""
+        self._arrived()
         if not self.refused:
             super().allContentReceived()
 
@@ -144,21 +191,30 @@ class Channel(HTTPChannel):
     def connectionMade(self) -> None:
         """A client has connected."""
         self.site.channels.add(self)
+        self.totalHeadersSize = self.site.settings.max_header
+        keep_alive(self.transport)
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
         self.site.lost(self)
+        self._arrived()
         if self._lingering is not None and self._lingering.active():
             self._lingering.cancel()
         super().connectionLost(reason)
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         body = dumps({"error": "the request is not valid HTTP/1.1, or its headers are too large"})
+        self._answer_and_close(b"400 Bad Request", body)
+
+    def _answer_and_close(self, status: bytes, body: bytes) -> None:
+        """Answer what has not become a request."""
+        self._arrived()
         self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+            b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (status, len(body), body)
         )
+        self.refused = True
         self.loseConnection()
 
 
@@ -168,18 +224,18 @@ class Site(server.Site):
 
     :param resource: the routes.
     :param auth: who may call.
-    :param max_body: most bytes of a request's body.
+    :param settings: how much of a request is taken, and how slowly it may come.
     """
 
     protocol = cast(Any, Channel)
     noisy = False
     _access_log = Logger()
 
-    def __init__(self, resource: IResource, auth: BearerAuth, max_body: int, reactor: IReactorTime) -> None:
+    def __init__(self, resource: IResource, auth: BearerAuth, settings: Settings, reactor: IReactorTime) -> None:
         super().__init__(resource, requestFactory=Request, reactor=reactor, parsePOSTFormSubmission=False)
         self.displayTracebacks = False
         self.auth = auth
-        self.max_body = max_body
+        self.settings = settings
         self.channels: set[Channel] = set()
         self._all_lost: Deferred[None] | None = None
 
@@ -218,8 +274,8 @@ class Site(server.Site):
         ):
             error = "missing or wrong token; send the header 'Authorization: Bearer <SANDBOX_SECRET>'"
             return Refusal(401, error, ((b"WWW-Authenticate", b"Bearer"),))
-        if length is not None and length > self.max_body:
-            return too_large(self.max_body)
+        if length is not None and length > self.settings.max_body:
+            return too_large(self.settings.max_body)
         try:
             unquote_to_bytes(path).decode("utf-8")
         except UnicodeDecodeError:

@@ -12,6 +12,10 @@ from datetime import datetime, timezone
 from itertools import chain, repeat
 from json.encoder import encode_basestring_ascii
 
+from twisted.application.service import Service
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 from twisted.web.server import Request
 
 from sandboxd.execution.log import Batch, Cursor, Gap
@@ -49,29 +53,49 @@ def _events(batch: Batch, name: str, prefix: str) -> bytes:
     return "".join(chain.from_iterable(pieces)).encode("ascii")
 
 
-def _strings(batch: Batch) -> list[str]:
-    """Each record as a JSON string, without its line end."""
+def texts(batch: Batch) -> list[str]:
+    """The text of each record, without its line end; what is not UTF-8 becomes U+FFFD."""
     data = batch.data
     if not data.endswith(b"\n"):
-        return [encode_basestring_ascii(data.decode("utf-8", "replace"))]
-    if b"\r" in data:
-        data = data.replace(b"\r\n", b"\n")
-    text = data[:-1].decode("utf-8", "replace")
-    if "\\" in text:
-        # An escaped backslash before an "n" would look like an escaped newline below.
-        return list(map(encode_basestring_ascii, text.split("\n")))
-    return encode_basestring_ascii(text).replace("\\n", '"\n"').split("\n")
+        return [data.decode("utf-8", "replace")]
+    return data[:-1].replace(b"\r\n", b"\n").removesuffix(b"\r").decode("utf-8", "replace").split("\n")
+
+
+def _strings(batch: Batch) -> list[str]:
+    """:func:`texts` as JSON strings. Encodes them all with one call, unless a backslash makes that ambiguous."""
+    if batch.count == 1 or b"\\" in batch.data:
+        return list(map(encode_basestring_ascii, texts(batch)))
+    data = batch.data[:-1].replace(b"\r\n", b"\n").removesuffix(b"\r")
+    return encode_basestring_ascii(data.decode("utf-8", "replace")).replace("\\n", '"\n"').split("\n")
 
 
 class EventStream(ResponseStream):
-    """A response of type ``text/event-stream``. Its headers go out at once."""
+    """A response of type ``text/event-stream``. Its headers go out at once; open it with :meth:`Streams.open`."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, streams: Streams) -> None:
         request.setHeader(b"Content-Type", b"text/event-stream")
         request.setHeader(b"Cache-Control", b"no-cache")
         request.setHeader(b"X-Accel-Buffering", b"no")  # or nginx would hold events back
         super().__init__(request)
-        self.write(b"")
+        self._streams = streams
+        self._written = False
+        super().write(b"")
+
+    def write(self, data: bytes) -> None:
+        """Send whole events."""
+        self._written = True
+        super().write(data)
+
+    def beat(self) -> None:
+        """Send a comment if nothing was sent since the last beat, and nothing waits to be."""
+        if not self._written and not self.paused:
+            super().write(b":\n\n")
+        self._written = False
+
+    def finish(self) -> None:
+        """The stream has ended."""
+        self._streams.closed(self)
+        super().finish()
 
     async def follow(self, cursor: Cursor, encode: Callable[[Batch], bytes]) -> None:
         """Send all that ``cursor`` reads, as it comes, until the log has ended and all is sent."""
@@ -91,3 +115,59 @@ class EventStream(ResponseStream):
                 self.write(b"event: gap\nid: %d\ndata: %s\n\n" % (found.after, dumps({"dropped": found.dropped})))
             else:
                 self.write(found.encoded(encode))
+
+
+class Streams(Service):
+    """
+    The event streams that are open.
+
+    One timer sends a comment on each stream that was silent since its last tick, so that proxies keep them and the
+    kernel notices a client that is gone.
+
+    :param limit: how many may be open.
+    :param heartbeat: seconds between ticks.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, limit: int, heartbeat: float) -> None:
+        self._limit = limit
+        self._open: set[EventStream] = set()
+        self._interval = heartbeat
+        self._beats = LoopingCall(self._beat)
+        self._beats.clock = clock
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def full(self) -> bool:
+        """Whether no more may be opened."""
+        return len(self._open) >= self._limit
+
+    def open(self, request: Request) -> EventStream:
+        """Make a request's response an event stream."""
+        stream = EventStream(request, self)
+        self._open.add(stream)
+        return stream
+
+    def closed(self, stream: EventStream) -> None:
+        """One has ended."""
+        self._open.discard(stream)
+
+    def startService(self) -> None:
+        """Begin to send heartbeats."""
+        super().startService()
+        self._beats.start(self._interval, now=False).addErrback(
+            lambda failure: self._log.failure("heartbeats have stopped", failure)
+        )
+
+    def stopService(self) -> None:
+        """Send no more heartbeats."""
+        super().stopService()
+        if self._beats.running:
+            self._beats.stop()
+
+    def _beat(self) -> None:
+        for stream in list(self._open):
+            stream.beat()

@@ -24,11 +24,34 @@ from twisted.logger import (
 from twisted.python import usage
 from twisted.python.logfile import LogFile
 
+from sandboxd.execution.spawn import raise_descriptor_limit
 from sandboxd.hardening import become_subreaper, erase, forbid_inspection
 from sandboxd.service import Reactor, Sandboxd
+from sandboxd.settings import Settings
 
 #: Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 BACKLOG = 4096
+
+
+#: The limits among the options, and what they say; the fields of :class:`Settings` with dashes.
+LIMITS = {
+    "max-executions": "Commands that may run at a time.",
+    "max-streams": "Event streams that may be open at a time.",
+    "max-body": "Bytes of a request's body.",
+    "max-header": "Bytes of a request's headers.",
+    "request-timeout": "Seconds in which a request must have arrived.",
+    "heartbeat": "Seconds of silence after which a stream gets a comment.",
+    "keep-finished": "Executions that are remembered after their end.",
+    "keep-seconds": "Seconds for which they are.",
+}
+
+
+def _field(option: str) -> str:
+    return option.replace("-", "_")
+
+
+def _variable(option: str) -> str:
+    return f"SANDBOX_{_field(option).upper()}"
 
 
 class Options(usage.Options):
@@ -42,6 +65,11 @@ class Options(usage.Options):
         ["port", "p", None, "Port of the HTTP API; 0 for any. [PORT, default 3030]"],
         ["proxy-port", None, None, "Port of the TCP proxy; 0 for any. [PROXY_PORT, default 3031]"],
         ["log-level", None, None, "debug, info, warn, error or critical. [LOG_LEVEL, default info]"],
+    ]
+
+    optParameters += [
+        [option, None, None, f"{text} [{_variable(option)}, default {getattr(Settings, _field(option))}]"]
+        for option, text in LIMITS.items()
     ]
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
@@ -65,6 +93,7 @@ class Options(usage.Options):
         self["secret"] = _secret(self["secret"], os.environ.get("SANDBOX_SECRET"))
         self["port"] = _port("--port", self["port"], "PORT", 3030)
         self["proxy-port"] = _port("--proxy-port", self["proxy-port"], "PROXY_PORT", 3031)
+        self["settings"] = Settings(**{_field(option): _limit(option, self[option]) for option in LIMITS})
         level = self["log-level"] or os.environ.get("LOG_LEVEL") or "info"
         try:
             self["log-level"] = LogLevel.levelWithName({"warning": "warn"}.get(level.lower(), level.lower()))
@@ -86,6 +115,14 @@ def _secret(option: str | None, variable: str | None) -> str:
     if any(character.isspace() or not character.isprintable() for character in secret):
         raise usage.UsageError("SANDBOX_SECRET (--secret) must not have white space or control characters in it")
     return secret
+
+
+def _limit(option: str, value: str | None) -> int:
+    variable = _variable(option)
+    text = value if value is not None else os.environ.get(variable) or str(getattr(Settings, _field(option)))
+    if text.isascii() and text.isdigit() and int(text[:18]) >= 1:
+        return int(text)
+    raise usage.UsageError(f"{variable} (--{option}): {text!r} is not a number of 1 or more")
 
 
 def _port(option: str, value: str | None, variable: str, default: int) -> int:
@@ -140,13 +177,21 @@ def makeService(options: Options) -> Sandboxd:
     erase(options["secret"])
     forbid_inspection()
     become_subreaper()
+    raise_descriptor_limit()
     umask = os.umask(0)
     os.umask(umask)
     # twistd sets 0077 when it becomes a daemon, which is not what commands and files should get.
     keep_umask = getattr(options, "parent", {}).get("umask") is None
     reactor.callWhenRunning(_stop_on_sigterm)
     return Sandboxd(
-        reactor, http, proxy, options["secret"], environ, reap_orphans=True, umask=umask if keep_umask else None
+        reactor,
+        http,
+        proxy,
+        options["secret"],
+        environ,
+        settings=options["settings"],
+        guarded=True,
+        umask=umask if keep_umask else None,
     )
 
 

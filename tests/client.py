@@ -40,13 +40,13 @@ class Body(Protocol):
     """A response's body, read as fast as it is asked for, and no faster once ``pause`` was called."""
 
     def __init__(self) -> None:
-        self.chunks: DeferredQueue[bytes] = DeferredQueue()
+        self.chunks: DeferredQueue[bytes | BaseException] = DeferredQueue()
 
     def dataReceived(self, data: bytes) -> None:
         self.chunks.put(data)
 
     def connectionLost(self, reason: Failure) -> None:
-        self.chunks.put(reason)  # a Failure: whoever gets it raises it
+        self.chunks.put(reason.value)
 
 
 class Events:
@@ -62,7 +62,7 @@ class Events:
 
     def close(self) -> None:
         """Hang up at once."""
-        self._body.transport.abortConnection()  # type: ignore[union-attr]
+        self._body.transport.loseConnection()  # type: ignore[union-attr]
 
     def pause(self) -> None:
         """Stop reading from the socket."""
@@ -75,10 +75,11 @@ class Events:
     async def chunks(self) -> AsyncIterator[bytes]:
         """The raw body. Raises if the connection breaks before its end."""
         while True:
-            try:
-                chunk = await self._body.chunks.get()
-            except (ResponseDone, PotentialDataLoss):
+            chunk = await self._body.chunks.get()
+            if isinstance(chunk, (ResponseDone, PotentialDataLoss)):
                 return
+            if isinstance(chunk, BaseException):
+                raise chunk
             self.raw += chunk if len(self.raw) < 1_000_000 else b""
             yield chunk
 

@@ -4,44 +4,55 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
+import signal as signals
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
 
-from sandboxd.api.routing import ApiError, Reply, Routes, send_json_parts
-from sandboxd.execution.command import Command
+from sandboxd.api.routing import ApiError, Reply, Routes, argument, number, send_json_parts
+from sandboxd.execution.command import Command, User
 from sandboxd.execution.execution import Execution
-from sandboxd.execution.log import Gap, OutputLog
+from sandboxd.execution.log import Gap
 from sandboxd.execution.spawn import SpawnError
 from sandboxd.execution.table import ProcessTable
+from sandboxd.idempotency import Entry, IdempotencyStore
 from sandboxd.jsontext import dumps, escaped
-from sandboxd.messages import CommandRequest
+from sandboxd.messages import BadRequest, CommandRequest
 from sandboxd.site import Request
-from sandboxd.sse import EventStream, event, output_events
+from sandboxd.sse import Streams, event, output_events
 from sandboxd.workers import Workers
+
+T = TypeVar("T")
+
+_log = Logger()
 
 #: Bytes of each stream that ``/run`` keeps: the first half and the last half of them.
 MAX_OUTPUT = 128 * 1024 * 1024
 
 #: Bytes of output up to which a reply is made in one piece.
-SMALL = 64 * 1024
+SMALL = 256 * 1024
 
 #: Not the command's fault, and it has not been executed: the client may try again.
-_EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 class Kept:
     """
     The head and the tail of one stream.
 
-    :param limit: bytes to keep, about.
+    :param limit: bytes to keep, at most.
+    :ivar size: bytes that came.
+    :ivar dropped: bytes of them that were not kept.
     """
 
     def __init__(self, limit: int) -> None:
         self.dropped = 0
         self.size = 0
-        self._half = limit // 2
+        self._limit = limit
         self._head: list[bytes] = []
         self._head_size = 0
         self._tail: deque[bytes] = deque()
@@ -50,16 +61,19 @@ class Kept:
     def add(self, data: bytes) -> None:
         """More output."""
         self.size += len(data)
-        if self._head_size + len(data) <= self._half and not self._tail:
+        if self._head_size + len(data) <= self._limit // 2 and not self._tail:
             self._head.append(data)
             self._head_size += len(data)
             return
         self._tail.append(data)
         self._tail_size += len(data)
-        while self._tail_size > self._half and len(self._tail) > 1:
+        while (excess := self._head_size + self._tail_size - self._limit) > 0:
             oldest = self._tail.popleft()
-            self._tail_size -= len(oldest)
-            self.dropped += len(oldest)
+            if len(oldest) > excess:
+                self._tail.appendleft(oldest[excess:])
+            cut = min(len(oldest), excess)
+            self._tail_size -= cut
+            self.dropped += cut
 
     def pieces(self) -> Iterator[bytes]:
         """What was kept, in order."""
@@ -67,20 +81,37 @@ class Kept:
         yield from self._tail
 
 
-async def collect(log: OutputLog, limit: int) -> dict[str, Kept]:
-    """All output of a log, once it has ended."""
-    kept = {"stdout": Kept(limit), "stderr": Kept(limit)}
-    cursor = log.cursor(after=0)
-    try:
-        while not cursor.ended:
-            while (batch := cursor.read()) is not None:
-                assert not isinstance(batch, Gap), "a cursor that reads at once cannot fall behind"
-                kept[batch.stream].add(batch.data)
-            if not cursor.ended:
-                await cursor.when_more()
-    finally:
-        cursor.close()
-    return kept
+class Buffered:
+    """
+    An execution whose whole output is wanted when it has ended.
+
+    :param limit: bytes of each stream to keep, at most.
+    :ivar kept: the output, by stream; complete once the execution has ended.
+    """
+
+    def __init__(self, execution: Execution, limit: int) -> None:
+        self.execution = execution
+        self.kept = {"stdout": Kept(limit), "stderr": Kept(limit)}
+        Deferred.fromCoroutine(self._collect()).addErrback(
+            lambda failure: _log.failure("{id}: its output was not collected", failure, id=execution.id)
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of output that are kept."""
+        return sum(stream.size - stream.dropped for stream in self.kept.values())
+
+    async def _collect(self) -> None:
+        cursor = self.execution.log.cursor(after=0)
+        try:
+            while not cursor.ended:
+                while (batch := cursor.read()) is not None:
+                    assert not isinstance(batch, Gap), "a cursor that reads at once cannot fall behind"
+                    self.kept[batch.stream].add(batch.data)
+                if not cursor.ended:
+                    await cursor.when_more()
+        finally:
+            cursor.close()
 
 
 class Starter:
@@ -89,11 +120,13 @@ class Starter:
 
     :param table: where executions live.
     :param in_thread: runs a blocking function off the reactor's thread.
+    :param store: knows which requests have come before.
     """
 
-    def __init__(self, table: ProcessTable, in_thread: Workers) -> None:
+    def __init__(self, table: ProcessTable, in_thread: Workers, store: IdempotencyStore) -> None:
         self._table = table
         self._in_thread = in_thread
+        self.store = store
 
     async def check(self, body: CommandRequest) -> Command:
         """
@@ -102,24 +135,47 @@ class Starter:
         :raise BadRequest: if it is malformed.
         :raise ApiError: if its working directory is not one.
         """
-        command = body.command()
+        user = None if body.user is None else await self._in_thread(_look_up, body.user)
+        command = body.command(user)
         if command.cwd is not None and not await self._in_thread(os.path.isdir, command.cwd):
             raise _bad_cwd(command)
         return command
 
-    def start(self, command: Command, *, background: bool) -> Execution:
+    def start(self, request: Request, command: Command, wrap: Callable[[Execution], T], background: bool) -> Entry[T]:
         """
-        Start it.
+        Start it, unless this very request has come before.
 
+        :param wrap: makes of the execution what is to be remembered of it.
+        :raise KeyConflict: if the request's key is another's.
         :raise ApiError: if the working directory cannot be entered.
         :raise SpawnError: if it cannot be started for another reason.
         """
         try:
-            return self._table.start(command, background=background)
+            return self.store.once(
+                request.idempotency_key,
+                request.fingerprint,
+                lambda: wrap(self._table.start(command, background=background)),
+            )
         except SpawnError as error:
             if error.at_cwd:
                 raise _bad_cwd(command) from None
             raise
+
+
+def _look_up(name: str) -> User:
+    """
+    What the system knows of a user. Blocks.
+
+    :raise BadRequest: if it knows none, or a command cannot run as that one.
+    """
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise BadRequest(f"user: there is no user {name!r}") from None
+    if os.geteuid() != 0 and entry.pw_uid != os.geteuid():
+        raise BadRequest("user: the daemon does not run as root, so it cannot run commands as another user")
+    groups = tuple(os.getgrouplist(name, entry.pw_gid)) if os.geteuid() == 0 else ()
+    return User(name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir)
 
 
 def _bad_cwd(command: Command) -> ApiError:
@@ -130,37 +186,56 @@ def cannot_start(error: SpawnError) -> ApiError:
     """The answer to a command that could not be started."""
     if error.errno == errno.E2BIG:
         return ApiError(400, "cmd or env: too long for the operating system; write it to a file and run that")
-    status = 503 if error.errno in _EXHAUSTED else 500
+    status = 503 if error.errno in EXHAUSTED else 500
     return ApiError(status, f"Failed to start command: {error}")
 
 
 def outcome(execution: Execution) -> dict[str, object]:
-    """What became of an execution, as far as it is not plain from its code."""
-    return {"timed_out": True} if execution.timed_out else {}
+    """What became of an execution, as far as its code does not tell."""
+    found: dict[str, object] = {}
+    if execution.timed_out:
+        found["timed_out"] = True
+    if execution.idle_timed_out:
+        found["idle_timed_out"] = True
+    if execution.signal is not None:
+        found["signal"] = signals.Signals(execution.signal).name
+    return found
 
 
-def add_command_routes(routes: Routes, starter: Starter) -> None:
+def name_execution(request: Request, execution: Execution) -> None:
+    """Tell the client which execution this is, for the routes under ``/processes``."""
+    request.setHeader(b"X-Execution-Id", execution.id.encode("ascii"))
+
+
+def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> None:
     """Add them to the API."""
 
     @routes.post("/run", CommandRequest)
     async def run(request: Request, body: CommandRequest) -> Reply | None:
         command = await starter.check(body)
+        limit = MAX_OUTPUT if body.max_output is None else body.max_output
         try:
-            execution = starter.start(command, background=False)
+            entry = starter.start(request, command, lambda execution: Buffered(execution, limit), False)
         except SpawnError as error:
             raise cannot_start(error) from None
+        buffered = entry.value
+        assert buffered is not None
+        execution = buffered.execution
+        name_execution(request, execution)
         try:
-            kept = await collect(execution.log, body.max_output or MAX_OUTPUT)
             await execution.when_ended()
         except CancelledError:
-            execution.abandon()
+            if not entry.keyed:  # else the client may come again with its key
+                execution.abandon()
             raise
+        starter.store.holds(entry, buffered.size)
         end: dict[str, object] = {"code": execution.exit_code}
         if execution.exit_code != 0:
             end["error"] = "Non-zero exit code"
         end.update(outcome(execution))
+        kept = buffered.kept
         end.update({f"{name}_dropped": stream.dropped for name, stream in kept.items() if stream.dropped})
-        if sum(stream.size for stream in kept.values()) <= SMALL:
+        if buffered.size <= SMALL:
             text = {name: b"".join(stream.pieces()).decode("utf-8", "replace") for name, stream in kept.items()}
             return Reply({**text, **end})
         await send_json_parts(request, _run_reply(kept, end))
@@ -169,28 +244,56 @@ def add_command_routes(routes: Routes, starter: Starter) -> None:
     @routes.post("/run_streaming", CommandRequest)
     async def run_streaming(request: Request, body: CommandRequest) -> Reply | None:
         command = await starter.check(body)
+        after = resume_after(request) or 0
+        check_streams(streams)
         try:
-            execution = starter.start(command, background=False)
+            entry = starter.start(request, command, lambda execution: execution, False)
         except SpawnError as error:
-            stream = EventStream(request)
+            if error.errno in EXHAUSTED:
+                raise cannot_start(error) from None
+            stream = streams.open(request)
             stream.write(event("error", {"error": str(cannot_start(error))}))
             stream.write(event("complete", {"code": -1, "error": True}))
             stream.finish()
             return None
-        cursor = execution.log.cursor(after=0, lossless=True)
-        stream = EventStream(request)
+        execution = entry.value
+        assert execution is not None
+        name_execution(request, execution)
+        cursor = execution.log.cursor(after, lossless=True)
+        stream = streams.open(request)
         try:
             await stream.follow(cursor, output_events)
             await execution.when_ended()
             code = execution.exit_code
             stream.write(event("complete", {"code": code, "error": code != 0, **outcome(execution)}))
         except BaseException:
-            execution.abandon()
+            if not (entry.keyed or body.detach):
+                execution.abandon()
             raise
         finally:
             cursor.close()
             stream.finish()
         return None
+
+
+def check_streams(streams: Streams) -> None:
+    """
+    Make sure that an event stream can be opened.
+
+    :raise ApiError: if there are too many.
+    """
+    if streams.full:
+        raise ApiError(503, f"{len(streams)} event streams are open, which is the limit; try again later")
+
+
+def resume_after(request: Request) -> int | None:
+    """
+    The sequence number behind which a stream is to go on, or None for its beginning.
+
+    :raise BadRequest: if it is not a number.
+    """
+    text = argument(request, b"after")
+    return number("after (or Last-Event-ID)", request.getHeader("Last-Event-ID") if text is None else text)
 
 
 def _run_reply(kept: dict[str, Kept], end: dict[str, object]) -> Iterator[bytes]:

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from sandboxd import files
 from sandboxd.api.routing import Reply, Routes, send_json_parts
+from sandboxd.execution.oneshot import OneShot
+from sandboxd.idempotency import IdempotencyStore
 from sandboxd.messages import PathRequest, WriteFileRequest
 from sandboxd.site import Request
 from sandboxd.workers import Workers
@@ -14,11 +16,12 @@ from sandboxd.workers import Workers
 T = TypeVar("T")
 
 
-def add_file_routes(routes: Routes, in_thread: Workers) -> None:
+def add_file_routes(routes: Routes, in_thread: Workers, store: IdempotencyStore) -> None:
     """
     Add them to the API.
 
     :param in_thread: runs a blocking function off the reactor's thread.
+    :param store: knows which requests have come before.
     """
 
     def post(path: str, type: type[T], work: Callable[[T], dict[str, object]], *, success: bool) -> None:
@@ -32,10 +35,6 @@ def add_file_routes(routes: Routes, in_thread: Workers) -> None:
                 return _failed(error, success)
             return Reply({"success": True, **result} if success else result)
 
-    def write_file(body: WriteFileRequest) -> dict[str, object]:
-        files.write(body.path, body.content)
-        return {}
-
     def delete_file(body: PathRequest) -> dict[str, object]:
         files.delete(body.path)
         return {}
@@ -48,7 +47,21 @@ def add_file_routes(routes: Routes, in_thread: Workers) -> None:
         files.make_directories(body.path)
         return {}
 
-    post("/write_file", WriteFileRequest, write_file, success=True)
+    @routes.post("/write_file", WriteFileRequest, success=True)
+    async def write_file(request: Request, body: WriteFileRequest) -> Reply:
+        def start() -> OneShot[None]:
+            written: OneShot[None] = OneShot()
+            in_thread(files.write, body.path, body.content).addBoth(written.fire)
+            return written
+
+        written = store.once(request.idempotency_key, request.fingerprint, start).value
+        assert written is not None
+        try:
+            await written.when_fired()
+        except files.FileError as error:
+            return _failed(error, True)
+        return Reply({"success": True})
+
     post("/delete_file", PathRequest, delete_file, success=True)
     post("/delete_dir", PathRequest, delete_dir, success=True)
     post("/make_dir", PathRequest, make_dir, success=True)

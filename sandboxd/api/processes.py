@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sandboxd.api.commands import Starter, cannot_start
-from sandboxd.api.routing import ApiError, Reply, Routes
+from sandboxd.api.commands import Starter, cannot_start, check_streams, name_execution, resume_after
+from sandboxd.api.routing import ApiError, Reply, Routes, argument, is_true
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.spawn import SpawnError
 from sandboxd.execution.table import ProcessTable
 from sandboxd.messages import BadRequest, CommandRequest, KillProcessRequest
 from sandboxd.site import Request
-from sandboxd.sse import EventStream, event, log_events, timestamp
+from sandboxd.sse import Streams, event, log_events, timestamp
 
 
 def listed(execution: Execution) -> dict[str, object]:
@@ -31,29 +31,7 @@ def listed(execution: Execution) -> dict[str, object]:
     return entry
 
 
-def _argument(request: Request, name: bytes) -> str | None:
-    """A query parameter, or None."""
-    values = request.args.get(name)
-    return values[0].decode("utf-8", "replace") if values else None
-
-
-def _resume_after(request: Request) -> int | None:
-    """
-    The sequence number behind which a log is to go on, or None for its beginning.
-
-    :raise BadRequest: if it is not a number.
-    """
-    text = _argument(request, b"after")
-    if text is None:
-        text = request.getHeader("Last-Event-ID")
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise BadRequest(f"after (or Last-Event-ID): {text!r} is not the id of an event; give a number")
-    return int(text)
-
-
-def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter) -> None:
+def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter, streams: Streams) -> None:
     """Add them to the API."""
 
     @routes.post("/start_process", CommandRequest)
@@ -62,9 +40,11 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter) ->
             raise BadRequest("Command is required")
         command = await starter.check(body)
         try:
-            execution = starter.start(command, background=True)
+            execution = starter.start(request, command, lambda execution: execution, True).value
         except SpawnError as error:
             raise cannot_start(error) from None
+        assert execution is not None
+        name_execution(request, execution)
         return Reply({"id": execution.id, "pid": execution.pid, "status": execution.status}, 201)
 
     @routes.get("/list_processes")
@@ -87,20 +67,21 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter) ->
 
     @routes.get("/process_logs_streaming")
     async def process_logs_streaming(request: Request) -> None:
-        id = _argument(request, b"id")
+        id = argument(request, b"id")
         if not id:
             raise BadRequest("id: Process ID is required")
-        after = _resume_after(request)
-        follow = (_argument(request, b"follow") or "true").lower() not in ("false", "0", "no")
+        after = resume_after(request)
+        follow = is_true(argument(request, b"follow"), True)
+        check_streams(streams)
         try:
             execution = table.get(id)
         except KeyError:
-            stream = EventStream(request)
+            stream = streams.open(request)
             stream.write(event("error", {"error": f"process not found: {id}"}))
             stream.finish()
             return
         cursor = execution.log.cursor(after)
-        stream = EventStream(request)
+        stream = streams.open(request)
         try:
             if request.method != b"HEAD":
                 await (stream.follow if follow else stream.send_available)(cursor, log_events)

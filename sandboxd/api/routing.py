@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import RequestRedirect
 
+from sandboxd.idempotency import KeyConflict
 from sandboxd.jsontext import dumps
 from sandboxd.messages import BadRequest, decode
 from sandboxd.responses import ResponseStream
@@ -55,12 +56,12 @@ class Routes:
         self.app.url_map.merge_slashes = False
         self.app.handle_errors(HTTPException)(cast(Any, _http_exception))
 
-    def get(self, path: str) -> Callable[[Callable[[Request], Awaitable[Reply | None]]], None]:
-        """Add a route that takes no body."""
+    def get(self, path: str) -> Callable[[Callable[..., Awaitable[Reply | None]]], None]:
+        """Add a route that takes no body. It is called with the request, and the path's parameters by name."""
 
-        def add(route: Callable[[Request], Awaitable[Reply | None]]) -> None:
-            async def endpoint(request: Request) -> bytes | None:
-                return await _answered(request, lambda: route(request), {})
+        def add(route: Callable[..., Awaitable[Reply | None]]) -> None:
+            async def endpoint(request: Request, **parameters: str) -> bytes | None:
+                return await _answered(request, lambda: route(request, **parameters), {})
 
             self._add(path, "GET", endpoint)
 
@@ -68,29 +69,55 @@ class Routes:
 
     def post(
         self, path: str, type: type[T], *, success: bool = False
-    ) -> Callable[[Callable[[Request, T], Awaitable[Reply | None]]], None]:
+    ) -> Callable[[Callable[..., Awaitable[Reply | None]]], None]:
         """
-        Add a route that takes a JSON body.
+        Add a route that takes a body. It is called with the request, the body, and the path's parameters by name.
 
-        :param type: what the body is decoded to.
+        :param type: what the body is decoded to from JSON; ``bytes`` for the body itself.
         :param success: whether replies have a ``success`` field, so that errors get ``"success": false``.
         """
         on_error = {"success": False} if success else {}
 
-        def add(route: Callable[[Request, T], Awaitable[Reply | None]]) -> None:
-            async def endpoint(request: Request) -> bytes | None:
-                assert request.content is not None
-                body = request.content.read()
-                request.content.close()
-                return await _answered(request, lambda: route(request, decode(body, type)), on_error)
+        def add(route: Callable[..., Awaitable[Reply | None]]) -> None:
+            async def endpoint(request: Request, **parameters: str) -> bytes | None:
+                body = request.take_body()
+
+                def call() -> Awaitable[Reply | None]:
+                    return route(request, body if type is bytes else decode(body, type), **parameters)
+
+                return await _answered(request, call, on_error)
 
             self._add(path, "POST", endpoint)
 
         return add
 
-    def _add(self, path: str, method: str, endpoint: Callable[[Request], Awaitable[bytes | None]]) -> None:
-        endpoint.__name__ = path.strip("/")
+    def _add(self, path: str, method: str, endpoint: Callable[..., Awaitable[bytes | None]]) -> None:
+        endpoint.__name__ = f"{method} {path}"
         self.app.route(path, methods=[method])(endpoint)
+
+
+def argument(request: Request, name: bytes) -> str | None:
+    """A query parameter, or None."""
+    values = request.args.get(name)
+    return values[0].decode("utf-8", "replace") if values else None
+
+
+def number(name: str, text: str | None) -> int | None:
+    """
+    A count that was sent as text, or None.
+
+    :raise BadRequest: if it is not a number.
+    """
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise BadRequest(f"{name}: {text!r} is not a number")
+    return int(text)
+
+
+def is_true(text: str | None, default: bool) -> bool:
+    """A query parameter that is a truth value."""
+    return default if text is None else text.lower() not in ("false", "0", "no")
 
 
 async def _answered(
@@ -101,6 +128,8 @@ async def _answered(
         reply = await call()
     except CancelledError:
         raise  # The client is gone; Klein takes no further notice.
+    except KeyConflict as error:
+        reply = Reply({**on_error, "error": str(error)}, 409)
     except BadRequest as error:
         reply = Reply({**on_error, "error": str(error)}, 400)
     except ApiError as error:
@@ -120,6 +149,8 @@ def _json(request: Request, reply: Reply) -> bytes:
     request.setResponseCode(reply.status)
     request.setHeader(b"Content-Type", b"application/json")
     request.setHeader(b"Content-Length", b"%d" % len(body))
+    if reply.status == 503:
+        request.setHeader(b"Retry-After", b"1")
     return body
 
 

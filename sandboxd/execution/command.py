@@ -7,6 +7,25 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class User:
+    """
+    Whom a command runs as.
+
+    :ivar name: the login name.
+    :ivar uid: the user id.
+    :ivar gid: the id of the login group.
+    :ivar groups: the ids of all groups.
+    :ivar home: the home directory.
+    """
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+
+
+@dataclass(frozen=True)
 class Command:
     """
     A shell command and its surroundings, already checked.
@@ -15,9 +34,19 @@ class Command:
     :ivar cwd: the working directory, or None for the daemon's own.
     :ivar env: variables merged over the base environment.
     :ivar timeout: seconds that the command may live, or None for ever.
+    :ivar idle_timeout: seconds that it may go without output, or None for ever.
+    :ivar stdin: whether it gets a pipe to read from, rather than ``/dev/null``.
+    :ivar survive: whether its processes may outlive a daemon that dies without having stopped.
+    :ivar limits: resource limits, by their names in getrlimit(2) in lower case (``nofile``, ``as``).
+    :ivar user: whom it runs as, or None for the daemon's own user.
     """
 
     cmd: str
     cwd: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
+    idle_timeout: float | None = None
+    stdin: bool = False
+    survive: bool = False
+    limits: Mapping[str, int] = field(default_factory=dict)
+    user: User | None = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sandboxd.execution.command import Command
+
 #: The daemon's secrets, and what its service manager told it alone: a child that answered READY=1 on
 #: NOTIFY_SOCKET, or took LISTEN_FDS for its own, would confuse both.
 PRIVATE = frozenset(
@@ -36,10 +38,13 @@ class Environment:
         self._base = {name: value for name, value in environ.items() if name not in PRIVATE}
         # The clients match English messages ("No such file"), so those stay English; the encoding is kept.
         self._english = {name: value for name, value in self._base.items() if name not in ("LANGUAGE", "LC_ALL")}
-        if "LC_ALL" in self._base:
-            self._english.update(LANG=self._base["LC_ALL"], LC_CTYPE=self._base["LC_ALL"])
+        if everything := self._base.get("LC_ALL"):  # empty is as good as absent
+            self._english.update(LANG=everything, LC_CTYPE=everything)
         self._english["LC_MESSAGES"] = "C"
 
-    def merged(self, extra: Mapping[str, str]) -> dict[str, str]:
-        """The base with ``extra`` over it. Messages are in English unless ``extra`` sets a locale."""
-        return {**(self._english if _LOCALE.isdisjoint(extra) else self._base), **extra}
+    def merged(self, command: Command) -> dict[str, str]:
+        """The base with the command's own over it. Messages are in English unless the command sets a locale."""
+        base = self._english if _LOCALE.isdisjoint(command.env) else self._base
+        user = command.user
+        login = {} if user is None else {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}
+        return {**base, **login, **command.env}

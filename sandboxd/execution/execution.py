@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ProcessExitedAlready, ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from sandboxd.execution.command import Command
 from sandboxd.execution.log import OutputLog
+from sandboxd.execution.oneshot import OneShot
 from sandboxd.execution.protocol import CaptureProtocol
 from sandboxd.execution.spawn import Child
 from sandboxd.execution.tree import Trees
@@ -34,7 +35,9 @@ class Execution:
     :ivar ended_at: likewise, or None while it runs.
     :ivar exit_code: what ``sh`` exited with; -1 if a signal ended it; None while it runs.
     :ivar signal: the number of that signal, or None.
+    :ivar background: whether it is listed as a background process.
     :ivar timed_out: whether it was killed for having outlived its timeout.
+    :ivar idle_timed_out: whether it was killed for having written nothing for so long.
     """
 
     _logger = Logger()
@@ -43,6 +46,7 @@ class Execution:
         self,
         id: str,
         command: Command,
+        background: bool,
         log: OutputLog,
         clock: IReactorTime,
         trees: Trees,
@@ -58,24 +62,28 @@ class Execution:
         """
         self.id = id
         self.command = command
+        self.background = background
         self.log = log
         self.ended_at: float | None = None
         self.exit_code: int | None = None
         self.signal: int | None = None
         self.timed_out = False
+        self.idle_timed_out = False
         self._killed = False
         self._clock = clock
         self._trees = trees
         self._ended = ended
-        self._mark = trees.marks.new()
-        self._waiting: list[Deferred[None]] = []
-        self._timer: IDelayedCall | None = None
+        self._mark = trees.marks.new(command.survive)
+        self._end: OneShot[None] = OneShot()
+        self._timers: list[IDelayedCall] = []
         self.started_at = clock.seconds()
         self._child = launch(CaptureProtocol(log, clock, self._exited), self._mark)
         self.pid = self._child.pid
         log.register_producer(self._child)
-        if command.timeout and self.ended_at is None:
-            self._timer = clock.callLater(command.timeout, self._time_out)
+        if command.timeout is not None:
+            self._timers.append(clock.callLater(command.timeout, self._time_out))
+        if command.idle_timeout is not None:
+            self._watch_idle(command.idle_timeout, command.idle_timeout)
 
     @property
     def status(self) -> Status:
@@ -88,12 +96,7 @@ class Execution:
 
     def when_ended(self) -> Deferred[None]:
         """Fires when it has ended and its log is complete. Can be cancelled."""
-        deferred: Deferred[None] = Deferred(lambda deferred: self._waiting.remove(deferred))
-        if self.ended_at is None:
-            self._waiting.append(deferred)
-        else:
-            deferred.callback(None)
-        return deferred
+        return self._end.when_fired()
 
     async def kill(self, signum: int = signal.SIGKILL, grace: float = 0.0) -> list[int]:
         """
@@ -103,7 +106,7 @@ class Execution:
         :param grace: seconds until SIGKILL follows, if ``signum`` was another.
         :return: when all is gone and the status is known. The pids that could not be killed, normally none.
         """
-        self._killed = self.ended_at is None or self._killed
+        self._killed = self._killed or self.ended_at is None
         if signum == signal.SIGKILL:
             with suppress(ProcessExitedAlready):
                 self._child.signalProcess(signum)  # at once; those who left the group are found by the walk
@@ -111,6 +114,26 @@ class Execution:
         if not survivors:
             await self.when_ended()
         return survivors
+
+    def send_signal(self, signum: int) -> Deferred[None]:
+        """
+        Signal its process tree, whatever comes of it.
+
+        :return: fires when the signal has been sent.
+        """
+        return Deferred.fromCoroutine(self._trees.signal(self._mark, signum))
+
+    def feed(self, data: bytes, close: bool) -> Deferred[None]:
+        """
+        Write to its stdin.
+
+        :param close: whether that is the end of it.
+        :return: fires when it has been taken; fails with :exc:`BrokenPipeError` if nobody reads it.
+        """
+        taken = self._child.feed(data) if data else succeed(None)
+        if close:
+            self._child.closeStdin()
+        return taken
 
     def abandon(self) -> None:
         """End it because nobody wants it any more; failure to do so is logged."""
@@ -124,22 +147,33 @@ class Execution:
         self._logger.failure("{id}: could not be killed", failure, id=self.id)
 
     def _time_out(self) -> None:
-        self._timer = None
         self.timed_out = True
         self.abandon()
 
+    def _watch_idle(self, limit: float, wait: float) -> None:
+        """Look in ``wait`` seconds whether nothing has been written for ``limit`` seconds."""
+        call = self._clock.callLater(wait, self._look_idle, limit)
+        self._timers = [timer for timer in self._timers if timer.active()] + [call]
+
+    def _look_idle(self, limit: float) -> None:
+        idle = self._clock.seconds() - (self.log.last_output or self.started_at)
+        if idle < limit:
+            self._watch_idle(limit, limit - idle)
+        else:
+            self.idle_timed_out = True
+            self.abandon()
+
     def _exited(self, reason: Failure) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in self._timers:
+            if timer.active():
+                timer.cancel()
+        self._timers.clear()
         self.exit_code = 0
         if isinstance(reason.value, ProcessTerminated):
             self.signal = reason.value.signal
             self.exit_code = -1 if reason.value.exitCode is None else reason.value.exitCode
-        if self.timed_out:
+        if self.timed_out or self.idle_timed_out:
             self.exit_code = -1
         self.ended_at = self._clock.seconds()
         self._ended(self)
-        waiting, self._waiting = self._waiting, []
-        for deferred in waiting:
-            deferred.callback(None)
+        self._end.fire(None)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IPushProducer
 
 from sandboxd.execution.lines import Lines, LineSplitter
@@ -43,7 +43,7 @@ class Batch:
     :ivar offset: how much the log had been given before it, as :attr:`cost` counts.
     """
 
-    __slots__ = ("_encoded", "count", "data", "first", "offset", "partial", "stream", "time")
+    __slots__ = ("_encoded", "_new", "count", "data", "first", "offset", "partial", "stream", "time")
 
     def __init__(self, stream: Stream, time: float, first: int, lines: Lines, offset: int = 0) -> None:
         self.stream: Stream = stream
@@ -54,6 +54,7 @@ class Batch:
         self.partial = lines.partial
         self.offset = offset
         self._encoded: tuple[Callable[[Batch], bytes], bytes] | None = None
+        self._new = True
 
     @property
     def end(self) -> int:
@@ -74,14 +75,18 @@ class Batch:
         return Batch(self.stream, self.time, position, Lines(rest, self.count - skip, self.partial))
 
     def encoded(self, encode: Callable[[Batch], bytes]) -> bytes:
-        """``encode(self)``, done once for all the followers that want it now."""
-        if self._encoded is None or self._encoded[0] is not encode:
-            self._encoded = (encode, encode(self))
-        return self._encoded[1]
+        """``encode(self)``, done once for all the followers that want it while the batch is among the newest."""
+        if self._encoded is not None and self._encoded[0] is encode:
+            return self._encoded[1]
+        encoded = encode(self)
+        if self._new:
+            self._encoded = (encode, encoded)
+        return encoded
 
-    def forget_encoded(self) -> None:
-        """Free the encoded form."""
+    def grow_old(self) -> None:
+        """Free the encoded form, and keep none from now on."""
         self._encoded = None
+        self._new = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,10 @@ class OutputLog:
 
     :param max_records: how many records a new reader can get.
     :param max_bytes: most bytes held, whoever reads.
+    :ivar next: sequence number that the next record will get.
+    :ivar closed: whether no more output will come.
+    :ivar total_bytes: how much has been written to it, in all.
+    :ivar last_output: when it was last written to, in seconds since the epoch, or None.
     """
 
     def __init__(self, max_records: int = 10_000, max_bytes: int = 16 * 1024 * 1024) -> None:
@@ -114,6 +123,7 @@ class OutputLog:
         self.next = 1
         self.closed = False
         self.total_bytes = 0
+        self.last_output: float | None = None
         self._taken = 0
         self._batches: list[Batch] = []
         self._splitters: dict[Stream, LineSplitter] = {"stdout": LineSplitter(), "stderr": LineSplitter()}
@@ -129,6 +139,7 @@ class OutputLog:
         :param time: when, in seconds since the epoch.
         """
         self.total_bytes += len(chunk)
+        self.last_output = time
         self._add(stream, self._splitters[stream].feed(chunk), time)
 
     def close(self, time: float) -> None:
@@ -146,7 +157,7 @@ class OutputLog:
         :param lossless: pause the producer rather than run ahead of this reader.
         """
         position = self.first if after is None else min(max(after + 1, 1), self.next)
-        cursor = Cursor(self, position, lossless)
+        cursor = Cursor(self, position, self.first, lossless)
         self._cursors.add(cursor)
         return cursor
 
@@ -179,7 +190,7 @@ class OutputLog:
             self.next = batch.end
             self._taken += batch.cost
             if len(self._batches) > REMEMBERED:
-                self._batches[-REMEMBERED - 1].forget_encoded()
+                self._batches[-REMEMBERED - 1].grow_old()
         self._trim()
         self._wake()
         self._balance()
@@ -200,7 +211,8 @@ class OutputLog:
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
         for deferred in waiting:
-            deferred.callback(None)
+            if not deferred.called:  # one that was woken may have cancelled another
+                deferred.callback(None)
 
     def _balance(self) -> None:
         """Pause the producer when a lossless reader is far behind; let it go on when none is."""
@@ -228,7 +240,7 @@ class OutputLog:
         position = cursor.position
         if position >= self.next:
             return None
-        oldest = self._batches[0].first
+        oldest = max(self._batches[0].first, cursor.oldest)
         if position < oldest:
             cursor.position = oldest
             return Gap(oldest - position, oldest - 1)
@@ -238,7 +250,9 @@ class OutputLog:
             self._balance()
         return batch
 
-    def _when_more(self) -> Deferred[None]:
+    def _when_more(self, cursor: Cursor) -> Deferred[None]:
+        if self.closed or cursor.position < self.next:
+            return succeed(None)
         deferred: Deferred[None] = Deferred(self._waiting_cancelled)
         self._waiting.append(deferred)
         return deferred
@@ -263,11 +277,13 @@ class Cursor:
     One reader's place in an :class:`OutputLog`.
 
     :ivar position: sequence number of the next record to read.
+    :ivar oldest: sequence number of the first record that was within the log's bound when it was opened.
     :ivar lossless: whether the producer waits for this reader.
     """
 
-    def __init__(self, log: OutputLog, position: int, lossless: bool) -> None:
+    def __init__(self, log: OutputLog, position: int, oldest: int, lossless: bool) -> None:
         self.position = position
+        self.oldest = oldest
         self.lossless = lossless
         self._log = log
 
@@ -282,7 +298,7 @@ class Cursor:
 
     def when_more(self) -> Deferred[None]:
         """Fires when there may be more to read, or the log was closed. Can be cancelled."""
-        return self._log._when_more()
+        return self._log._when_more(self)
 
     def close(self) -> None:
         """Stop reading. Nothing is kept, and nobody is held up, for this reader any more."""

@@ -9,13 +9,19 @@ code sees is Twisted's own :class:`IProcessTransport` and a :class:`ProcessProto
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
+import resource
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
 
 from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.interfaces import (
     IAddress,
@@ -24,21 +30,23 @@ from twisted.internet.interfaces import (
     IPushProducer,
     IReactorFDSet,
     IReactorTime,
-    IReadDescriptor,
 )
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from sandboxd.execution.tree import inherited_mark
-
-#: Bytes asked of a pipe at a time: what a pipe holds by default.
-READ_SIZE = 64 * 1024
+from sandboxd.execution import marks as marks_module
+from sandboxd.execution.command import Command
+from sandboxd.execution.marks import Marks, inherited_mark
+from sandboxd.execution.pipes import ExitWatch, InputPipe, OutputPipe
 
 #: When the child has exited but its own children hold its pipes open, output is still taken as its own until
 #: the pipes have been silent for QUIET seconds, or for LINGER seconds in all.
 QUIET = 0.05
 LINGER = 0.5
+
+#: How much more willing the kernel is to kill a command than the daemon when memory is short; see proc(5).
+OOM_SCORE_STEP = 200
 
 
 class SpawnError(Exception):
@@ -98,56 +106,136 @@ class Children:
 
 
 def spawn(
-    reactor: Reactor,
-    children: Children,
-    protocol: ProcessProtocol,
-    argv: list[str],
-    *,
-    cwd: str | None,
-    env: Mapping[str, str],
-    mark: int,
+    reactor: Reactor, children: Children, protocol: ProcessProtocol, command: Command, env: Mapping[str, str], mark: int
 ) -> Child:
     """
-    Start a child in a session of its own, with stdin from ``/dev/null``.
+    Start ``sh -c`` in a session of its own.
 
     ``protocol`` gets its output as it comes, then ``processExited`` once the output that the child left in its
     pipes has been delivered, and ``processEnded`` when nobody holds the pipes any more.
 
-    :param mark: what its whole process tree is found by; see :mod:`sandboxd.execution.tree`.
+    :param mark: what its whole process tree is found by; see :mod:`sandboxd.execution.marks`.
     :raise SpawnError: if it cannot be started.
     """
     opened: list[int] = []
+    popen: subprocess.Popen[bytes] | None = None
+    gated = bool(command.limits)
     try:
-        for _ in range(2):
+        for _ in range(3 if command.stdin or gated else 2):
             opened.extend(os.pipe2(os.O_CLOEXEC))
-        stdout, stdout_end, stderr, stderr_end = opened
+        stdout, stdout_end, stderr, stderr_end, *stdin = opened
         with inherited_mark(mark):
             popen = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
+                _argv(command, gated),
+                stdin=stdin[0] if stdin else subprocess.DEVNULL,
                 stdout=stdout_end,
                 stderr=stderr_end,
-                cwd=cwd,
+                cwd=command.cwd,
                 env=env,
                 start_new_session=True,
+                **_identity(command),
             )
-        try:
-            pidfd = os.pidfd_open(popen.pid)
-        except OSError:
-            popen.kill()
-            popen.wait()
-            raise
+        pidfd = os.pidfd_open(popen.pid)
+        opened.append(pidfd)
+        _adjust(popen.pid, command.limits)
+        if gated:
+            os.write(stdin[1], b"\n")
     except OSError as error:
         for fd in opened:
             os.close(fd)
-        raise SpawnError(error, cwd) from None
-    os.close(stdout_end)
-    os.close(stderr_end)
-    child = Child(reactor, children, protocol, popen, pidfd, stdout, stderr)
+        if popen is not None:
+            popen.kill()
+            popen.wait()
+        raise SpawnError(error, command.cwd) from None
+    for fd in (stdout_end, stderr_end, *stdin[:1]):
+        os.close(fd)
+    child = Child(reactor, children, protocol, popen, pidfd, stdout, stderr, stdin[1] if stdin else None)
     children.add(child)
     protocol.makeConnection(child)
     child.start()
+    if gated and not command.stdin:
+        child.closeStdin()
     return child
+
+
+def _argv(command: Command, gated: bool) -> list[str]:
+    """
+    What is executed.
+
+    A gated child waits for a line on its stdin before it becomes the command, so that what is done to it from
+    outside (its limits) is done before it can have children. ``read`` takes its line byte by byte, and leaves the
+    rest of a pipe to the command.
+    """
+    if not gated:
+        return ["sh", "-c", command.cmd]
+    closing = "" if command.stdin else " </dev/null"
+    return ["sh", "-c", f'read -r _ && exec sh -c "$1"{closing}', "sh", command.cmd]
+
+
+def _identity(command: Command) -> dict[str, Any]:
+    """Whom it runs as, in ``subprocess``'s words. Given only if it is asked for: it makes ``vfork`` impossible."""
+    if command.user is None:
+        return {}
+    return {"user": command.user.uid, "group": command.user.gid, "extra_groups": command.user.groups}
+
+
+def _adjust(pid: int, limits: Mapping[str, int]) -> None:
+    """Set what a child's processes inherit from it, from outside."""
+    # A courtesy: when memory is short, the kernel should take a command before the daemon.
+    with suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "r+") as file:
+        value = min(int(file.read()) + OOM_SCORE_STEP, 1000)
+        file.seek(0)
+        file.write(str(value))
+    if _own_nofile is not None and "nofile" not in limits:
+        with suppress(OSError):
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, _own_nofile)
+    for name, value in limits.items():
+        resource.prlimit(pid, LIMITS[name], (value, value))
+
+
+#: The resource limits that can be set, by their names in getrlimit(2).
+LIMITS = {
+    "as": resource.RLIMIT_AS,
+    "core": resource.RLIMIT_CORE,
+    "cpu": resource.RLIMIT_CPU,
+    "data": resource.RLIMIT_DATA,
+    "fsize": resource.RLIMIT_FSIZE,
+    "nofile": resource.RLIMIT_NOFILE,
+    "nproc": resource.RLIMIT_NPROC,
+    "stack": resource.RLIMIT_STACK,
+}
+
+_own_nofile: tuple[int, int] | None = None
+
+
+def raise_descriptor_limit() -> None:
+    """
+    Let the daemon open as many files as the hard limit has it: three for each child, one for each client.
+
+    Children keep the soft limit that the daemon was started with, since programs that use ``select`` need it low.
+    """
+    global _own_nofile
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _own_nofile = (soft, hard)
+
+
+def start_guardian(marks: Marks) -> subprocess.Popen[bytes]:
+    """
+    Start the process that kills what executions have left if this one dies; see :mod:`sandboxd.execution.marks`.
+
+    :raise OSError: if it cannot be started.
+    """
+    guardian = subprocess.Popen(
+        [sys.executable, "-I", "-S", marks_module.__file__, str(marks.base)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        cwd="/",
+        env={},
+        start_new_session=True,
+    )
+    guardian.returncode = 0  # it is reaped as any orphan is, not by subprocess
+    return guardian
 
 
 @implementer(IProcessTransport, IPushProducer)
@@ -167,14 +255,19 @@ class Child:
         pidfd: int,
         stdout: int,
         stderr: int,
+        stdin: int | None,
     ) -> None:
         self.pid: int = popen.pid
         self._reactor = reactor
         self._children = children
         self._protocol = protocol
         self._popen = popen
-        self._pipes = {1: _OutputPipe(reactor, self, 1, stdout), 2: _OutputPipe(reactor, self, 2, stderr)}
-        self._exit_watch = _ExitWatch(reactor, pidfd, self.reap)
+        self._pipes = {
+            descriptor: OutputPipe(reactor, fd, partial(self._received, descriptor), partial(self._closed, descriptor))
+            for descriptor, fd in ((1, stdout), (2, stderr))
+        }
+        self._stdin = None if stdin is None else InputPipe(reactor, stdin)
+        self._exit_watch = ExitWatch(reactor, pidfd, self.reap)
         self._status: int | None = None
         self._exit_told = False
         self._quiet: IDelayedCall | None = None
@@ -203,12 +296,16 @@ class Child:
 
     def closeChildFD(self, descriptor: int) -> None:
         """Close our end of one of the child's pipes."""
+        if descriptor == 0:
+            self.closeStdin()
         pipe = self._pipes.get(descriptor)
         if pipe is not None:
             pipe.close()
 
     def closeStdin(self) -> None:
-        """There is none."""
+        """Let the child read the end of its stdin, once it has taken what was written."""
+        if self._stdin is not None:
+            self._stdin.close_when_done()
 
     def closeStdout(self) -> None:
         """Stop reading stdout."""
@@ -218,29 +315,33 @@ class Child:
         """Stop reading stderr."""
         self.closeChildFD(2)
 
+    def feed(self, data: bytes) -> Deferred[None]:
+        """
+        Write to the child's stdin.
+
+        :return: fires when the pipe has taken all of it; fails with :exc:`BrokenPipeError` if nobody will read it.
+        """
+        if self._stdin is None:
+            return fail(BrokenPipeError(errno.EPIPE, "it was started without stdin"))
+        return self._stdin.feed(data)
+
     def writeToChild(self, childFD: int, data: bytes) -> None:
         """
-        Nothing can be written to.
+        Write to the child's stdin, without waiting.
 
-        :raise KeyError: always.
+        :raise KeyError: if ``childFD`` is not 0.
         """
-        raise KeyError(childFD)
+        if childFD != 0:
+            raise KeyError(childFD)
+        self.feed(data).addErrback(lambda failure: failure.trap(BrokenPipeError) and None)
 
     def write(self, data: bytes) -> None:
-        """
-        Nothing can be written to.
-
-        :raise KeyError: always.
-        """
+        """Write to the child's stdin, without waiting."""
         self.writeToChild(0, data)
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
-        """
-        Nothing can be written to.
-
-        :raise KeyError: always.
-        """
-        self.writeToChild(0, b"")
+        """Write to the child's stdin, without waiting."""
+        self.writeToChild(0, b"".join(data))
 
     def loseConnection(self) -> None:
         """Stop reading."""
@@ -273,18 +374,15 @@ class Child:
 
     # What the descriptors tell
 
-    def output(self, descriptor: int, data: bytes) -> None:
-        """A pipe delivered something."""
+    def _received(self, descriptor: int, data: bytes) -> None:
         if self._exit_told:
             return  # Written by what the child left behind: read, so that it never waits, and dropped.
         self._protocol.childDataReceived(descriptor, data)
         if self._quiet is not None:
             self._quiet.reset(QUIET)
 
-    def pipe_closed(self, descriptor: int) -> None:
-        """A pipe has no writer any more, or we closed it."""
-        if self._pipes.pop(descriptor, None) is None:
-            return
+    def _closed(self, descriptor: int) -> None:
+        del self._pipes[descriptor]
         self._protocol.childConnectionLost(descriptor)
         if not self._pipes and self._status is not None:
             self._tell_exit()
@@ -301,6 +399,8 @@ class Child:
         self._popen.returncode = status  # or subprocess would go on asking for it
         self._children.remove(self)
         self._exit_watch.stop()
+        if self._stdin is not None:
+            self._stdin.close()
         for pipe in list(self._pipes.values()):
             pipe.drain()
         if self._pipes:
@@ -328,92 +428,3 @@ class Child:
         code = os.WEXITSTATUS(self._status) if os.WIFEXITED(self._status) else None
         signum = os.WTERMSIG(self._status) if os.WIFSIGNALED(self._status) else None
         return Failure(ProcessTerminated(code, signum, self._status))
-
-
-@implementer(IReadDescriptor)
-class _Descriptor:
-    """A descriptor that the reactor watches for reading."""
-
-    def __init__(self, reactor: Reactor, fd: int) -> None:
-        self._reactor = reactor
-        self._fd = fd
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def logPrefix(self) -> str:
-        return type(self).__name__
-
-    def doRead(self) -> Failure | None:
-        raise AssertionError("a subclass reads")
-
-    def connectionLost(self, reason: Failure) -> None:
-        self._close_fd()
-
-    def _close_fd(self) -> None:
-        if self._fd >= 0:
-            self._reactor.removeReader(self)
-            os.close(self._fd)
-            self._fd = -1
-
-
-class _OutputPipe(_Descriptor):
-    """The reading end of a child's stdout or stderr."""
-
-    def __init__(self, reactor: Reactor, child: Child, descriptor: int, fd: int) -> None:
-        super().__init__(reactor, fd)
-        self._child = child
-        self._descriptor = descriptor
-        os.set_blocking(fd, False)
-
-    def doRead(self) -> None:
-        try:
-            data = os.read(self._fd, READ_SIZE)
-        except BlockingIOError:
-            return
-        if data:
-            self._child.output(self._descriptor, data)
-        else:
-            self.close()
-
-    def connectionLost(self, reason: Failure) -> None:
-        self.close()
-
-    def drain(self) -> None:
-        """Deliver what is in the pipe now: at most what a pipe can hold, lest a fast writer keep us here."""
-        left = fcntl.fcntl(self._fd, _F_GETPIPE_SZ)
-        while left > 0 and self._fd >= 0:
-            try:
-                data = os.read(self._fd, READ_SIZE)
-            except OSError:
-                return
-            if not data:
-                self.close()
-                return
-            left -= len(data)
-            self._child.output(self._descriptor, data)
-
-    def close(self) -> None:
-        self._close_fd()
-        self._child.pipe_closed(self._descriptor)
-
-
-class _ExitWatch(_Descriptor):
-    """A pidfd, which becomes readable when its process exits: no SIGCHLD, and no search among all children."""
-
-    def __init__(self, reactor: Reactor, pidfd: int, exited: Callable[[], None]) -> None:
-        super().__init__(reactor, pidfd)
-        self._exited = exited
-
-    def start(self) -> None:
-        self._reactor.addReader(self)
-
-    def stop(self) -> None:
-        self._close_fd()
-
-    def doRead(self) -> None:
-        self._exited()
-
-
-#: Not in :mod:`fcntl` before Python 3.10.
-_F_GETPIPE_SZ: int = getattr(fcntl, "F_GETPIPE_SZ", 1032)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import signal
+import subprocess
 import uuid
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -19,20 +20,55 @@ from sandboxd.execution.environment import Environment
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.log import OutputLog
 from sandboxd.execution.protocol import CaptureProtocol
-from sandboxd.execution.spawn import Child, Children, Reactor, SpawnError, spawn
+from sandboxd.execution.spawn import Child, Children, Reactor, SpawnError, spawn, start_guardian
 from sandboxd.execution.tree import Trees
 from sandboxd.workers import Workers
 
-#: Finished background processes that are remembered, by number and by bytes of output; the oldest go first.
-MAX_FINISHED = 1000
-MAX_FINISHED_BYTES = 256 * 1024 * 1024
+#: What is remembered of executions that have ended, for background processes and for others alike.
+KEEP_COUNT = 1000
+KEEP_BYTES = 256 * 1024 * 1024
+KEEP_SECONDS = 24 * 3600.0
+
+#: Commands that run at a time.
+MAX_LIVE = 4096
 
 #: Seconds that a stop gives processes between SIGTERM and SIGKILL, and after that to be gone.
 STOP_GRACE = 3.0
 STOP_PATIENCE = 3.0
 
-#: Seconds between looks for inherited zombies.
-REAP_INTERVAL = 1.0
+#: Seconds between looks for inherited zombies, and for finished executions that have grown old.
+HOUSEKEEPING = 1.0
+
+
+class Finished:
+    """
+    Executions that have ended and are remembered, in the order of their end.
+
+    :param count: how many, at most.
+    :param size: bytes of output, at most, that they hold together.
+    :param age: seconds after its end at which one is forgotten.
+    """
+
+    def __init__(self, count: int, size: int, age: float) -> None:
+        self._limits = (count, size, age)
+        self._executions: deque[Execution] = deque()
+        self._size = 0
+
+    def add(self, execution: Execution) -> None:
+        """One has ended."""
+        self._executions.append(execution)
+        self._size += execution.log.size
+
+    def take_excess(self, now: float) -> Iterator[Execution]:
+        """Those that are to be forgotten, oldest first, forgetting them."""
+        count, size, age = self._limits
+        while self._executions:
+            oldest = self._executions[0]
+            ended = oldest.ended_at or now
+            if len(self._executions) <= count and self._size <= size and now - ended < age:
+                return
+            self._size -= oldest.log.size
+            yield self._executions.popleft()
 
 
 class ProcessTable(Service):
@@ -41,42 +77,62 @@ class ProcessTable(Service):
 
     :param environ: the environment that children inherit, less what is private to the daemon.
     :param in_thread: runs a blocking function off the reactor's thread.
-    :param reap_orphans: whether orphans come to this process to be reaped, as to PID 1 or a subreaper.
+    :param guarded: whether this process owns all its children: as PID 1 or a subreaper it reaps the orphans that
+        come to it, and a guardian kills what executions have left if it dies without having stopped.
+    :param max_live: how many commands may run at a time.
+    :param keep_count: how many that have ended are remembered; background processes and others each.
+    :param keep_bytes: how many bytes of their output.
+    :param keep_seconds: for how long.
+    :ivar live: the executions that run, by id.
     """
 
     _log = Logger()
 
     def __init__(
-        self, reactor: Reactor, environ: Mapping[str, str], in_thread: Workers, reap_orphans: bool = False
+        self,
+        reactor: Reactor,
+        environ: Mapping[str, str],
+        in_thread: Workers,
+        *,
+        guarded: bool = False,
+        max_live: int = MAX_LIVE,
+        keep_count: int = KEEP_COUNT,
+        keep_bytes: int = KEEP_BYTES,
+        keep_seconds: float = KEEP_SECONDS,
     ) -> None:
         self._reactor = reactor
         self._environment = Environment(environ)
         self._trees = Trees(reactor, in_thread)
         self._children = Children()
-        self._running: dict[str, Execution] = {}
+        self._max_live = max_live
+        self.live: dict[str, Execution] = {}
+        self._known: dict[str, Execution] = {}
         self._background: dict[str, Execution] = {}
-        self._finished: deque[Execution] = deque()
-        self._finished_bytes = 0
-        self._reaper = LoopingCall(self._children.reap_orphans) if reap_orphans else None
+        self._finished = {background: Finished(keep_count, keep_bytes, keep_seconds) for background in (True, False)}
+        self._guarded = guarded
+        self._guardian: subprocess.Popen[bytes] | None = None
+        self._housekeeping = LoopingCall(self._housekeep)
 
     def start(self, command: Command, *, background: bool) -> Execution:
         """
         Run a command.
 
-        :param background: whether it is listed, and can be got by its id, also after it has ended.
-        :raise SpawnError: if it cannot be started, or the daemon is stopping.
+        :param background: whether it is listed.
+        :raise SpawnError: if it cannot be started, there are too many, or the daemon is stopping.
         """
         if not self.running:
             raise SpawnError(OSError(errno.EAGAIN, "the daemon is stopping"), None)
+        if len(self.live) >= self._max_live:
+            raise SpawnError(OSError(errno.EAGAIN, f"{self._max_live} commands are running, which is the limit"), None)
         id = str(uuid.uuid4())
-        env = self._environment.merged(command.env)
+        env = self._environment.merged(command)
 
         def launch(protocol: CaptureProtocol, mark: int) -> Child:
-            argv = ["sh", "-c", command.cmd]
-            return spawn(self._reactor, self._children, protocol, argv, cwd=command.cwd, env=env, mark=mark)
+            return spawn(self._reactor, self._children, protocol, command, env, mark)
 
-        execution = Execution(id, command, OutputLog(), self._reactor, self._trees, launch, self._ended)
-        self._running[id] = execution
+        execution = Execution(id, command, background, OutputLog(), self._reactor, self._trees, launch, self._ended)
+        self.live[id] = execution
+        self._known[id] = execution
         if background:
             self._background[id] = execution
         return execution
@@ -87,18 +143,19 @@ class ProcessTable(Service):
 
     def get(self, id: str) -> Execution:
         """
-        A background process.
+        An execution that runs or is remembered.
 
         :raise KeyError: if there is none of that id.
         """
-        return self._background[id]
+        return self._known[id]
 
     def startService(self) -> None:
-        """Begin to reap."""
+        """Begin to accept commands."""
         super().startService()
-        if self._reaper is not None:
-            self._reaper.clock = self._reactor
-            self._reaper.start(REAP_INTERVAL).addErrback(self._reaper_broke)
+        if self._guarded:
+            self._guardian = start_guardian(self._trees.marks)
+        self._housekeeping.clock = self._reactor
+        self._housekeeping.start(HOUSEKEEPING, now=False).addErrback(self._housekeeping_broke)
 
     def stopService(self) -> Deferred[None]:
         """End every process, also those left behind by executions that ended long ago; fires when they are gone."""
@@ -111,22 +168,30 @@ class ProcessTable(Service):
             if survivors:
                 self._log.error("processes that could not be killed: {pids}", pids=survivors)
                 return
-        for execution in list(self._running.values()):
+        for execution in list(self.live.values()):
             await execution.when_ended()
-        if self._reaper is not None and self._reaper.running:
-            self._reaper.stop()
-            self._children.reap_orphans()
+        if self._housekeeping.running:
+            self._housekeeping.stop()
+            self._housekeep()
+        if self._guardian is not None and self._guardian.stdin is not None:
+            self._guardian.stdin.close()
 
     def _ended(self, execution: Execution) -> None:
-        self._running.pop(execution.id, None)
-        if execution.id not in self._background:
-            return
-        self._finished.append(execution)
-        self._finished_bytes += execution.log.size
-        while len(self._finished) > MAX_FINISHED or self._finished_bytes > MAX_FINISHED_BYTES:
-            oldest = self._finished.popleft()
-            self._finished_bytes -= oldest.log.size
-            del self._background[oldest.id]
+        self.live.pop(execution.id, None)
+        self._finished[execution.background].add(execution)
+        self._forget()
 
-    def _reaper_broke(self, failure: Failure) -> None:
-        self._log.failure("orphans are no longer reaped", failure)
+    def _forget(self) -> None:
+        now = self._reactor.seconds()
+        for finished in self._finished.values():
+            for execution in finished.take_excess(now):
+                del self._known[execution.id]
+                self._background.pop(execution.id, None)
+
+    def _housekeep(self) -> None:
+        self._forget()
+        if self._guarded:
+            self._children.reap_orphans()
+
+    def _housekeeping_broke(self, failure: Failure) -> None:
+        self._log.failure("orphans are no longer reaped, and finished executions no longer forgotten", failure)

@@ -1,0 +1,142 @@
+"""``/processes/<id>``: any execution, a foreground one too, in full detail. Not in the Go server."""
+
+from __future__ import annotations
+
+import signal as signals
+
+from twisted.internet.defer import CancelledError
+from twisted.internet.interfaces import IReactorTime
+
+from sandboxd.api.commands import name_execution, outcome
+from sandboxd.api.routing import ApiError, Reply, Routes, argument, is_true, number
+from sandboxd.execution.execution import Execution
+from sandboxd.execution.log import Batch, Gap
+from sandboxd.execution.table import ProcessTable
+from sandboxd.messages import SignalRequest, WaitRequest
+from sandboxd.site import Request
+from sandboxd.sse import texts, timestamp
+
+#: Records that one reply of ``/processes/<id>/logs`` has at most.
+MAX_RECORDS = 10_000
+
+
+def described(execution: Execution) -> dict[str, object]:
+    """All that is known of an execution."""
+    command = execution.command
+    log = execution.log
+    return {
+        "id": execution.id,
+        "pid": execution.pid,
+        "status": execution.status,
+        "background": execution.background,
+        "command": command.cmd,
+        "cwd": command.cwd,
+        "user": None if command.user is None else command.user.name,
+        "timeout": command.timeout,
+        "idle_timeout": command.idle_timeout,
+        "limits": command.limits,
+        "survive": command.survive,
+        "started_at": timestamp(execution.started_at),
+        "ended_at": None if execution.ended_at is None else timestamp(execution.ended_at),
+        "exit_code": execution.exit_code,
+        "signal": None,
+        "timed_out": False,
+        "idle_timed_out": False,
+        **outcome(execution),
+        "output": {
+            "bytes": log.total_bytes,
+            "records": log.next - 1,
+            "first": log.first,
+            "truncated": log.first > 1,
+            "last_at": None if log.last_output is None else timestamp(log.last_output),
+            "followers": log.followers,
+        },
+    }
+
+
+def records(batch: Batch) -> list[dict[str, object]]:
+    """A batch as JSON objects."""
+    time = timestamp(batch.time)
+    return [
+        {
+            "seq": batch.first + index,
+            "timestamp": time,
+            "stream": batch.stream,
+            "data": text,
+            **({"partial": True} if batch.partial else {}),
+        }
+        for index, text in enumerate(texts(batch))
+    ]
+
+
+def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTime) -> None:
+    """Add them to the API."""
+
+    def get(id: str) -> Execution:
+        try:
+            return table.get(id)
+        except KeyError:
+            raise ApiError(404, f"process not found: {id}") from None
+
+    @routes.get("/processes/<id>")
+    async def process(request: Request, id: str) -> Reply:
+        return Reply(described(get(id)))
+
+    @routes.get("/processes/<id>/logs")
+    async def logs(request: Request, id: str) -> Reply:
+        execution = get(id)
+        after = number("after", argument(request, b"after"))
+        limit = number("limit", argument(request, b"limit"))
+        limit = MAX_RECORDS if limit is None else min(limit, MAX_RECORDS)
+        cursor = execution.log.cursor(after)
+        found: list[dict[str, object]] = []
+        dropped = 0
+        try:
+            while len(found) < limit and (item := cursor.read()) is not None:
+                if isinstance(item, Gap):
+                    dropped += item.dropped
+                else:
+                    found.extend(records(item))
+            ended = execution.log.closed and cursor.ended and len(found) <= limit
+        finally:
+            cursor.close()
+        del found[limit:]
+        last = found[-1]["seq"] if found else max((after or 0) + dropped, 0)
+        return Reply({"records": found, "dropped": dropped, "last": last, "ended": ended})
+
+    @routes.post("/processes/<id>/stdin", bytes)
+    async def stdin(request: Request, body: bytes, id: str) -> Reply:
+        execution = get(id)
+        name_execution(request, execution)
+        try:
+            await execution.feed(body, is_true(argument(request, b"close"), False))
+        except BrokenPipeError as error:
+            raise ApiError(409, f"stdin of {id}: {error.strerror}") from None
+        return Reply({"success": True, "bytes": len(body)})
+
+    @routes.post("/processes/<id>/signal", SignalRequest, success=True)
+    async def signal(request: Request, body: SignalRequest, id: str) -> Reply:
+        signum = body.signum()
+        execution = get(id)
+        if execution.status != "running":
+            raise ApiError(409, f"process is not running (status: {execution.status})")
+        await execution.send_signal(signum)
+        return Reply({"success": True, "message": f"{signals.Signals(signum).name} sent"})
+
+    @routes.post("/processes/<id>/wait", WaitRequest)
+    async def wait(request: Request, body: WaitRequest, id: str) -> Reply:
+        execution = get(id)
+        ended = execution.when_ended()
+        if body.timeout is not None and not ended.called:
+            timer = clock.callLater(body.timeout, ended.cancel)
+            try:
+                await ended
+            except CancelledError:
+                if timer.active():  # it was the client that went away
+                    timer.cancel()
+                    raise
+            else:
+                timer.cancel()
+        else:
+            await ended
+        return Reply(described(execution))

@@ -1,0 +1,33 @@
+"""``/status``: how the daemon is doing, for whoever has the token. Not in the Go server."""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import IReactorTime
+
+from sandboxd import __version__
+from sandboxd.api.routing import Reply, Routes
+from sandboxd.execution.table import ProcessTable
+from sandboxd.portforward import PortForward
+from sandboxd.site import Request
+from sandboxd.sse import Streams
+from sandboxd.stalls import StallMeter
+
+
+def add_status_route(
+    routes: Routes, clock: IReactorTime, table: ProcessTable, streams: Streams, forward: PortForward, stalls: StallMeter
+) -> None:
+    """Add it to the API."""
+    started = clock.seconds()
+
+    @routes.get("/status")
+    async def status(request: Request) -> Reply:
+        return Reply(
+            {
+                "version": __version__,
+                "uptime": round(clock.seconds() - started, 3),
+                "executions": len(table.live),
+                "streams": len(streams),
+                "proxy_connections": len(forward.connections),
+                "longest_stall": round(stalls.longest, 4),
+            }
+        )

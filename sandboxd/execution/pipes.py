@@ -1,0 +1,180 @@
+"""A child's descriptors, as the reactor watches them: its output, its stdin, its exit."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections import deque
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor, IWriteDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+#: Bytes asked of a pipe at a time: what a pipe holds by default.
+READ_SIZE = 64 * 1024
+
+
+@implementer(IReadDescriptor)
+class _Descriptor:
+    """A descriptor that the reactor watches for reading."""
+
+    def __init__(self, reactor: IReactorFDSet, fd: int) -> None:
+        self._reactor = reactor
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def logPrefix(self) -> str:
+        return type(self).__name__
+
+    def doRead(self) -> Failure | None:
+        raise AssertionError("a subclass reads")
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._close_fd()
+
+    def _close_fd(self) -> None:
+        if self._fd >= 0:
+            self._reactor.removeReader(self)
+            os.close(self._fd)
+            self._fd = -1
+
+
+class OutputPipe(_Descriptor):
+    """The reading end of a child's stdout or stderr."""
+
+    def __init__(
+        self, reactor: IReactorFDSet, fd: int, received: Callable[[bytes], None], closed: Callable[[], None]
+    ) -> None:
+        """
+        Own ``fd``.
+
+        :param received: called with what the pipe delivers.
+        :param closed: called once it has no writer any more, or :meth:`close` was called.
+        """
+        super().__init__(reactor, fd)
+        self._received = received
+        self._closed = closed
+        os.set_blocking(fd, False)
+
+    def doRead(self) -> None:
+        try:
+            data = os.read(self._fd, READ_SIZE)
+        except BlockingIOError:
+            return
+        if data:
+            self._received(data)
+        else:
+            self.close()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.close()
+
+    def drain(self) -> None:
+        """Deliver what is in the pipe now: at most what a pipe can hold, lest a fast writer keep us here."""
+        left = fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ)
+        while left > 0 and self._fd >= 0:
+            try:
+                data = os.read(self._fd, READ_SIZE)
+            except OSError:
+                return
+            if not data:
+                self.close()
+                return
+            left -= len(data)
+            self._received(data)
+
+    def close(self) -> None:
+        """Close it, if it is open."""
+        if self._fd >= 0:
+            self._close_fd()
+            self._closed()
+
+
+@implementer(IWriteDescriptor)
+class InputPipe:
+    """The writing end of a child's stdin."""
+
+    def __init__(self, reactor: IReactorFDSet, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._reactor = reactor
+        self._fd = fd
+        self._pending: deque[tuple[memoryview, Deferred[None]]] = deque()
+        self._closing = False
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def logPrefix(self) -> str:
+        return type(self).__name__
+
+    def feed(self, data: bytes) -> Deferred[None]:
+        """Fires when the pipe has taken all of it."""
+        if self._fd < 0 or self._closing:
+            return fail(BrokenPipeError(errno.EPIPE, "its stdin is closed"))
+        taken: Deferred[None] = Deferred()
+        self._pending.append((memoryview(data), taken))
+        self._reactor.addWriter(self)
+        return taken
+
+    def doWrite(self) -> None:
+        while self._pending:
+            data, taken = self._pending[0]
+            try:
+                data = data[os.write(self._fd, data) :] if data else data
+            except BlockingIOError:
+                return
+            except OSError:
+                self.close()
+                return
+            if data:
+                self._pending[0] = (data, taken)
+            else:
+                self._pending.popleft()
+                if not taken.called:
+                    taken.callback(None)
+        self._reactor.removeWriter(self)
+        if self._closing:
+            self.close()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.close()
+
+    def close_when_done(self) -> None:
+        """Close once all is written."""
+        self._closing = True
+        if not self._pending:
+            self.close()
+
+    def close(self) -> None:
+        """Close at once; what was not taken is lost, and whoever waits for it is told."""
+        if self._fd < 0:
+            return
+        self._reactor.removeWriter(self)
+        os.close(self._fd)
+        self._fd = -1
+        pending, self._pending = self._pending, deque()
+        for _, taken in pending:
+            if not taken.called:
+                taken.errback(BrokenPipeError(errno.EPIPE, "nobody reads its stdin any more"))
+
+
+class ExitWatch(_Descriptor):
+    """A pidfd, which becomes readable when its process exits: no SIGCHLD, and no search among all children."""
+
+    def __init__(self, reactor: IReactorFDSet, pidfd: int, exited: Callable[[], None]) -> None:
+        super().__init__(reactor, pidfd)
+        self._exited = exited
+
+    def start(self) -> None:
+        self._reactor.addReader(self)
+
+    def stop(self) -> None:
+        self._close_fd()
+
+    def doRead(self) -> None:
+        self._exited()

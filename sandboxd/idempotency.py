@@ -1,0 +1,103 @@
+"""
+``Idempotency-Key``: a request that is sent again joins the first, or gets its answer, and is never executed twice.
+
+After draft-ietf-httpapi-idempotency-key-header: the same key with another request is a conflict (409 here, since
+the official clients retry nothing below 500).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar, cast
+
+from twisted.internet.interfaces import IReactorTime
+
+T = TypeVar("T")
+
+
+class KeyConflict(Exception):
+    """The key was used for another request, or what became of its request is no longer kept."""
+
+
+class Entry(Generic[T]):
+    """
+    What a request has started.
+
+    :ivar value: that; None once it was dropped to save memory.
+    :ivar keyed: whether the request had a key, so that it may come again.
+    """
+
+    def __init__(self, value: T, fingerprint: bytes, keyed: bool, time: float) -> None:
+        self.value: T | None = value
+        self.fingerprint = fingerprint
+        self.keyed = keyed
+        self.time = time
+        self.size = 0
+
+
+class IdempotencyStore:
+    """
+    Remembers what was started for which key.
+
+    :param clock: tells the time.
+    :param count: how many keys are remembered.
+    :param seconds: for how long.
+    :param max_bytes: how much the answers may hold together; beyond it the oldest are dropped, not their keys.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, count: int = 10_000, seconds: float = 24 * 3600.0, max_bytes: int = 64 * 1024 * 1024
+    ) -> None:
+        self._clock = clock
+        self._count = count
+        self._seconds = seconds
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._entries: OrderedDict[str, Entry[object]] = OrderedDict()
+
+    def once(self, key: str | None, request: bytes, start: Callable[[], T]) -> Entry[T]:
+        """
+        What ``start`` returned, now or when the key was first used.
+
+        :param key: the header's value, or None: then it is started, and not remembered.
+        :param request: all that makes this request different from another.
+        :raise KeyConflict: if the key cannot be used for this request.
+        """
+        now = self._clock.seconds()
+        if key is None:
+            return Entry(start(), b"", False, now)
+        self._forget(now)
+        fingerprint = hashlib.sha256(request).digest()
+        known = self._entries.get(key)
+        if known is None:
+            entry = Entry(start(), fingerprint, True, now)
+            self._entries[key] = cast(Entry[object], entry)
+            return entry
+        if known.fingerprint != fingerprint:
+            raise KeyConflict("Idempotency-Key: it was used for another request; send a new key")
+        if known.value is None:
+            raise KeyConflict("Idempotency-Key: the request was executed, but its answer is no longer kept")
+        return cast(Entry[T], known)
+
+    def holds(self, entry: Entry[T], size: int) -> None:
+        """Tell how many bytes of memory an entry's value holds."""
+        if not entry.keyed or entry.value is None:
+            return
+        self._bytes += size - entry.size
+        entry.size = size
+        for oldest in self._entries.values():
+            if self._bytes <= self._max_bytes:
+                return
+            self._bytes -= oldest.size
+            if oldest.size:
+                oldest.value, oldest.size = None, 0
+
+    def _forget(self, now: float) -> None:
+        while self._entries:
+            oldest = next(iter(self._entries.values()))
+            if len(self._entries) < self._count and now - oldest.time < self._seconds:
+                return
+            self._bytes -= oldest.size
+            self._entries.popitem(last=False)

@@ -1,0 +1,32 @@
+"""What can be set, with its defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    The daemon's limits. Each is an option of ``twistd sandboxd`` and a variable of its environment.
+
+    :ivar max_executions: commands that may run at a time.
+    :ivar max_streams: event streams that may be open at a time.
+    :ivar max_body: bytes of a request's body.
+    :ivar max_header: bytes of a request's headers.
+    :ivar request_timeout: seconds in which a request must have arrived.
+    :ivar heartbeat: seconds of silence after which an event stream gets a comment.
+    :ivar keep_finished: how many executions are remembered after their end (background processes and others each).
+    :ivar keep_seconds: for how long.
+    """
+
+    max_executions: int = 4096
+    max_streams: int = 1024
+    max_body: int = 128 * MIB
+    max_header: int = 16 * 1024
+    request_timeout: int = 300
+    heartbeat: int = 15
+    keep_finished: int = 1000
+    keep_seconds: int = 24 * 3600

@@ -1,0 +1,124 @@
+"""Imports point downwards only: which module may use which."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sandboxd
+
+ROOT = Path(sandboxd.__file__).parent
+
+#: From top to bottom. A module may import from the layers below its own, not from its own or from above.
+LAYERS = [
+    {"sandboxd.tap"},
+    {"sandboxd.service"},
+    {
+        "sandboxd.api.executions",
+        "sandboxd.api.files",
+        "sandboxd.api.health",
+        "sandboxd.api.ports",
+        "sandboxd.api.processes",
+        "sandboxd.api.status",
+    },
+    {"sandboxd.api.commands"},
+    {"sandboxd.api.routing"},
+    {"sandboxd.files", "sandboxd.messages", "sandboxd.portforward", "sandboxd.site", "sandboxd.sse"},
+    {
+        "sandboxd.auth",
+        "sandboxd.hardening",
+        "sandboxd.idempotency",
+        "sandboxd.jsontext",
+        "sandboxd.responses",
+        "sandboxd.settings",
+        "sandboxd.stalls",
+    },
+    {"sandboxd.execution.table"},
+    {"sandboxd.execution.execution"},
+    {"sandboxd.execution.protocol", "sandboxd.execution.spawn"},
+    {"sandboxd.execution.log", "sandboxd.execution.tree", "sandboxd.execution.environment", "sandboxd.execution.pipes"},
+    {
+        "sandboxd.execution.lines",
+        "sandboxd.execution.marks",
+        "sandboxd.execution.command",
+        "sandboxd.execution.oneshot",
+        "sandboxd.workers",
+    },
+    {"sandboxd", "sandboxd.api", "sandboxd.execution"},
+]
+LAYER = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
+LOWEST = len(LAYERS)
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package, parsed."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text())
+    return found
+
+
+MODULES = modules()
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """What a module imports, wherever in its text: ``a.b`` for ``import a.b`` and for ``from a import b``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_module(imported: str) -> str | None:
+    """The module of ours that an import takes something from, or None."""
+    while imported and imported not in MODULES:
+        imported = imported.rpartition(".")[0]
+    return imported or None
+
+
+def names(tree: ast.Module) -> set[str]:
+    """The dotted names in a module's code, such as ``os.environ``."""
+    return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def is_within(imported: str, package: str) -> bool:
+    return imported == package or imported.startswith(f"{package}.")
+
+
+@pytest.fixture(params=MODULES)
+def module(request: pytest.FixtureRequest) -> str:
+    """Each module's name."""
+    return request.param
+
+
+def test_every_module_has_its_layer() -> None:
+    assert set(MODULES) == set(LAYER)
+
+
+def test_no_arrow_points_upwards(module: str) -> None:
+    used = {name for imported in imports(MODULES[module]) if (name := own_module(imported))}
+    assert {name for name in used if LAYER.get(name, LOWEST) <= LAYER.get(module, -1)} == set()
+
+
+@pytest.mark.parametrize("other", ["sandboxd.api", "klein", "twisted.web"])
+def test_executions_know_nothing_of_http(module: str, other: str) -> None:
+    if is_within(module, "sandboxd.execution"):
+        assert [imported for imported in imports(MODULES[module]) if is_within(imported, other)] == []
+
+
+def test_only_the_command_line_names_the_reactor(module: str) -> None:
+    if module != "sandboxd.tap":
+        assert "twisted.internet.reactor" not in set(imports(MODULES[module]))
+
+
+def test_only_the_command_line_reads_the_environment(module: str) -> None:
+    if module != "sandboxd.tap":
+        environment = {"os.environ", "os.environb", "os.getenv", "os.getenvb"}
+        assert environment.isdisjoint({*imports(MODULES[module]), *names(MODULES[module])})
