@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 
-from sandboxd.jsontext import escaped_chunks
-
 #: Most bytes that :func:`read` takes into memory.
 MAX_READ = 64 * 1024 * 1024
+
+#: The end of the year 9999, the last that :class:`datetime` knows; a file's time may be later.
+_LAST_SECOND = 253_402_300_799
 
 #: Why a file that can be written may have no room for a temporary one beside it, or cannot be replaced: the
 #: directory is not ours, or the file is a mount point (as ``/etc/hosts`` is in a container).
@@ -62,11 +63,6 @@ def read(path: str) -> bytes:
     return data
 
 
-def read_as_json(path: str) -> list[bytes]:
-    """:func:`read`, as the inside of a JSON string, in chunks."""
-    return list(escaped_chunks(read(path)))
-
-
 def write(path: str, content: str) -> None:
     """
     Replace a file's contents, or make a new one with mode 0644.
@@ -93,22 +89,22 @@ def write(path: str, content: str) -> None:
         if old is not None and not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         try:
-            _replace(target, data, old)
+            _replace(target, data, old, path)
         except OSError as error:
             if old is None or error.errno not in _CANNOT_REPLACE:
                 raise
-            with open(target, "r+b", buffering=0) as file:
+            with open(target, "r+b", buffering=0) as file, _told("write", path):
                 _write_all(file.fileno(), data)
                 file.truncate()
 
 
-def _replace(target: str, data: bytes, old: os.stat_result | None) -> None:
-    directory, name = os.path.split(target)
-    temporary = os.path.join(directory, f".{name[:200]}.{secrets.token_hex(6)}.tmp")
+def _replace(target: str, data: bytes, old: os.stat_result | None, path: str) -> None:
+    temporary = os.path.join(os.path.dirname(target), f".sandboxd-{secrets.token_hex(8)}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
-            _write_all(fd, data)
+            with _told("write", path):
+                _write_all(fd, data)
             if old is not None and (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
                 os.fchown(fd, old.st_uid, old.st_gid)
             os.fchmod(fd, 0o644 if old is None else modes.S_IMODE(old.st_mode))
@@ -190,7 +186,7 @@ def stat(path: str) -> dict[str, object]:
     """
     with _told("stat", path):
         info = os.stat(path)
-    changed = datetime.fromtimestamp(info.st_mtime, timezone.utc)
+    changed = datetime.fromtimestamp(min(info.st_mtime, _LAST_SECOND), timezone.utc)
     return {
         "name": os.path.basename(os.path.abspath(path)) or "/",
         "is_dir": modes.S_ISDIR(info.st_mode),

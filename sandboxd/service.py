@@ -30,7 +30,7 @@ from sandboxd.execution.table import ProcessTable
 from sandboxd.idempotency import IdempotencyStore
 from sandboxd.portforward import PortForward
 from sandboxd.settings import Settings
-from sandboxd.site import Site
+from sandboxd.site import PREFIX, Site
 from sandboxd.sse import Streams
 from sandboxd.stalls import StallMeter
 from sandboxd.workers import Workers
@@ -54,7 +54,7 @@ class Prefixed(Resource):
 
     def getChild(self, path: bytes, request: IRequest) -> IResource:
         """The routes, with the prefix taken off if it is there."""
-        if path != b"koyeb-sandbox":
+        if path != PREFIX[1:]:
             request.postpath.insert(0, request.prepath.pop())
         return self._routes
 
@@ -116,7 +116,7 @@ class Sandboxd(Service):
         add_execution_routes(routes, self.table, reactor)
         add_file_routes(routes, self._files, store)
         add_port_routes(routes, self.forward, self.proxy_port)
-        self.site = Site(Prefixed(routes.app.resource()), BearerAuth(secret), settings, reactor)
+        self.site = Site(Prefixed(routes.app.resource()), BearerAuth(secret), settings, routes.on_error, reactor)
 
     def startService(self) -> None:
         """Listen and serve."""

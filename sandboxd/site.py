@@ -8,6 +8,7 @@ a body that is too large) is refused here as soon as they are complete, and the 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any, NamedTuple, cast
 from urllib.parse import unquote_to_bytes
@@ -33,8 +34,11 @@ LINGER = 5.0
 #: Seconds that clients get, when the daemon stops, to take what was already written to them.
 LAST_WORDS = 2.0
 
-#: The route that needs no token, with and without the prefix.
-OPEN_PATHS = (b"/health", b"/koyeb-sandbox/health")
+#: Under which all routes are found too.
+PREFIX = b"/koyeb-sandbox"
+
+#: The route that needs no token.
+OPEN_PATHS = (b"/health", PREFIX + b"/health")
 
 
 class Refusal(NamedTuple):
@@ -80,7 +84,7 @@ class Request(server.Request):
     @property
     def fingerprint(self) -> bytes:
         """What makes this request different from another: its path, without the prefix, and its body."""
-        return self.path.removeprefix(b"/koyeb-sandbox") + b"\0" + self.body
+        return self.path.removeprefix(PREFIX) + b"\0" + self.body
 
     def process(self) -> None:
         """All has arrived: hand it to the routes, unless it was refused before."""
@@ -91,7 +95,8 @@ class Request(server.Request):
 
     def answer(self, refusal: Refusal) -> None:
         """Send a refusal as the whole response."""
-        body = dumps({"error": refusal.error})
+        path = self.path.removeprefix(PREFIX).decode("ascii", "replace")
+        body = dumps({**self.channel.site.on_error(path), "error": refusal.error})
         self.setResponseCode(refusal.status)
         self.setHeader(b"Content-Type", b"application/json")
         self.setHeader(b"Content-Length", b"%d" % len(body))
@@ -99,6 +104,14 @@ class Request(server.Request):
             self.setHeader(name, value)
         self.write(body)
         self.finish()
+
+
+def origin_form(uri: bytes) -> bytes:
+    """A request's target without scheme and authority, which RFC 9112 section 3.2.2 has servers accept."""
+    scheme, separator, rest = uri.partition(b"://")
+    if separator and scheme.lower() in (b"http", b"https"):
+        return b"/" + rest.partition(b"/")[2]
+    return uri
 
 
 def too_large(limit: int) -> Refusal:
@@ -125,7 +138,9 @@ class Channel(HTTPChannel):
 
     def dataReceived(self, data: bytes) -> None:
         """Something has arrived: of a request, or of what follows one."""
-        if self._arriving is None and not self._handlingRequest and not self.refused:
+        if self.refused:
+            return
+        if self._arriving is None and not self._handlingRequest:
             self._arriving = self.callLater(self.site.settings.request_timeout, self._too_slow)
         super().dataReceived(data)
 
@@ -142,6 +157,7 @@ class Channel(HTTPChannel):
     def allHeadersReceived(self) -> None:
         """Decide by the headers whether to go on."""
         request: Request = self.requests[-1]
+        self._path = origin_form(self._path)
         refusal = self.site.admit(request, self._command, self._path, self.length)
         if refusal is None:
             super().allHeadersReceived()
@@ -163,6 +179,15 @@ class Channel(HTTPChannel):
         request.path = request.uri.partition(b"?")[0]
         request.setHeader(b"Connection", b"close")
         request.answer(refusal)
+
+    def lineReceived(self, line: bytes) -> None:
+        """A line of a request's head has arrived."""
+        if not self.refused:
+            super().lineReceived(line)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """One is too long."""
+        self._respondToBadRequestAndDisconnect()
 
     def rawDataReceived(self, data: bytes) -> None:
         """Some of a body, or of the next request, has arrived."""
@@ -191,7 +216,7 @@ class Channel(HTTPChannel):
     def connectionMade(self) -> None:
         """A client has connected."""
         self.site.channels.add(self)
-        self.totalHeadersSize = self.site.settings.max_header
+        self.MAX_LENGTH = self.totalHeadersSize = self.site.settings.max_header
         keep_alive(self.transport)
         super().connectionMade()
 
@@ -224,6 +249,7 @@ class Site(server.Site):
 
     :param resource: the routes.
     :param auth: who may call.
+    :param on_error: what an error on a path has beside its text.
     :param settings: how much of a request is taken, and how slowly it may come.
     """
 
@@ -231,11 +257,19 @@ class Site(server.Site):
     noisy = False
     _access_log = Logger()
 
-    def __init__(self, resource: IResource, auth: BearerAuth, settings: Settings, reactor: IReactorTime) -> None:
+    def __init__(
+        self,
+        resource: IResource,
+        auth: BearerAuth,
+        settings: Settings,
+        on_error: Callable[[str], dict[str, object]],
+        reactor: IReactorTime,
+    ) -> None:
         super().__init__(resource, requestFactory=Request, reactor=reactor, parsePOSTFormSubmission=False)
         self.displayTracebacks = False
         self.auth = auth
         self.settings = settings
+        self.on_error = on_error
         self.channels: set[Channel] = set()
         self._all_lost: Deferred[None] | None = None
 
@@ -276,6 +310,8 @@ class Site(server.Site):
             return Refusal(401, error, ((b"WWW-Authenticate", b"Bearer"),))
         if length is not None and length > self.settings.max_body:
             return too_large(self.settings.max_body)
+        if not path.startswith(b"/") or b"//" in path or b"%2f" in path.lower():
+            return Refusal(404, f"no such route: {path.decode('ascii', 'replace')}")
         try:
             unquote_to_bytes(path).decode("utf-8")
         except UnicodeDecodeError:

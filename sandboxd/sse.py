@@ -23,9 +23,13 @@ from sandboxd.jsontext import dumps
 from sandboxd.responses import ResponseStream
 
 
-def event(name: str, data: object) -> bytes:
-    """One event without an id."""
-    return b"event: %s\ndata: %s\n\n" % (name.encode("ascii"), dumps(data))
+def event(name: str, data: object, id: int) -> bytes:
+    """
+    One event.
+
+    :param id: the sequence number behind which a stream that broke here is to go on.
+    """
+    return b"event: %s\nid: %d\ndata: %s\n\n" % (name.encode("ascii"), id, dumps(data))
 
 
 def output_events(batch: Batch) -> bytes:
@@ -112,7 +116,7 @@ class EventStream(ResponseStream):
             if found is None:
                 return
             if isinstance(found, Gap):
-                self.write(b"event: gap\nid: %d\ndata: %s\n\n" % (found.after, dumps({"dropped": found.dropped})))
+                self.write(event("gap", {"dropped": found.dropped}, found.after))
             else:
                 self.write(found.encoded(encode))
 

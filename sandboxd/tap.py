@@ -127,7 +127,7 @@ def _limit(option: str, value: str | None) -> int:
 
 def _port(option: str, value: str | None, variable: str, default: int) -> int:
     text = value if value is not None else os.environ.get(variable) or str(default)
-    if text.isascii() and text.isdigit() and int(text[:6]) <= 65535:
+    if text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535:
         return int(text)
     raise usage.UsageError(f"{variable} ({option}): {text!r} is not a port; give a number from 0 to 65535")
 
@@ -173,8 +173,8 @@ def makeService(options: Options) -> Sandboxd:
     http = _listen("PORT", options["port"])
     proxy = _listen("PROXY_PORT", options["proxy-port"])
     environ = dict(os.environ)
-    os.environ.pop("SANDBOX_SECRET", None)
-    erase(options["secret"])
+    for secret in {options["secret"], os.environ.pop("SANDBOX_SECRET", "")} - {""}:
+        erase(secret)
     forbid_inspection()
     become_subreaper()
     raise_descriptor_limit()
@@ -182,6 +182,7 @@ def makeService(options: Options) -> Sandboxd:
     os.umask(umask)
     # twistd sets 0077 when it becomes a daemon, which is not what commands and files should get.
     keep_umask = getattr(options, "parent", {}).get("umask") is None
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(0))  # until the reactor runs
     reactor.callWhenRunning(_stop_on_sigterm)
     return Sandboxd(
         reactor,

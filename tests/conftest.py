@@ -42,7 +42,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     assert "Traceback" not in daemon.log.read_text()
 
 
-@pytest.fixture()
+@pytest.fixture
 def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     """Starts daemons that are stopped after the test: ``start_daemon(*options, **environ)``."""
     started: list[Daemon] = []
@@ -58,7 +58,7 @@ def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
         daemon.stop()
 
 
-@pytest.fixture()
+@pytest.fixture
 def api(daemon: Daemon) -> Api:
     """A client of the shared daemon."""
     return Api(daemon.url, daemon.secret)

@@ -33,7 +33,11 @@ class Daemon:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, TWISTD, "-n", "--pidfile=", "sandboxd", *options],
-                cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                cwd=folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         self.pid = self._process.pid
         ports = self._wait_for(rb"listens on port (\d+), proxy on port (\d+)", 20)

@@ -224,7 +224,7 @@ async def test_a_stopping_daemon_tells_the_streams_that_are_open(start_daemon: C
         if len(events) == 1:
             os.kill(daemon.pid, signal.SIGTERM)
     assert [event.name for event in events] == ["output", "complete"]
-    assert events[-1].data == {"code": -1, "error": True}
+    assert events[-1].data == {"code": -1, "error": True, "signal": "SIGTERM"}
     assert daemon.stop() == 0
 
 

@@ -388,7 +388,13 @@ async def test_a_missing_path_is_a_bad_request_that_names_it(api: Api, route: st
     assert response.json().get("success") is expected
 
 
-@pytest.mark.parametrize("fields", [{}, {"content": None}, {"content": 7}], ids=repr)
+async def test_a_file_is_written_empty_when_content_is_left_out(api: Api, tmp_path: Path) -> None:
+    """As koyeb-cli does for an empty file."""
+    assert await done(api, "/write_file", tmp_path / "f") == {"success": True}
+    assert (tmp_path / "f").read_bytes() == b""
+
+
+@pytest.mark.parametrize("fields", [{"content": None}, {"content": 7}], ids=repr)
 async def test_bad_content_is_a_bad_request_that_names_it(api: Api, tmp_path: Path, fields: dict[str, object]) -> None:
     response = await within(5, api.post("/write_file", {"path": str(tmp_path / "f"), **fields}))
     assert response.status == 400

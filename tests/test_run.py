@@ -21,6 +21,9 @@ from tests.waiting import HARD, Gate, gone, hard_to_end, pids_in, until, within
 
 MEGABYTES_100 = 100_000_000
 
+#: What the reply says of a command that a signal ended.
+KILLED = {"code": -1, "error": "Non-zero exit code"}
+
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Gate]:
@@ -49,7 +52,7 @@ async def test_highest_exit_code(api: Api) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 async def test_death_by_signal_is_code_minus_one(api: Api, signum: int) -> None:
     reply = await api.run(f"echo out; kill -{int(signum)} $$")
-    assert reply == {"stdout": "out\n", "stderr": "", "code": -1, "error": "Non-zero exit code"}
+    assert reply == {"stdout": "out\n", "stderr": "", **KILLED, "signal": signal.Signals(signum).name}
 
 
 async def test_death_of_a_child_by_signal_is_what_sh_makes_of_it(api: Api) -> None:
@@ -177,7 +180,7 @@ async def test_timeout_kills_the_whole_tree(api: Api, tmp_path: Path, timeout: f
     began = time.monotonic()
     reply = await within(timeout + 5, api.run("echo out;" + cmd, timeout=timeout))
     assert time.monotonic() - began >= timeout
-    assert reply == {"stdout": "out\n", "stderr": "", "code": -1, "error": "Non-zero exit code", "timed_out": True}
+    assert reply == {"stdout": "out\n", "stderr": "", **KILLED, "signal": "SIGKILL", "timed_out": True}
     await gone(await pids_in(file, HARD))
 
 

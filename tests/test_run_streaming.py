@@ -64,7 +64,7 @@ async def test_failure(api: Api) -> None:
 
 
 async def test_death_by_signal(api: Api) -> None:
-    assert await events_of(api, "kill -9 $$") == [("complete", {"code": -1, "error": True})]
+    assert await events_of(api, "kill -9 $$") == [("complete", {"code": -1, "error": True, "signal": "SIGKILL"})]
 
 
 async def test_empty_command(api: Api) -> None:
@@ -215,7 +215,10 @@ async def test_complete_comes_when_sh_has_exited_and_its_children_live_on(api: A
 async def test_timeout_kills_the_whole_tree(api: Api, tmp_path: Path, timeout: float) -> None:
     cmd, file = hard_to_end(tmp_path)
     events = await within(timeout + 5, events_of(api, "echo out;" + cmd, timeout=timeout))
-    assert events == [output("stdout", "out"), ("complete", {"code": -1, "error": True, "timed_out": True})]
+    assert events == [
+        output("stdout", "out"),
+        ("complete", {"code": -1, "error": True, "timed_out": True, "signal": "SIGKILL"}),
+    ]
     await gone(await pids_in(file, HARD))
 
 
@@ -244,7 +247,7 @@ async def test_complete_comes_also_when_the_daemon_stops(start_daemon: Callable[
     pid = int((await anext(events)).data["data"])
     stopped = deferToThread(daemon.stop)
     rest = [(event.name, event.data) async for event in events]
-    assert rest == [("complete", {"code": -1, "error": True})]
+    assert rest == [("complete", {"code": -1, "error": True, "signal": "SIGTERM"})]
     assert await stopped == 0
     assert not alive(pid)
 

@@ -244,7 +244,7 @@ def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> No
     @routes.post("/run_streaming", CommandRequest)
     async def run_streaming(request: Request, body: CommandRequest) -> Reply | None:
         command = await starter.check(body)
-        after = resume_after(request) or 0
+        after = resume_after(request)
         check_streams(streams)
         try:
             entry = starter.start(request, command, lambda execution: execution, False)
@@ -252,8 +252,8 @@ def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> No
             if error.errno in EXHAUSTED:
                 raise cannot_start(error) from None
             stream = streams.open(request)
-            stream.write(event("error", {"error": str(cannot_start(error))}))
-            stream.write(event("complete", {"code": -1, "error": True}))
+            stream.write(event("error", {"error": str(cannot_start(error))}, 0))
+            stream.write(event("complete", {"code": -1, "error": True}, 0))
             stream.finish()
             return None
         execution = entry.value
@@ -265,7 +265,8 @@ def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> No
             await stream.follow(cursor, output_events)
             await execution.when_ended()
             code = execution.exit_code
-            stream.write(event("complete", {"code": code, "error": code != 0, **outcome(execution)}))
+            end = {"code": code, "error": code != 0, **outcome(execution)}
+            stream.write(event("complete", end, execution.log.last))
         except BaseException:
             if not (entry.keyed or body.detach):
                 execution.abandon()
@@ -286,14 +287,14 @@ def check_streams(streams: Streams) -> None:
         raise ApiError(503, f"{len(streams)} event streams are open, which is the limit; try again later")
 
 
-def resume_after(request: Request) -> int | None:
+def resume_after(request: Request) -> int:
     """
-    The sequence number behind which a stream is to go on, or None for its beginning.
+    The sequence number behind which a stream is to go on; 0 for its beginning.
 
     :raise BadRequest: if it is not a number.
     """
     text = argument(request, b"after")
-    return number("after (or Last-Event-ID)", request.getHeader("Last-Event-ID") if text is None else text)
+    return number("after (or Last-Event-ID)", request.getHeader("Last-Event-ID") if text is None else text) or 0
 
 
 def _run_reply(kept: dict[str, Kept], end: dict[str, object]) -> Iterator[bytes]:

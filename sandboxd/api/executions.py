@@ -85,7 +85,7 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
     @routes.get("/processes/<id>/logs")
     async def logs(request: Request, id: str) -> Reply:
         execution = get(id)
-        after = number("after", argument(request, b"after"))
+        after = number("after", argument(request, b"after")) or 0
         limit = number("limit", argument(request, b"limit"))
         limit = MAX_RECORDS if limit is None else min(limit, MAX_RECORDS)
         cursor = execution.log.cursor(after)
@@ -101,7 +101,7 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
         finally:
             cursor.close()
         del found[limit:]
-        last = found[-1]["seq"] if found else max((after or 0) + dropped, 0)
+        last = found[-1]["seq"] if found else after + dropped
         return Reply({"records": found, "dropped": dropped, "last": last, "ended": ended})
 
     @routes.post("/processes/<id>/stdin", bytes)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import TypeVar
 
 from sandboxd import files
 from sandboxd.api.routing import Reply, Routes, send_json_parts
 from sandboxd.execution.oneshot import OneShot
 from sandboxd.idempotency import IdempotencyStore
+from sandboxd.jsontext import escaped_chunks
 from sandboxd.messages import PathRequest, WriteFileRequest
 from sandboxd.site import Request
 from sandboxd.workers import Workers
@@ -71,10 +73,10 @@ def add_file_routes(routes: Routes, in_thread: Workers, store: IdempotencyStore)
     @routes.post("/read_file", PathRequest)
     async def read_file(request: Request, body: PathRequest) -> Reply | None:
         try:
-            parts = await in_thread(files.read_as_json, body.path)
+            data = await in_thread(files.read, body.path)
         except files.FileError as error:
             return _failed(error, False)
-        await send_json_parts(request, [b'{"content":"', *parts, b'"}'])
+        await send_json_parts(request, chain((b'{"content":"',), escaped_chunks(data), (b'"}',)))
         return None
 
 

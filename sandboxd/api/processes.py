@@ -77,7 +77,7 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter, st
             execution = table.get(id)
         except KeyError:
             stream = streams.open(request)
-            stream.write(event("error", {"error": f"process not found: {id}"}))
+            stream.write(event("error", {"error": f"process not found: {id}"}, 0))
             stream.finish()
             return
         cursor = execution.log.cursor(after)
@@ -85,7 +85,7 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter, st
         try:
             if request.method != b"HEAD":
                 await (stream.follow if follow else stream.send_available)(cursor, log_events)
-            stream.write(event("complete", {"message": "stream ended"}))
+            stream.write(event("complete", {"message": "stream ended"}, cursor.position - 1))
         finally:
             cursor.close()
             stream.finish()

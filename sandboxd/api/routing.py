@@ -49,12 +49,14 @@ class Routes:
     The routes, on one Klein app.
 
     :ivar app: the app, complete once every family has added its own.
+    :ivar success: the paths whose replies have a ``success`` field, so that their errors have one as well.
     """
 
     def __init__(self) -> None:
         self.app = Klein()
+        self.success: set[str] = set()
         self.app.url_map.merge_slashes = False
-        self.app.handle_errors(HTTPException)(cast(Any, _http_exception))
+        self.app.handle_errors(HTTPException)(cast(Any, self._http_exception))
 
     def get(self, path: str) -> Callable[[Callable[..., Awaitable[Reply | None]]], None]:
         """Add a route that takes no body. It is called with the request, and the path's parameters by name."""
@@ -76,6 +78,8 @@ class Routes:
         :param type: what the body is decoded to from JSON; ``bytes`` for the body itself.
         :param success: whether replies have a ``success`` field, so that errors get ``"success": false``.
         """
+        if success:
+            self.success.add(path)
         on_error = {"success": False} if success else {}
 
         def add(route: Callable[..., Awaitable[Reply | None]]) -> None:
@@ -94,6 +98,22 @@ class Routes:
     def _add(self, path: str, method: str, endpoint: Callable[..., Awaitable[bytes | None]]) -> None:
         endpoint.__name__ = f"{method} {path}"
         self.app.route(path, methods=[method])(endpoint)
+
+    def on_error(self, path: str) -> dict[str, object]:
+        """What an error on a path has beside its text."""
+        return {"success": False} if path in self.success else {}
+
+    def _http_exception(self, request: Request, failure: Failure) -> bytes:
+        """No route, or not with this method."""
+        error = failure.value
+        path = request.path.decode("utf-8", "replace")
+        if isinstance(error, MethodNotAllowed):
+            allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD"}))
+            request.setHeader(b"Allow", allowed.encode("ascii"))
+            return _json(request, Reply({**self.on_error(path), "error": f"{path} takes {allowed} only"}, 405))
+        assert isinstance(error, HTTPException)
+        status = 404 if isinstance(error, RequestRedirect) else error.code or 404
+        return _json(request, Reply({"error": f"no such route: {path}"}, status))
 
 
 def argument(request: Request, name: bytes) -> str | None:
@@ -139,7 +159,7 @@ async def _answered(
         if request.startedWriting:
             # Half a response cannot be taken back, but it must not look like a whole one.
             request.channel.abort()
-            raise CancelledError() from None
+            return None
         reply = Reply({**on_error, "error": "internal error; the daemon's log has the details"}, 500)
     return None if reply is None else _json(request, reply)
 
@@ -152,19 +172,6 @@ def _json(request: Request, reply: Reply) -> bytes:
     if reply.status == 503:
         request.setHeader(b"Retry-After", b"1")
     return body
-
-
-def _http_exception(request: Request, failure: Failure) -> bytes:
-    """No route, or not with this method."""
-    error = failure.value
-    path = request.path.decode("utf-8", "replace")
-    if isinstance(error, MethodNotAllowed):
-        allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD"}))
-        request.setHeader(b"Allow", allowed.encode("ascii"))
-        return _json(request, Reply({"error": f"{path} takes {allowed} only"}, 405))
-    assert isinstance(error, HTTPException)
-    status = 404 if isinstance(error, RequestRedirect) else error.code or 404
-    return _json(request, Reply({"error": f"no such route: {path}"}, status))
 
 
 async def send_json_parts(request: Request, parts: Iterable[bytes]) -> None:

@@ -149,15 +149,19 @@ class OutputLog:
         self.closed = True
         self._wake()
 
-    def cursor(self, after: int | None = None, lossless: bool = False) -> Cursor:
+    @property
+    def last(self) -> int:
+        """Sequence number of the newest record; 0 if there is none."""
+        return self.next - 1
+
+    def cursor(self, after: int = 0, lossless: bool = False) -> Cursor:
         """
         Open a reader; close it when done.
 
-        :param after: read the records behind this sequence number; None for all that is kept.
+        :param after: read the records behind this sequence number. Those that are no longer kept are told as a gap.
         :param lossless: pause the producer rather than run ahead of this reader.
         """
-        position = self.first if after is None else min(max(after + 1, 1), self.next)
-        cursor = Cursor(self, position, self.first, lossless)
+        cursor = Cursor(self, min(after + 1, self.next), self.first, lossless)
         self._cursors.add(cursor)
         return cursor
 
