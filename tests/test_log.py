@@ -69,7 +69,7 @@ def text(found: list[Batch | Gap]) -> bytes:
 class Reader:
     """A cursor, and how far it has got by its own count."""
 
-    def __init__(self, log: OutputLog, lossless: bool = False, after: int | None = None) -> None:
+    def __init__(self, log: OutputLog, lossless: bool = False, after: int = 0) -> None:
         self.cursor = log.cursor(after, lossless)
         self.position = self.start = self.cursor.position
         self.read = self.dropped = 0
@@ -168,12 +168,15 @@ class LogMachine(RuleBasedStateMachine):
         assert self.log.next == len(self.expected) + 1
 
     @invariant()
-    def a_new_reader_gets_at_most_the_newest_records(self) -> None:
+    def a_new_reader_gets_at_most_the_newest_records_and_is_told_how_many_are_gone(self) -> None:
         cursor = self.log.cursor()
         found = read_all(cursor)
         cursor.close()
-        assert not any(isinstance(one, Gap) for one in found)
-        assert sum(one.count for one in found if isinstance(one, Batch)) <= MAX_RECORDS
+        read = sum(one.count for one in found if isinstance(one, Batch))
+        assert read <= MAX_RECORDS
+        gaps = [one for one in found if isinstance(one, Gap)]
+        assert gaps == found[: len(gaps)]
+        assert sum(gap.dropped for gap in gaps) == self.log.last - read
 
 
 TestAnyInterleaving = LogMachine.TestCase

@@ -146,8 +146,9 @@ def test_all_pieces_of_a_line_but_the_last_are_partial() -> None:
     assert [one.data.get("partial", False) for one in events] == [True, True, False, False]
 
 
-def test_an_event_without_an_id() -> None:
-    assert event("complete", {"code": 0, "error": False}) == b'event: complete\ndata: {"code":0,"error":false}\n\n'
+def test_an_event_of_its_own() -> None:
+    encoded = event("complete", {"code": 0, "error": False}, 7)
+    assert encoded == b'event: complete\nid: 7\ndata: {"code":0,"error":false}\n\n'
 
 
 @given(st.floats(0, 4e9))
