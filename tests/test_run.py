@@ -92,7 +92,9 @@ async def test_stdin_is_dev_null(api: Api) -> None:
 
 async def test_no_signal_is_ignored_or_blocked(api: Api) -> None:
     reply = await api.run("grep -E '^Sig(Ign|Blk)' /proc/self/status")
-    assert re.findall("[0-9a-f]{16}", reply["stdout"]) == ["0" * 16] * 2
+    masks = [int(mask, 16) for mask in re.findall("[0-9a-f]{16}", reply["stdout"])]
+    # Signals 32 and 33 are the C library's own: GNU make leaves them ignored, and nobody can reset them.
+    assert [mask & ~(0b11 << 31) for mask in masks] == [0, 0]
 
 
 async def test_no_other_descriptor_is_inherited(api: Api) -> None:

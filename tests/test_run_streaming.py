@@ -317,3 +317,20 @@ async def test_a_slow_client_pauses_the_command_and_loses_nothing(api: Api, daem
     assert lines == file.read_text().splitlines()
     assert (last.name, last.data) == COMPLETE
     assert daemon.peak_memory() - before < MEMORY
+
+
+async def test_hanging_up_on_an_ended_command_leaves_what_it_left_behind(api: Api) -> None:
+    """All its output is in the log, and the client, which reads nothing, has yet to be sent it."""
+    stream = await api.stream("sleep 300 >&- 2>&- & echo $!; yes | head -c 400000")
+    (id,) = stream.headers.getRawHeaders("X-Execution-Id")
+    pid = int((await anext(aiter(stream))).data["data"])
+    stream.pause()
+    try:
+        waited = await within(10, api.post(f"/processes/{id}/wait", {"timeout": 5}))
+        assert waited.json()["status"] == "completed"
+        stream.close()
+        while (await api.get(f"/processes/{id}")).json()["output"]["followers"]:
+            pass
+        assert await settled(lambda: alive(pid), still=0.5)
+    finally:
+        os.kill(pid, signal.SIGKILL)

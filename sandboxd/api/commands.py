@@ -19,7 +19,7 @@ from sandboxd.execution.execution import Execution
 from sandboxd.execution.log import Gap
 from sandboxd.execution.spawn import SpawnError
 from sandboxd.execution.table import ProcessTable
-from sandboxd.idempotency import Entry, IdempotencyStore
+from sandboxd.idempotency import Entry, IdempotencyStore, KeyConflict
 from sandboxd.jsontext import dumps, escaped
 from sandboxd.messages import BadRequest, CommandRequest
 from sandboxd.site import Request
@@ -101,6 +101,11 @@ class Buffered:
         """Bytes of output that are kept."""
         return sum(stream.size - stream.dropped for stream in self.kept.values())
 
+    @property
+    def cost(self) -> int:
+        """Bytes of memory that it holds, the execution's log included."""
+        return self.size + self.execution.log.size
+
     async def _collect(self) -> None:
         cursor = self.execution.log.cursor(after=0)
         try:
@@ -141,21 +146,39 @@ class Starter:
             raise _bad_cwd(command)
         return command
 
-    def start(self, request: Request, command: Command, wrap: Callable[[Execution], T], background: bool) -> Entry[T]:
+    def start_once(self, request: Request, command: Command, background: bool = False) -> tuple[Execution, bool]:
         """
         Start it, unless this very request has come before.
 
-        :param wrap: makes of the execution what is to be remembered of it.
+        :return: the execution, and whether the request may come again.
+        :raise KeyConflict: if the request's key is another's, or its execution was forgotten.
+        :raise ApiError: if the working directory cannot be entered.
+        :raise SpawnError: if it cannot be started for another reason.
+        """
+        entry = self.once(request, lambda: self.start(command, background).id)
+        assert entry.value is not None
+        try:
+            return self._table.get(entry.value), entry.keyed
+        except KeyError:
+            raise KeyConflict("Idempotency-Key: the command was executed, but its record is no longer kept") from None
+
+    def once(self, request: Request, start: Callable[[], T]) -> Entry[T]:
+        """
+        What ``start`` makes of the request, or has made when it came before.
+
         :raise KeyConflict: if the request's key is another's.
+        """
+        return self.store.once(request.idempotency_key, request.fingerprint, start)
+
+    def start(self, command: Command, background: bool = False) -> Execution:
+        """
+        Start it.
+
         :raise ApiError: if the working directory cannot be entered.
         :raise SpawnError: if it cannot be started for another reason.
         """
         try:
-            return self.store.once(
-                request.idempotency_key,
-                request.fingerprint,
-                lambda: wrap(self._table.start(command, background=background)),
-            )
+            return self._table.start(command, background=background)
         except SpawnError as error:
             if error.at_cwd:
                 raise _bad_cwd(command) from None
@@ -215,20 +238,20 @@ def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> No
         command = await starter.check(body)
         limit = MAX_OUTPUT if body.max_output is None else body.max_output
         try:
-            entry = starter.start(request, command, lambda execution: Buffered(execution, limit), False)
+            entry = starter.once(request, lambda: Buffered(starter.start(command), limit))
         except SpawnError as error:
             raise cannot_start(error) from None
         buffered = entry.value
         assert buffered is not None
         execution = buffered.execution
         name_execution(request, execution)
+        execution.when_ended().addCallback(lambda _: starter.store.holds(entry, buffered.cost))
         try:
             await execution.when_ended()
         except CancelledError:
             if not entry.keyed:  # else the client may come again with its key
                 execution.abandon()
             raise
-        starter.store.holds(entry, buffered.size)
         end: dict[str, object] = {"code": execution.exit_code}
         if execution.exit_code != 0:
             end["error"] = "Non-zero exit code"
@@ -247,7 +270,7 @@ def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> No
         after = resume_after(request)
         check_streams(streams)
         try:
-            entry = starter.start(request, command, lambda execution: execution, False)
+            execution, keyed = starter.start_once(request, command)
         except SpawnError as error:
             if error.errno in EXHAUSTED:
                 raise cannot_start(error) from None
@@ -256,8 +279,6 @@ def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> No
             stream.write(event("complete", {"code": -1, "error": True}, 0))
             stream.finish()
             return None
-        execution = entry.value
-        assert execution is not None
         name_execution(request, execution)
         cursor = execution.log.cursor(after, lossless=True)
         stream = streams.open(request)
@@ -268,7 +289,7 @@ def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> No
             end = {"code": code, "error": code != 0, **outcome(execution)}
             stream.write(event("complete", end, execution.log.last))
         except BaseException:
-            if not (entry.keyed or body.detach):
+            if not (keyed or body.detach):
                 execution.abandon()
             raise
         finally:

@@ -40,10 +40,9 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter, st
             raise BadRequest("Command is required")
         command = await starter.check(body)
         try:
-            execution = starter.start(request, command, lambda execution: execution, True).value
+            execution, _ = starter.start_once(request, command, background=True)
         except SpawnError as error:
             raise cannot_start(error) from None
-        assert execution is not None
         name_execution(request, execution)
         return Reply({"id": execution.id, "pid": execution.pid, "status": execution.status}, 201)
 

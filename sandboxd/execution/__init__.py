@@ -3,5 +3,6 @@
 Arrows inside run downwards only::
 
     table -> execution -> protocol -> log -> lines
-                       -> spawn, tree, command
+                       -> spawn -> pipes, marks, command
+                       -> tree -> marks
 """

@@ -136,7 +136,13 @@ class Execution:
         return taken
 
     def abandon(self) -> None:
-        """End it because nobody wants it any more; failure to do so is logged."""
+        """
+        End it, if it has not ended, because nobody wants it any more; failure to do so is logged.
+
+        What an ended one has left in the background was left on purpose.
+        """
+        if self.ended_at is not None:
+            return
         Deferred.fromCoroutine(self.kill()).addCallbacks(self._abandoned, self._abandon_failed)
 
     def _abandoned(self, survivors: list[int]) -> None:

@@ -131,7 +131,8 @@ def _chosen(choose: Callable[[int], int | None]) -> Iterator[tuple[int, int, int
         if not name.isdigit():
             continue
         pid = int(name)
-        if choose(mark_of(pid)) is None:
+        # While it starts a child, the daemon itself has the child's mark.
+        if pid == os.getpid() or choose(mark_of(pid)) is None:
             continue
         try:
             pidfd = os.pidfd_open(pid)
