@@ -24,7 +24,10 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62))]
 
 
 class LimitsRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, rename={"as_": "as"}):
-    """Limits by their names in getrlimit(2): seconds for ``cpu``, counts for ``nofile`` and ``nproc``, else bytes."""
+    """
+    Limits of each process, by their names in getrlimit(2): seconds for ``cpu``, counts for ``nofile`` and ``nproc``,
+    else bytes. Of the tree as a whole: ``memory`` in bytes, ``pids``, and ``cpus`` as a number of processors.
+    """
 
     as_: Count | None = None
     core: Count | None = None
@@ -34,6 +37,19 @@ class LimitsRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     nofile: Count | None = None
     nproc: Count | None = None
     stack: Count | None = None
+    memory: Annotated[int, msgspec.Meta(ge=1, le=(1 << 62))] | None = None
+    pids: Annotated[int, msgspec.Meta(ge=1, le=(1 << 22))] | None = None
+    cpus: Annotated[float, msgspec.Meta(gt=0, le=4096)] | None = None
+
+    def of_tree(self) -> dict[str, float]:
+        """Those that need a cgroup."""
+        found = {"memory": self.memory, "pids": self.pids, "cpus": self.cpus}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def of_process(self) -> dict[str, int]:
+        """Those that are rlimits."""
+        given: dict[str, int] = msgspec.to_builtins(self)
+        return {name: value for name, value in given.items() if name not in self.of_tree()}
 
 
 class CommandRequest(msgspec.Struct):
@@ -78,7 +94,8 @@ class CommandRequest(msgspec.Struct):
             idle_timeout=self.idle_timeout or None,
             stdin=self.stdin,
             survive=self.survive,
-            limits={} if self.limits is None else msgspec.to_builtins(self.limits),
+            limits={} if self.limits is None else self.limits.of_process(),
+            tree_limits={} if self.limits is None else self.limits.of_tree(),
             user=user,
         )
 

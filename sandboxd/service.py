@@ -25,6 +25,7 @@ from sandboxd.api.processes import add_process_routes
 from sandboxd.api.routing import Routes
 from sandboxd.api.status import add_status_route
 from sandboxd.auth import BearerAuth
+from sandboxd.execution.cgroup import Cgroups
 from sandboxd.execution.spawn import Reactor as ProcessReactor
 from sandboxd.execution.table import ProcessTable
 from sandboxd.idempotency import IdempotencyStore
@@ -69,6 +70,7 @@ class Sandboxd(Service):
     :param environ: what children inherit, less the daemon's own secrets.
     :param settings: its limits.
     :param guarded: whether it is a process of its own, which reaps the orphans that it inherits and has a guardian.
+    :param cgroups: a cgroup that was delegated to this process, if there is one.
     :param umask: the file mode creation mask to set at the start, or None to leave it.
     """
 
@@ -83,6 +85,7 @@ class Sandboxd(Service):
         environ: Mapping[str, str],
         settings: Settings = DEFAULTS,
         guarded: bool = False,
+        cgroups: Cgroups | None = None,
         umask: int | None = None,
     ) -> None:
         self._reactor = reactor
@@ -99,6 +102,7 @@ class Sandboxd(Service):
             environ,
             self._walks,
             guarded=guarded,
+            cgroups=cgroups,
             max_live=settings.max_executions,
             keep_count=settings.keep_finished,
             keep_seconds=settings.keep_seconds,

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, TextIO, cast
 
 from twisted.logger import (
@@ -24,6 +25,7 @@ from twisted.logger import (
 from twisted.python import usage
 from twisted.python.logfile import LogFile
 
+from sandboxd.execution.cgroup import CgroupError, Cgroups, delegated
 from sandboxd.execution.spawn import raise_descriptor_limit
 from sandboxd.hardening import become_subreaper, erase, forbid_inspection
 from sandboxd.service import Reactor, Sandboxd
@@ -64,6 +66,7 @@ class Options(usage.Options):
         ["secret", "s", None, "The bearer token of the API. [SANDBOX_SECRET, required]"],
         ["port", "p", None, "Port of the HTTP API; 0 for any. [PORT, default 3030]"],
         ["proxy-port", None, None, "Port of the TCP proxy; 0 for any. [PROXY_PORT, default 3031]"],
+        ["cgroup", None, None, "A cgroup v2 directory for limits of whole commands. [SANDBOX_CGROUP]"],
         ["log-level", None, None, "debug, info, warn, error or critical. [LOG_LEVEL, default info]"],
     ]
 
@@ -192,8 +195,22 @@ def makeService(options: Options) -> Sandboxd:
         environ,
         settings=options["settings"],
         guarded=True,
+        cgroups=_cgroups(options["cgroup"] or environ.get("SANDBOX_CGROUP")),
         umask=umask if keep_umask else None,
     )
+
+
+def _cgroups(given: str | None) -> Cgroups | None:
+    """
+    The cgroup that was given, or the one that systemd has delegated to us, if any.
+
+    :raise SystemExit: if it is none that we can use.
+    """
+    root = Path(given) if given else delegated()
+    try:
+        return None if root is None else Cgroups(root)
+    except CgroupError as error:
+        raise SystemExit(f"twistd sandboxd: SANDBOX_CGROUP (--cgroup): {error}") from None
 
 
 def _reactor() -> Reactor:

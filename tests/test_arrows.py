@@ -44,6 +44,7 @@ LAYERS = [
         "sandboxd.execution.lines",
         "sandboxd.execution.marks",
         "sandboxd.execution.command",
+        "sandboxd.execution.cgroup",
         "sandboxd.execution.oneshot",
         "sandboxd.workers",
     },

@@ -220,6 +220,8 @@ def outcome(execution: Execution) -> dict[str, object]:
         found["timed_out"] = True
     if execution.idle_timed_out:
         found["idle_timed_out"] = True
+    if execution.oom_killed:
+        found["oom_killed"] = True
     if execution.signal is not None:
         found["signal"] = signals.Signals(execution.signal).name
     return found

@@ -34,7 +34,7 @@ def described(execution: Execution) -> dict[str, object]:
         "user": None if command.user is None else command.user.name,
         "timeout": command.timeout,
         "idle_timeout": command.idle_timeout,
-        "limits": command.limits,
+        "limits": {**command.limits, **command.tree_limits},
         "survive": command.survive,
         "started_at": timestamp(execution.started_at),
         "ended_at": None if execution.ended_at is None else timestamp(execution.ended_at),
@@ -42,6 +42,7 @@ def described(execution: Execution) -> dict[str, object]:
         "signal": None,
         "timed_out": False,
         "idle_timed_out": False,
+        "oom_killed": False,
         **outcome(execution),
         "output": {
             "bytes": log.total_bytes,

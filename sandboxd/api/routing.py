@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import RequestRedirect
 
+from sandboxd.execution.cgroup import CgroupError
 from sandboxd.idempotency import KeyConflict
 from sandboxd.jsontext import dumps
 from sandboxd.messages import BadRequest, decode
@@ -148,6 +149,8 @@ async def _answered(
         reply = await call()
     except CancelledError:
         raise  # The client is gone; Klein takes no further notice.
+    except CgroupError as error:
+        reply = Reply({**on_error, "error": str(error)}, 400)
     except KeyConflict as error:
         reply = Reply({**on_error, "error": str(error)}, 409)
     except BadRequest as error:

@@ -37,7 +37,8 @@ class Command:
     :ivar idle_timeout: seconds that it may go without output, or None for ever.
     :ivar stdin: whether it gets a pipe to read from, rather than ``/dev/null``.
     :ivar survive: whether its processes may outlive a daemon that dies without having stopped.
-    :ivar limits: resource limits, by their names in getrlimit(2) in lower case (``nofile``, ``as``).
+    :ivar limits: resource limits of each process, by their names in getrlimit(2) in lower case (``nofile``, ``as``).
+    :ivar tree_limits: limits of the tree as a whole: ``memory``, ``pids``, ``cpus``; see :class:`Cgroups`.
     :ivar user: whom it runs as, or None for the daemon's own user.
     """
 
@@ -49,4 +50,5 @@ class Command:
     stdin: bool = False
     survive: bool = False
     limits: Mapping[str, int] = field(default_factory=dict)
+    tree_limits: Mapping[str, float] = field(default_factory=dict)
     user: User | None = None

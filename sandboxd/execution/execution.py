@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from sandboxd.execution.cgroup import Cgroup
 from sandboxd.execution.command import Command
 from sandboxd.execution.log import OutputLog
 from sandboxd.execution.oneshot import OneShot
@@ -37,6 +38,7 @@ class Execution:
     :ivar signal: the number of that signal, or None.
     :ivar background: whether it is listed as a background process.
     :ivar timed_out: whether it was killed for having outlived its timeout.
+    :ivar oom_killed: whether the kernel has killed some of it because the memory that it was given was used up.
     :ivar idle_timed_out: whether it was killed for having written nothing for so long.
     """
 
@@ -52,12 +54,14 @@ class Execution:
         trees: Trees,
         launch: Callable[[CaptureProtocol, int], Child],
         ended: Callable[[Execution], None],
+        cgroup: Cgroup | None = None,
     ) -> None:
         """
         Start it.
 
         :param launch: starts the child, given its protocol and its mark.
         :param ended: called when it has ended.
+        :param cgroup: what its processes are put into; it is removed when they are gone.
         :raise SpawnError: if it cannot be started.
         """
         self.id = id
@@ -69,10 +73,12 @@ class Execution:
         self.signal: int | None = None
         self.timed_out = False
         self.idle_timed_out = False
+        self.oom_killed = False
         self._killed = False
         self._clock = clock
         self._trees = trees
         self._ended = ended
+        self._cgroup = cgroup
         self._mark = trees.marks.new(command.survive)
         self._end: OneShot[None] = OneShot()
         self._timers: list[IDelayedCall] = []
@@ -108,6 +114,8 @@ class Execution:
         """
         self._killed = self._killed or self.ended_at is None
         if signum == signal.SIGKILL:
+            if self._cgroup is not None:
+                self._cgroup.kill()
             with suppress(ProcessExitedAlready):
                 self._child.signalProcess(signum)  # at once; those who left the group are found by the walk
         survivors = await self._trees.end(self._mark, signum, grace)
@@ -180,6 +188,9 @@ class Execution:
             self.exit_code = -1 if reason.value.exitCode is None else reason.value.exitCode
         if self.timed_out or self.idle_timed_out:
             self.exit_code = -1
+        if self._cgroup is not None:
+            self.oom_killed = self._cgroup.oom_killed
+            self._cgroup.remove()
         self.ended_at = self._clock.seconds()
         self._ended(self)
         self._end.fire(None)

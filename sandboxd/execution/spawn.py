@@ -36,6 +36,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sandboxd.execution import marks as marks_module
+from sandboxd.execution.cgroup import Cgroup
 from sandboxd.execution.command import Command
 from sandboxd.execution.marks import Marks, inherited_mark
 from sandboxd.execution.pipes import ExitWatch, InputPipe, OutputPipe
@@ -106,7 +107,13 @@ class Children:
 
 
 def spawn(
-    reactor: Reactor, children: Children, protocol: ProcessProtocol, command: Command, env: Mapping[str, str], mark: int
+    reactor: Reactor,
+    children: Children,
+    protocol: ProcessProtocol,
+    command: Command,
+    env: Mapping[str, str],
+    mark: int,
+    cgroup: Cgroup | None,
 ) -> Child:
     """
     Start ``sh -c`` in a session of its own.
@@ -115,11 +122,12 @@ def spawn(
     pipes has been delivered, and ``processEnded`` when nobody holds the pipes any more.
 
     :param mark: what its whole process tree is found by; see :mod:`sandboxd.execution.marks`.
+    :param cgroup: what it is put into before it runs.
     :raise SpawnError: if it cannot be started.
     """
     opened: list[int] = []
     popen: subprocess.Popen[bytes] | None = None
-    gated = bool(command.limits)
+    gated = bool(command.limits) or cgroup is not None
     try:
         for _ in range(3 if command.stdin or gated else 2):
             opened.extend(os.pipe2(os.O_CLOEXEC))
@@ -138,6 +146,8 @@ def spawn(
         pidfd = os.pidfd_open(popen.pid)
         opened.append(pidfd)
         _adjust(popen.pid, command.limits)
+        if cgroup is not None:
+            cgroup.join(popen.pid)
         if gated:
             os.write(stdin[1], b"\n")
     except OSError as error:

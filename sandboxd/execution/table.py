@@ -15,6 +15,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from sandboxd.execution.cgroup import CgroupError, Cgroups
 from sandboxd.execution.command import Command
 from sandboxd.execution.environment import Environment
 from sandboxd.execution.execution import Execution
@@ -79,6 +80,7 @@ class ProcessTable(Service):
     :param in_thread: runs a blocking function off the reactor's thread.
     :param guarded: whether this process owns all its children: as PID 1 or a subreaper it reaps the orphans that
         come to it, and a guardian kills what executions have left if it dies without having stopped.
+    :param cgroups: makes the cgroups of commands with limits for their whole tree, if the daemon has one of its own.
     :param max_live: how many commands may run at a time.
     :param keep_count: how many that have ended are remembered; background processes and others each.
     :param keep_bytes: how many bytes of their output.
@@ -95,6 +97,7 @@ class ProcessTable(Service):
         in_thread: Workers,
         *,
         guarded: bool = False,
+        cgroups: Cgroups | None = None,
         max_live: int = MAX_LIVE,
         keep_count: int = KEEP_COUNT,
         keep_bytes: int = KEEP_BYTES,
@@ -110,6 +113,7 @@ class ProcessTable(Service):
         self._background: dict[str, Execution] = {}
         self._finished = {background: Finished(keep_count, keep_bytes, keep_seconds) for background in (True, False)}
         self._guarded = guarded
+        self._cgroups = cgroups
         self._guardian: subprocess.Popen[bytes] | None = None
         self._housekeeping = LoopingCall(self._housekeep)
 
@@ -118,6 +122,7 @@ class ProcessTable(Service):
         Run a command.
 
         :param background: whether it is listed.
+        :raise CgroupError: if its tree cannot be limited as it asks.
         :raise SpawnError: if it cannot be started, there are too many, or the daemon is stopping.
         """
         if not self.running:
@@ -127,10 +132,23 @@ class ProcessTable(Service):
         id = str(uuid.uuid4())
         env = self._environment.merged(command)
 
-        def launch(protocol: CaptureProtocol, mark: int) -> Child:
-            return spawn(self._reactor, self._children, protocol, command, env, mark)
+        cgroup = None
+        if command.tree_limits:
+            if self._cgroups is None:
+                raise CgroupError("limits: memory, pids and cpus need a cgroup that is delegated to the daemon")
+            cgroup = self._cgroups.make(id, command.tree_limits)
 
-        execution = Execution(id, command, background, OutputLog(), self._reactor, self._trees, launch, self._ended)
+        def launch(protocol: CaptureProtocol, mark: int) -> Child:
+            return spawn(self._reactor, self._children, protocol, command, env, mark, cgroup)
+
+        try:
+            execution = Execution(
+                id, command, background, OutputLog(), self._reactor, self._trees, launch, self._ended, cgroup
+            )
+        except SpawnError:
+            if cgroup is not None:
+                cgroup.remove()
+            raise
         self.live[id] = execution
         self._known[id] = execution
         if background:
