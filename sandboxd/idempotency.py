@@ -26,7 +26,7 @@ class Entry(Generic[T]):
     What a request has started.
 
     :ivar value: that; None once it was dropped to save memory.
-    :ivar keyed: whether the request had a key, so that it may come again.
+    :ivar keyed: whether the request has a key that is remembered, so that it may come again.
     """
 
     def __init__(self, value: T, fingerprint: bytes, keyed: bool, time: float) -> None:
@@ -68,11 +68,12 @@ class IdempotencyStore:
         now = self._clock.seconds()
         if key is None:
             return Entry(start(), b"", False, now)
-        self._forget(now)
+        self._forget(now, self._count)
         fingerprint = hashlib.sha256(request).digest()
         known = self._entries.get(key)
         if known is None:
             entry = Entry(start(), fingerprint, True, now)
+            self._forget(now, self._count - 1)
             self._entries[key] = cast(Entry[object], entry)
             return entry
         if known.fingerprint != fingerprint:
@@ -94,10 +95,12 @@ class IdempotencyStore:
             if oldest.size:
                 oldest.value, oldest.size = None, 0
 
-    def _forget(self, now: float) -> None:
+    def _forget(self, now: float, count: int) -> None:
+        """Forget what is too old, and the oldest of more than ``count``."""
         while self._entries:
             oldest = next(iter(self._entries.values()))
-            if len(self._entries) < self._count and now - oldest.time < self._seconds:
+            if len(self._entries) <= count and now - oldest.time < self._seconds:
                 return
             self._bytes -= oldest.size
+            oldest.keyed = False
             self._entries.popitem(last=False)

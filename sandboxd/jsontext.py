@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator
 from json.encoder import encode_basestring_ascii
 
+from sandboxd.execution.lines import character_border
+
 #: Bytes of text that are encoded at a time, so that no single call holds the interpreter for long.
 CHUNK = 256 * 1024
 
@@ -29,10 +31,6 @@ def escaped_chunks(data: bytes) -> Iterator[bytes]:
     """:func:`escaped`, a chunk at a time, for text of any size."""
     position = 0
     while position < len(data):
-        end = position + CHUNK
-        for back in range(4):  # to a border between characters, if this is UTF-8 at all
-            if end < len(data) and data[end - back] & 0xC0 != 0x80:
-                end -= back
-                break
+        end = character_border(data, min(position + CHUNK, len(data)))
         yield escaped(data[position:end]).encode("ascii")
         position = end

@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from sandboxd.execution.command import Command, User
+from sandboxd.execution.spawn import check_limits
 
 
 class BadRequest(Exception):
@@ -79,6 +80,11 @@ class CommandRequest(msgspec.Struct):
         :raise BadRequest: if the operating system could not take it.
         """
         env = self.env or {}
+        limits = {} if self.limits is None else self.limits.of_process()
+        try:
+            check_limits(limits)
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
         _no_nul("cmd", self.cmd)
         for name, value in env.items():
             if not name or "=" in name or "\0" in name:
@@ -94,7 +100,7 @@ class CommandRequest(msgspec.Struct):
             idle_timeout=self.idle_timeout or None,
             stdin=self.stdin,
             survive=self.survive,
-            limits={} if self.limits is None else self.limits.of_process(),
+            limits=limits,
             tree_limits={} if self.limits is None else self.limits.of_tree(),
             user=user,
         )

@@ -79,7 +79,12 @@ class Request(server.Request):
     @property
     def idempotency_key(self) -> str | None:
         """The header ``Idempotency-Key``, or None."""
-        return self.getHeader("Idempotency-Key") or None
+        return self.text_header(b"Idempotency-Key") or None
+
+    def text_header(self, name: bytes) -> str | None:
+        """A header's value; what is not UTF-8 in it is escaped."""
+        value = self.getHeader(name)
+        return None if value is None else value.decode("utf-8", "backslashreplace")
 
     @property
     def fingerprint(self) -> bytes:

@@ -26,7 +26,7 @@ from twisted.python import usage
 from twisted.python.logfile import LogFile
 
 from sandboxd.execution.cgroup import CgroupError, Cgroups, delegated
-from sandboxd.execution.spawn import raise_descriptor_limit
+from sandboxd.execution.spawn import prepare_process
 from sandboxd.hardening import become_subreaper, erase, forbid_inspection
 from sandboxd.service import Reactor, Sandboxd
 from sandboxd.settings import Settings
@@ -123,9 +123,9 @@ def _secret(option: str | None, variable: str | None) -> str:
 def _limit(option: str, value: str | None) -> int:
     variable = _variable(option)
     text = value if value is not None else os.environ.get(variable) or str(getattr(Settings, _field(option)))
-    if text.isascii() and text.isdigit() and int(text[:18]) >= 1:
+    if text.isascii() and text.isdigit() and len(text) <= 18 and int(text) >= 1:
         return int(text)
-    raise usage.UsageError(f"{variable} (--{option}): {text!r} is not a number of 1 or more")
+    raise usage.UsageError(f"{variable} (--{option}): {text[:40]!r} is not a number from 1 to 10^18 - 1")
 
 
 def _port(option: str, value: str | None, variable: str, default: int) -> int:
@@ -178,15 +178,12 @@ def makeService(options: Options) -> Sandboxd:
     environ = dict(os.environ)
     for secret in {options["secret"], os.environ.pop("SANDBOX_SECRET", "")} - {""}:
         erase(secret)
-    forbid_inspection()
-    become_subreaper()
-    raise_descriptor_limit()
     umask = os.umask(0)
     os.umask(umask)
     # twistd sets 0077 when it becomes a daemon, which is not what commands and files should get.
     keep_umask = getattr(options, "parent", {}).get("umask") is None
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(0))  # until the reactor runs
-    reactor.callWhenRunning(_stop_on_sigterm)
+    reactor.callWhenRunning(_settle)
     return Sandboxd(
         reactor,
         http,
@@ -218,6 +215,14 @@ def _reactor() -> Reactor:
     from twisted.internet import reactor
 
     return cast(Reactor, reactor)
+
+
+def _settle() -> None:
+    """What this process is told about itself, once it is the daemon: what fork and setuid undo comes after them."""
+    become_subreaper()
+    prepare_process()
+    forbid_inspection()
+    _stop_on_sigterm()
 
 
 def _stop_on_sigterm() -> None:

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from sandboxd.api.routing import ApiError, Reply, Routes, argument, number, send_json_parts
 from sandboxd.execution.command import Command, User
 from sandboxd.execution.execution import Execution
+from sandboxd.execution.lines import character_border
 from sandboxd.execution.log import Gap
 from sandboxd.execution.spawn import SpawnError
 from sandboxd.execution.table import ProcessTable
@@ -61,10 +62,14 @@ class Kept:
     def add(self, data: bytes) -> None:
         """More output."""
         self.size += len(data)
-        if self._head_size + len(data) <= self._limit // 2 and not self._tail:
-            self._head.append(data)
-            self._head_size += len(data)
-            return
+        if not self._tail:
+            room = character_border(data, min(self._limit // 2 - self._head_size, len(data)))
+            if room:
+                self._head.append(data[:room])
+                self._head_size += room
+                data = data[room:]
+            if not data:
+                return
         self._tail.append(data)
         self._tail_size += len(data)
         while (excess := self._head_size + self._tail_size - self._limit) > 0:
@@ -193,7 +198,7 @@ def _look_up(name: str) -> User:
     """
     try:
         entry = pwd.getpwnam(name)
-    except KeyError:
+    except (KeyError, ValueError):  # ValueError for a NUL in it
         raise BadRequest(f"user: there is no user {name!r}") from None
     if os.geteuid() != 0 and entry.pw_uid != os.geteuid():
         raise BadRequest("user: the daemon does not run as root, so it cannot run commands as another user")
@@ -317,7 +322,7 @@ def resume_after(request: Request) -> int:
     :raise BadRequest: if it is not a number.
     """
     text = argument(request, b"after")
-    return number("after (or Last-Event-ID)", request.getHeader("Last-Event-ID") if text is None else text) or 0
+    return number("after (or Last-Event-ID)", request.text_header(b"Last-Event-ID") if text is None else text) or 0
 
 
 def _run_reply(kept: dict[str, Kept], end: dict[str, object]) -> Iterator[bytes]:

@@ -102,10 +102,10 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
         finally:
             cursor.close()
         del found[limit:]
-        last = found[-1]["seq"] if found else after + dropped
+        last = found[-1]["seq"] if found else min(after + dropped, execution.log.last)
         return Reply({"records": found, "dropped": dropped, "last": last, "ended": ended})
 
-    @routes.post("/processes/<id>/stdin", bytes)
+    @routes.post("/processes/<id>/stdin", bytes, success=True)
     async def stdin(request: Request, body: bytes, id: str) -> Reply:
         execution = get(id)
         name_execution(request, execution)

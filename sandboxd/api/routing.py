@@ -7,6 +7,7 @@ if it has written the response itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -50,12 +51,11 @@ class Routes:
     The routes, on one Klein app.
 
     :ivar app: the app, complete once every family has added its own.
-    :ivar success: the paths whose replies have a ``success`` field, so that their errors have one as well.
     """
 
     def __init__(self) -> None:
         self.app = Klein()
-        self.success: set[str] = set()
+        self._success: list[re.Pattern[str]] = []
         self.app.url_map.merge_slashes = False
         self.app.handle_errors(HTTPException)(cast(Any, self._http_exception))
 
@@ -80,7 +80,7 @@ class Routes:
         :param success: whether replies have a ``success`` field, so that errors get ``"success": false``.
         """
         if success:
-            self.success.add(path)
+            self._success.append(re.compile(re.sub("<[a-z]+>", "[^/]+", path)))
         on_error = {"success": False} if success else {}
 
         def add(route: Callable[..., Awaitable[Reply | None]]) -> None:
@@ -102,7 +102,7 @@ class Routes:
 
     def on_error(self, path: str) -> dict[str, object]:
         """What an error on a path has beside its text."""
-        return {"success": False} if path in self.success else {}
+        return {"success": False} if any(pattern.fullmatch(path) for pattern in self._success) else {}
 
     def _http_exception(self, request: Request, failure: Failure) -> bytes:
         """No route, or not with this method."""

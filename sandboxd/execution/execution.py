@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ProcessExitedAlready, ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -79,11 +80,12 @@ class Execution:
         self._trees = trees
         self._ended = ended
         self._cgroup = cgroup
+        self._pauses_seen = 0
         self._mark = trees.marks.new(command.survive)
         self._end: OneShot[None] = OneShot()
         self._timers: list[IDelayedCall] = []
         self.started_at = clock.seconds()
-        self._child = launch(CaptureProtocol(log, clock, self._exited), self._mark)
+        self._child: Child | None = launch(CaptureProtocol(log, clock, self._exited), self._mark)
         self.pid = self._child.pid
         log.register_producer(self._child)
         if command.timeout is not None:
@@ -117,7 +119,8 @@ class Execution:
             if self._cgroup is not None:
                 self._cgroup.kill()
             with suppress(ProcessExitedAlready):
-                self._child.signalProcess(signum)  # at once; those who left the group are found by the walk
+                if self._child is not None:
+                    self._child.signalProcess(signum)  # at once; those who left the group are found by the walk
         survivors = await self._trees.end(self._mark, signum, grace)
         if not survivors:
             await self.when_ended()
@@ -138,7 +141,9 @@ class Execution:
         :param close: whether that is the end of it.
         :return: fires when it has been taken; fails with :exc:`BrokenPipeError` if nobody reads it.
         """
-        taken = self._child.feed(data) if data else succeed(None)
+        if self._child is None:
+            return fail(BrokenPipeError(errno.EPIPE, "the process has ended"))
+        taken = self._child.feed(data)
         if close:
             self._child.closeStdin()
         return taken
@@ -171,7 +176,11 @@ class Execution:
 
     def _look_idle(self, limit: float) -> None:
         idle = self._clock.seconds() - (self.log.last_output or self.started_at)
-        if idle < limit:
+        if self.log.paused or self.log.pauses != self._pauses_seen:
+            # It may have been waiting for a slow reader, and not been silent.
+            self._pauses_seen = self.log.pauses
+            self._watch_idle(limit, limit)
+        elif idle < limit:
             self._watch_idle(limit, limit - idle)
         else:
             self.idle_timed_out = True
@@ -191,6 +200,7 @@ class Execution:
         if self._cgroup is not None:
             self.oom_killed = self._cgroup.oom_killed
             self._cgroup.remove()
+        self._child = None
         self.ended_at = self._clock.seconds()
         self._ended(self)
         self._end.fire(None)

@@ -94,14 +94,17 @@ def _take_lines(data: bytes, found: list[Lines]) -> int:
 
 def _take_piece(data: bytes, position: int, found: list[Lines]) -> int:
     """Append one piece of a long line to ``found``; return where the next one starts."""
-    cut = position + PIECE
-    # Step back over continuation bytes (0b10xxxxxx) to a border between characters. A character has at most
-    # three of them; after more, this is not UTF-8 and any border will do.
-    for back in range(4):
-        if data[cut - back] & 0xC0 != 0x80:
-            cut -= back
-            break
+    cut = character_border(data, position + PIECE)
     if data[cut - 1] == 0x0D:
         cut -= 1
     found.append(Lines(data[position:cut], 1, True))
+    return cut
+
+
+def character_border(data: bytes, cut: int) -> int:
+    """The last border between UTF-8 characters up to ``cut``, so that what is left and right of it decode alone."""
+    # A character has at most three continuation bytes (0b10xxxxxx); after more, this is not UTF-8 and any border does.
+    for back in range(min(4, cut + 1)):
+        if cut - back == len(data) or data[cut - back] & 0xC0 != 0x80:
+            return cut - back
     return cut

@@ -114,6 +114,8 @@ class OutputLog:
     :ivar next: sequence number that the next record will get.
     :ivar closed: whether no more output will come.
     :ivar total_bytes: how much has been written to it, in all.
+    :ivar paused: whether the producer waits for a lossless reader.
+    :ivar pauses: how often it has had to.
     :ivar last_output: when it was last written to, in seconds since the epoch, or None.
     """
 
@@ -130,7 +132,8 @@ class OutputLog:
         self._cursors: set[Cursor] = set()
         self._waiting: list[Deferred[None]] = []
         self._producer: IPushProducer | None = None
-        self._paused = False
+        self.paused = False
+        self.pauses = 0
 
     def append(self, stream: Stream, chunk: bytes, time: float) -> None:
         """
@@ -147,6 +150,7 @@ class OutputLog:
         for stream, splitter in self._splitters.items():
             self._add(stream, splitter.flush(), time)
         self.closed = True
+        self._producer = None
         self._wake()
 
     @property
@@ -166,7 +170,7 @@ class OutputLog:
         return cursor
 
     def register_producer(self, producer: IPushProducer) -> None:
-        """Name what is paused when a lossless reader falls behind: the child's pipes."""
+        """Name what is paused when a lossless reader falls behind: the child's pipes. Until the log is closed."""
         self._producer = producer
 
     @property
@@ -223,11 +227,12 @@ class OutputLog:
         if self._producer is None:
             return
         behind = max((self._behind(cursor) for cursor in self._cursors if cursor.lossless), default=0)
-        if not self._paused and behind > HIGH_WATER:
-            self._paused = True
+        if not self.paused and behind > HIGH_WATER:
+            self.paused = True
+            self.pauses += 1
             self._producer.pauseProducing()
-        elif self._paused and behind < LOW_WATER:
-            self._paused = False
+        elif self.paused and behind < LOW_WATER:
+            self.paused = False
             self._producer.resumeProducing()
 
     def _behind(self, cursor: Cursor) -> int:

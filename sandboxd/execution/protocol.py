@@ -36,4 +36,6 @@ class CaptureProtocol(ProcessProtocol):
     def processExited(self, reason: Failure) -> None:
         """The child has exited, and all that it left in its pipes has been received."""
         self._log.close(self._clock.seconds())
-        self._exited(reason)
+        exited, self._exited = self._exited, lambda reason: None  # lest what it left behind keep all of it in memory
+        self._log = OutputLog()
+        exited(reason)

@@ -15,9 +15,10 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
+from io import FileIO
 from typing import Any
 
 from twisted.internet.address import UNIXAddress
@@ -48,6 +49,7 @@ LINGER = 0.5
 
 #: How much more willing the kernel is to kill a command than the daemon when memory is short; see proc(5).
 OOM_SCORE_STEP = 200
+OOM_SCORE_MAX = 1000
 
 
 class SpawnError(Exception):
@@ -127,14 +129,13 @@ def spawn(
     """
     opened: list[int] = []
     popen: subprocess.Popen[bytes] | None = None
-    gated = bool(command.limits) or cgroup is not None
     try:
-        for _ in range(3 if command.stdin or gated else 2):
+        for _ in range(3 if command.stdin or cgroup is not None else 2):
             opened.extend(os.pipe2(os.O_CLOEXEC))
         stdout, stdout_end, stderr, stderr_end, *stdin = opened
-        with inherited_mark(mark):
+        with inherited_mark(mark), _inherited_oom_score(), _inherited_nofile(opened) as before:
             popen = subprocess.Popen(
-                _argv(command, gated),
+                _argv(command, before if cgroup is None else [_GATE, *before]),
                 stdin=stdin[0] if stdin else subprocess.DEVNULL,
                 stdout=stdout_end,
                 stderr=stderr_end,
@@ -145,10 +146,8 @@ def spawn(
             )
         pidfd = os.pidfd_open(popen.pid)
         opened.append(pidfd)
-        _adjust(popen.pid, command.limits)
         if cgroup is not None:
             cgroup.join(popen.pid)
-        if gated:
             os.write(stdin[1], b"\n")
     except OSError as error:
         for fd in opened:
@@ -163,23 +162,56 @@ def spawn(
     children.add(child)
     protocol.makeConnection(child)
     child.start()
-    if gated and not command.stdin:
+    if stdin and not command.stdin:
         child.closeStdin()
     return child
 
 
-def _argv(command: Command, gated: bool) -> list[str]:
+def _argv(command: Command, before: list[str]) -> list[str]:
     """
-    What is executed.
+    What is executed: the command, after what a shell is to do first.
 
-    A gated child waits for a line on its stdin before it becomes the command, so that what is done to it from
-    outside (its limits) is done before it can have children. ``read`` takes its line byte by byte, and leaves the
-    rest of a pipe to the command.
+    Limits are set by that shell, so that they hold before the command can have children; from outside it could be
+    too late, and for another user's process it takes a capability that containers do not have.
     """
-    if not gated:
+    steps = [*before, *(_ULIMITS[name].format(value // _UNITS.get(name, 1)) for name, value in command.limits.items())]
+    if not steps:
         return ["sh", "-c", command.cmd]
-    closing = "" if command.stdin else " </dev/null"
-    return ["sh", "-c", f'read -r _ && exec sh -c "$1"{closing}', "sh", command.cmd]
+    return ["sh", "-c", " && ".join([*steps, 'exec sh -c "$1"']), "sh", command.cmd]
+
+
+#: How ``sh`` sets each limit. For the number of processes, dash and BusyBox say -p where bash says -u.
+_ULIMITS = {
+    "as": "ulimit -v {}",
+    "core": "ulimit -c {}",
+    "cpu": "ulimit -t {}",
+    "data": "ulimit -d {}",
+    "fsize": "ulimit -f {}",
+    "nofile": "ulimit -n {}",
+    "nproc": "{{ ulimit -p {0} 2>/dev/null || ulimit -u {0}; }}",
+    "stack": "ulimit -s {}",
+}
+
+#: The bytes that ``ulimit`` counts by; POSIX has blocks of 512 for files, and shells have KiB for memory.
+_UNITS = {"as": 1024, "core": 512, "data": 1024, "fsize": 512, "stack": 1024}
+
+#: The resource limits that can be set, by their names in getrlimit(2).
+LIMITS = {name: int(getattr(resource, f"RLIMIT_{name.upper()}")) for name in _ULIMITS}
+
+#: ``read`` takes its line byte by byte, and leaves the rest of a pipe to the command.
+_GATE = "read -r _"
+
+
+def check_limits(limits: Mapping[str, int]) -> None:
+    """
+    See that limits can be had.
+
+    :raise ValueError: if the hard limit of the daemon itself is lower; the text names the limit.
+    """
+    for name, value in limits.items():
+        hard = resource.getrlimit(LIMITS[name])[1]
+        if hard != resource.RLIM_INFINITY and value > hard:
+            raise ValueError(f"limits.{name}: the system allows at most {hard}")
 
 
 def _identity(command: Command) -> dict[str, Any]:
@@ -189,45 +221,70 @@ def _identity(command: Command) -> dict[str, Any]:
     return {"user": command.user.uid, "group": command.user.gid, "extra_groups": command.user.groups}
 
 
-def _adjust(pid: int, limits: Mapping[str, int]) -> None:
-    """Set what a child's processes inherit from it, from outside."""
-    # A courtesy: when memory is short, the kernel should take a command before the daemon.
-    with suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "r+") as file:
-        value = min(int(file.read()) + OOM_SCORE_STEP, 1000)
-        file.seek(0)
-        file.write(str(value))
-    if _own_nofile is not None and "nofile" not in limits:
-        with suppress(OSError):
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, _own_nofile)
-    for name, value in limits.items():
-        resource.prlimit(pid, LIMITS[name], (value, value))
+@contextmanager
+def _inherited_oom_score() -> Iterator[None]:
+    """
+    A process that is started inside is killed before the daemon when memory is short; see proc(5).
+
+    The daemon's own score is raised for the moment, for what is done to a child from outside may come too late.
+    """
+    own = _oom_score_file and int(os.pread(_oom_score_file.fileno(), 16, 0))
+    if not isinstance(own, int) or own >= OOM_SCORE_MAX:
+        yield
+        return
+    _set_oom_score(min(own + OOM_SCORE_STEP, OOM_SCORE_MAX))
+    try:
+        yield
+    finally:
+        _set_oom_score(own)
 
 
-#: The resource limits that can be set, by their names in getrlimit(2).
-LIMITS = {
-    "as": resource.RLIMIT_AS,
-    "core": resource.RLIMIT_CORE,
-    "cpu": resource.RLIMIT_CPU,
-    "data": resource.RLIMIT_DATA,
-    "fsize": resource.RLIMIT_FSIZE,
-    "nofile": resource.RLIMIT_NOFILE,
-    "nproc": resource.RLIMIT_NPROC,
-    "stack": resource.RLIMIT_STACK,
-}
+def _set_oom_score(score: int) -> None:
+    assert _oom_score_file is not None
+    with suppress(OSError):  # where lowering it takes a privilege, it stays: a child's is never the lower one
+        os.pwrite(_oom_score_file.fileno(), str(score).encode("ascii"), 0)
+
+
+@contextmanager
+def _inherited_nofile(opened: Sequence[int]) -> Iterator[list[str]]:
+    """
+    A process that is started inside may open as many files as the daemon could when it was started.
+
+    :param opened: the newest of our descriptors.
+    :return: what a shell has to do for that, if the daemon has too many files open to start a child under that limit.
+    """
+    if _own_nofile is None:
+        yield []
+        return
+    soft, hard = _own_nofile
+    if max(opened) + 16 >= soft:
+        yield [f"ulimit -S -n {soft}"]
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        yield []
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
 
 _own_nofile: tuple[int, int] | None = None
+_oom_score_file: FileIO | None = None
 
 
-def raise_descriptor_limit() -> None:
+def prepare_process() -> None:
     """
-    Let the daemon open as many files as the hard limit has it: three for each child, one for each client.
+    Prepare this process, which is the daemon's for good, to start children.
 
-    Children keep the soft limit that the daemon was started with, since programs that use ``select`` need it low.
+    It may open as many files as the hard limit has it, three for each child and one for each client; children keep
+    the soft limit that the daemon was started with, since programs that use ``select`` need it low.
     """
-    global _own_nofile
+    global _own_nofile, _oom_score_file
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _own_nofile = (soft, hard)
+    with suppress(OSError):
+        # Opened now, and kept: a process that may not be inspected cannot open it any more.
+        _oom_score_file = open("/proc/self/oom_score_adj", "r+b", buffering=0)  # noqa: SIM115
 
 
 def start_guardian(marks: Marks) -> subprocess.Popen[bytes]:
