@@ -26,7 +26,7 @@ from sandboxd.api.routing import Routes
 from sandboxd.api.status import add_status_route
 from sandboxd.auth import BearerAuth
 from sandboxd.execution.cgroup import Cgroups
-from sandboxd.execution.spawn import Reactor as ProcessReactor
+from sandboxd.execution.pipes import Reactor as ProcessReactor
 from sandboxd.execution.table import ProcessTable
 from sandboxd.idempotency import IdempotencyStore
 from sandboxd.portforward import PortForward
@@ -34,6 +34,7 @@ from sandboxd.settings import Settings
 from sandboxd.site import PREFIX, Site
 from sandboxd.sse import Streams
 from sandboxd.stalls import StallMeter
+from sandboxd.turns import Turns
 from sandboxd.workers import Workers
 
 DEFAULTS = Settings()
@@ -97,10 +98,12 @@ class Sandboxd(Service):
         # Walks over the process table have threads of their own: file operations that hang must not delay a kill.
         self._walks = Workers(reactor, 2, "walks")
         self._files = Workers(reactor, FILE_THREADS, "files")
+        turns = Turns(reactor)
         self.table = ProcessTable(
             reactor,
             environ,
             self._walks,
+            turns,
             guarded=guarded,
             cgroups=cgroups,
             max_live=settings.max_executions,
@@ -108,10 +111,10 @@ class Sandboxd(Service):
             keep_seconds=settings.keep_seconds,
         )
         self.forward = PortForward(reactor)
-        self.streams = Streams(reactor, settings.max_streams, settings.heartbeat)
+        self.streams = Streams(reactor, turns, settings.max_streams, settings.heartbeat)
         self.stalls = StallMeter(reactor)
         store = IdempotencyStore(reactor)
-        starter = Starter(self.table, self._files, store)
+        starter = Starter(self.table, self._files, turns, store)
         self.routes = routes = Routes()
         add_health_route(routes, reactor, self.proxy_port)
         add_status_route(routes, reactor, self.table, self.streams, self.forward, self.stalls)
@@ -120,7 +123,7 @@ class Sandboxd(Service):
         add_execution_routes(routes, self.table, reactor)
         add_file_routes(routes, self._files, store)
         add_port_routes(routes, self.forward, self.proxy_port)
-        self.site = Site(Prefixed(routes.app.resource()), BearerAuth(secret), settings, routes.on_error, reactor)
+        self.site = Site(Prefixed(routes.app.resource()), BearerAuth(secret), settings, routes.on_error, turns, reactor)
 
     def startService(self) -> None:
         """Listen and serve."""

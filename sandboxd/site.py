@@ -26,6 +26,7 @@ from twisted.web.resource import IResource
 from sandboxd.auth import BearerAuth
 from sandboxd.jsontext import dumps
 from sandboxd.settings import Settings
+from sandboxd.turns import Turns
 
 #: Seconds that a refused client gets to read the answer while what it still sends is dropped. Closing at once
 #: would make the kernel answer with a reset, which destroys the reply on its way.
@@ -71,8 +72,8 @@ class Request(server.Request):
 
     def take_body(self) -> bytes:
         """The whole body, which is kept as :attr:`body` from now on."""
-        assert self.content is not None
-        self.body = self.content.read()
+        assert isinstance(self.content, BytesIO)
+        self.body = self.content.getvalue()  # shares the memory, where read() would copy it
         self.content.close()
         return self.body
 
@@ -93,6 +94,14 @@ class Request(server.Request):
 
     def process(self) -> None:
         """All has arrived: hand it to the routes, unless it was refused before."""
+        if self.path in OPEN_PATHS:
+            self._process()  # whoever asks after our health gets the truth, not a place in a queue
+        else:
+            self.channel.site.turns.take(self._process)
+
+    def _process(self) -> None:
+        if self._disconnected:
+            return
         if self.refusal is None:
             super().process()
         else:
@@ -255,6 +264,7 @@ class Site(server.Site):
     :param resource: the routes.
     :param auth: who may call.
     :param on_error: what an error on a path has beside its text.
+    :param turns: shares out the time of the reactor.
     :param settings: how much of a request is taken, and how slowly it may come.
     """
 
@@ -268,6 +278,7 @@ class Site(server.Site):
         auth: BearerAuth,
         settings: Settings,
         on_error: Callable[[str], dict[str, object]],
+        turns: Turns,
         reactor: IReactorTime,
     ) -> None:
         super().__init__(resource, requestFactory=Request, reactor=reactor, parsePOSTFormSubmission=False)
@@ -275,6 +286,7 @@ class Site(server.Site):
         self.auth = auth
         self.settings = settings
         self.on_error = on_error
+        self.turns = turns
         self.channels: set[Channel] = set()
         self._all_lost: Deferred[None] | None = None
 

@@ -21,6 +21,7 @@ from twisted.web.server import Request
 from sandboxd.execution.log import Batch, Cursor, Gap
 from sandboxd.jsontext import dumps
 from sandboxd.responses import ResponseStream
+from sandboxd.turns import Turns
 
 
 def event(name: str, data: object, id: int) -> bytes:
@@ -112,6 +113,7 @@ class EventStream(ResponseStream):
         """Send what there is to read now."""
         while True:
             await self.when_ready()
+            await self._streams.turns.turn()
             found = cursor.read()
             if found is None:
                 return
@@ -128,13 +130,15 @@ class Streams(Service):
     One timer sends a comment on each stream that was silent since its last tick, so that proxies keep them and the
     kernel notices a client that is gone.
 
+    :param turns: shares out the time of the reactor.
     :param limit: how many may be open.
     :param heartbeat: seconds between ticks.
     """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, limit: int, heartbeat: float) -> None:
+    def __init__(self, clock: IReactorTime, turns: Turns, limit: int, heartbeat: float) -> None:
+        self.turns = turns
         self._limit = limit
         self._open: set[EventStream] = set()
         self._interval = heartbeat

@@ -47,6 +47,7 @@ LAYERS = [
         "sandboxd.execution.cgroup",
         "sandboxd.execution.oneshot",
         "sandboxd.workers",
+        "sandboxd.turns",
     },
     {"sandboxd", "sandboxd.api", "sandboxd.execution"},
 ]

@@ -18,6 +18,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from sandboxd.execution.lines import PIECE
 from sandboxd.execution.log import Batch, Cursor, OutputLog
 from sandboxd.sse import Streams, event, log_events, output_events, timestamp
+from sandboxd.turns import Turns
 from tests.test_lines import chunked
 
 LINE_LIMIT = 64 * 1024
@@ -170,7 +171,9 @@ class FollowResource(Resource):
         self.result: Deferred[None] | None = None
 
     def render_GET(self, request: Request) -> int:
-        self.result = Deferred.fromCoroutine(Streams(Clock(), 1, 15).open(request).follow(self.cursor, output_events))
+        self.result = Deferred.fromCoroutine(
+            Streams(Clock(), Turns(Clock()), 1, 15).open(request).follow(self.cursor, output_events)
+        )
         return NOT_DONE_YET
 
 

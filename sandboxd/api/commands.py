@@ -25,6 +25,7 @@ from sandboxd.jsontext import dumps, escaped
 from sandboxd.messages import BadRequest, CommandRequest
 from sandboxd.site import Request
 from sandboxd.sse import Streams, event, output_events
+from sandboxd.turns import Turns
 from sandboxd.workers import Workers
 
 T = TypeVar("T")
@@ -130,12 +131,14 @@ class Starter:
 
     :param table: where executions live.
     :param in_thread: runs a blocking function off the reactor's thread.
+    :param turns: shares out the time of the reactor.
     :param store: knows which requests have come before.
     """
 
-    def __init__(self, table: ProcessTable, in_thread: Workers, store: IdempotencyStore) -> None:
+    def __init__(self, table: ProcessTable, in_thread: Workers, turns: Turns, store: IdempotencyStore) -> None:
         self._table = table
         self._in_thread = in_thread
+        self._turns = turns
         self.store = store
 
     async def check(self, body: CommandRequest) -> Command:
@@ -149,6 +152,7 @@ class Starter:
         command = body.command(user)
         if command.cwd is not None and not await self._in_thread(os.path.isdir, command.cwd):
             raise _bad_cwd(command)
+        await self._turns.turn()  # for the caller starts it now
         return command
 
     def start_once(self, request: Request, command: Command, background: bool = False) -> tuple[Execution, bool]:

@@ -9,21 +9,44 @@ from collections import deque
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor, IWriteDescriptor
+from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescriptor, IWriteDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from sandboxd.turns import Turns
 
 #: Bytes asked of a pipe at a time: what a pipe holds by default.
 READ_SIZE = 64 * 1024
 
 
+class Reactor(IReactorFDSet, IReactorTime):
+    """What a descriptor asks of a reactor."""
+
+
+def _close(reactor: Reactor, fd: int) -> None:
+    """
+    Close a descriptor that the reactor has watched, once it has dealt with the events that it already has.
+
+    Closed at once, its number could go to a new descriptor while an event of the old one is still to be delivered:
+    the new one would be taken for hung up.
+    """
+    reactor.callLater(0, os.close, fd)
+
+
+def _nothing() -> None:
+    pass
+
+
 @implementer(IReadDescriptor)
 class _Descriptor:
-    """A descriptor that the reactor watches for reading."""
+    """A descriptor that is watched for reading, and served in turns with all others."""
 
-    def __init__(self, reactor: IReactorFDSet, fd: int) -> None:
+    def __init__(self, reactor: Reactor, turns: Turns, fd: int) -> None:
         self._reactor = reactor
+        self._turns = turns
         self._fd = fd
+        self._queued = False
+        self._paused = True
 
     def fileno(self) -> int:
         return self._fd
@@ -31,16 +54,41 @@ class _Descriptor:
     def logPrefix(self) -> str:
         return type(self).__name__
 
-    def doRead(self) -> Failure | None:
+    def pause(self) -> None:
+        """Watch it no more."""
+        self._paused = True
+        self._reactor.removeReader(self)
+
+    def resume(self) -> None:
+        """Watch it."""
+        self._paused = False
+        if not self._queued and self._fd >= 0:
+            self._reactor.addReader(self)
+
+    def doRead(self) -> None:
+        if not self._turns.take(self._take_turn):
+            self._queued = True
+            self._reactor.removeReader(self)
+
+    def _take_turn(self) -> None:
+        if self._queued:
+            self._queued = False
+            if self._paused or self._fd < 0:
+                return
+            self._reactor.addReader(self)
+        self._serve()
+
+    def _serve(self) -> None:
         raise AssertionError("a subclass reads")
 
     def connectionLost(self, reason: Failure) -> None:
-        self._close_fd()
+        self.close()
 
-    def _close_fd(self) -> None:
+    def close(self) -> None:
+        """Close it, if it is open."""
         if self._fd >= 0:
             self._reactor.removeReader(self)
-            os.close(self._fd)
+            _close(self._reactor, self._fd)
             self._fd = -1
 
 
@@ -48,7 +96,7 @@ class OutputPipe(_Descriptor):
     """The reading end of a child's stdout or stderr."""
 
     def __init__(
-        self, reactor: IReactorFDSet, fd: int, received: Callable[[bytes], None], closed: Callable[[], None]
+        self, reactor: Reactor, turns: Turns, fd: int, received: Callable[[bytes], None], closed: Callable[[], None]
     ) -> None:
         """
         Own ``fd``.
@@ -56,12 +104,12 @@ class OutputPipe(_Descriptor):
         :param received: called with what the pipe delivers.
         :param closed: called once it has no writer any more, or :meth:`close` was called.
         """
-        super().__init__(reactor, fd)
+        super().__init__(reactor, turns, fd)
         self._received = received
         self._closed = closed
         os.set_blocking(fd, False)
 
-    def doRead(self) -> None:
+    def _serve(self) -> None:
         try:
             data = os.read(self._fd, READ_SIZE)
         except BlockingIOError:
@@ -70,9 +118,6 @@ class OutputPipe(_Descriptor):
             self._received(data)
         else:
             self.close()
-
-    def connectionLost(self, reason: Failure) -> None:
-        self.close()
 
     def drain(self) -> None:
         """Deliver what is in the pipe now: at most what a pipe can hold, lest a fast writer keep us here."""
@@ -89,17 +134,31 @@ class OutputPipe(_Descriptor):
             self._received(data)
 
     def close(self) -> None:
-        """Close it, if it is open."""
         if self._fd >= 0:
-            self._close_fd()
+            super().close()
             self._closed()
+
+
+class ExitWatch(_Descriptor):
+    """A pidfd, which becomes readable when its process exits: no SIGCHLD, and no search among all children."""
+
+    def __init__(self, reactor: Reactor, turns: Turns, pidfd: int, exited: Callable[[], None]) -> None:
+        super().__init__(reactor, turns, pidfd)
+        self._exited = exited
+
+    def _serve(self) -> None:
+        self._exited()
+
+    def close(self) -> None:
+        super().close()
+        self._exited = _nothing  # or the child and this would keep each other in memory
 
 
 @implementer(IWriteDescriptor)
 class InputPipe:
     """The writing end of a child's stdin."""
 
-    def __init__(self, reactor: IReactorFDSet, fd: int) -> None:
+    def __init__(self, reactor: Reactor, fd: int) -> None:
         os.set_blocking(fd, False)
         self._reactor = reactor
         self._fd = fd
@@ -155,26 +214,9 @@ class InputPipe:
         if self._fd < 0:
             return
         self._reactor.removeWriter(self)
-        os.close(self._fd)
+        _close(self._reactor, self._fd)
         self._fd = -1
         pending, self._pending = self._pending, deque()
         for _, taken in pending:
             if not taken.called:
                 taken.errback(BrokenPipeError(errno.EPIPE, "nobody reads its stdin any more"))
-
-
-class ExitWatch(_Descriptor):
-    """A pidfd, which becomes readable when its process exits: no SIGCHLD, and no search among all children."""
-
-    def __init__(self, reactor: IReactorFDSet, pidfd: int, exited: Callable[[], None]) -> None:
-        super().__init__(reactor, pidfd)
-        self._exited = exited
-
-    def start(self) -> None:
-        self._reactor.addReader(self)
-
-    def stop(self) -> None:
-        self._close_fd()
-
-    def doRead(self) -> None:
-        self._exited()

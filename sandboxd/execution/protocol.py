@@ -35,7 +35,16 @@ class CaptureProtocol(ProcessProtocol):
 
     def processExited(self, reason: Failure) -> None:
         """The child has exited, and all that it left in its pipes has been received."""
-        self._log.close(self._clock.seconds())
-        exited, self._exited = self._exited, lambda reason: None  # lest what it left behind keep all of it in memory
-        self._log = OutputLog()
+        log, exited = self._log, self._exited
+        # What the command left behind may hold its pipes, and so this, for days: not the output and the execution.
+        self._log, self._exited, self.transport = _NOWHERE, _nothing, None
+        log.close(self._clock.seconds())
         exited(reason)
+
+
+def _nothing(reason: Failure) -> None:
+    pass
+
+
+#: The log of a protocol that receives nothing any more.
+_NOWHERE = OutputLog()

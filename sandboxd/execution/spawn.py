@@ -29,8 +29,6 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IProcessTransport,
     IPushProducer,
-    IReactorFDSet,
-    IReactorTime,
 )
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
@@ -40,7 +38,8 @@ from sandboxd.execution import marks as marks_module
 from sandboxd.execution.cgroup import Cgroup
 from sandboxd.execution.command import Command
 from sandboxd.execution.marks import Marks, inherited_mark
-from sandboxd.execution.pipes import ExitWatch, InputPipe, OutputPipe
+from sandboxd.execution.pipes import ExitWatch, InputPipe, OutputPipe, Reactor
+from sandboxd.turns import Turns
 
 #: When the child has exited but its own children hold its pipes open, output is still taken as its own until
 #: the pipes have been silent for QUIET seconds, or for LINGER seconds in all.
@@ -64,10 +63,6 @@ class SpawnError(Exception):
         super().__init__(error.strerror or str(error))
         self.errno = error.errno
         self.at_cwd = cwd is not None and error.filename == cwd
-
-
-class Reactor(IReactorFDSet, IReactorTime):
-    """What :func:`spawn` asks of a reactor."""
 
 
 class Children:
@@ -110,6 +105,7 @@ class Children:
 
 def spawn(
     reactor: Reactor,
+    turns: Turns,
     children: Children,
     protocol: ProcessProtocol,
     command: Command,
@@ -123,6 +119,7 @@ def spawn(
     ``protocol`` gets its output as it comes, then ``processExited`` once the output that the child left in its
     pipes has been delivered, and ``processEnded`` when nobody holds the pipes any more.
 
+    :param turns: lets it be served in turns with all others.
     :param mark: what its whole process tree is found by; see :mod:`sandboxd.execution.marks`.
     :param cgroup: what it is put into before it runs.
     :raise SpawnError: if it cannot be started.
@@ -158,7 +155,7 @@ def spawn(
         raise SpawnError(error, command.cwd) from None
     for fd in (stdout_end, stderr_end, *stdin[:1]):
         os.close(fd)
-    child = Child(reactor, children, protocol, popen, pidfd, stdout, stderr, stdin[1] if stdin else None)
+    child = Child(reactor, turns, children, protocol, popen, pidfd, stdout, stderr, stdin[1] if stdin else None)
     children.add(child)
     protocol.makeConnection(child)
     child.start()
@@ -316,6 +313,7 @@ class Child:
     def __init__(
         self,
         reactor: Reactor,
+        turns: Turns,
         children: Children,
         protocol: ProcessProtocol,
         popen: subprocess.Popen[bytes],
@@ -330,11 +328,13 @@ class Child:
         self._protocol = protocol
         self._popen = popen
         self._pipes = {
-            descriptor: OutputPipe(reactor, fd, partial(self._received, descriptor), partial(self._closed, descriptor))
+            descriptor: OutputPipe(
+                reactor, turns, fd, partial(self._received, descriptor), partial(self._closed, descriptor)
+            )
             for descriptor, fd in ((1, stdout), (2, stderr))
         }
         self._stdin = None if stdin is None else InputPipe(reactor, stdin)
-        self._exit_watch = ExitWatch(reactor, pidfd, self.reap)
+        self._exit_watch = ExitWatch(reactor, turns, pidfd, self.reap)
         self._status: int | None = None
         self._exit_told = False
         self._quiet: IDelayedCall | None = None
@@ -342,7 +342,7 @@ class Child:
 
     def start(self) -> None:
         """Begin to read."""
-        self._exit_watch.start()
+        self._exit_watch.resume()
         self.resumeProducing()
 
     # IProcessTransport
@@ -428,12 +428,12 @@ class Child:
     def pauseProducing(self) -> None:
         """Let the child wait in ``write`` once its pipes are full."""
         for pipe in self._pipes.values():
-            self._reactor.removeReader(pipe)
+            pipe.pause()
 
     def resumeProducing(self) -> None:
         """Read on."""
         for pipe in self._pipes.values():
-            self._reactor.addReader(pipe)
+            pipe.resume()
 
     def stopProducing(self) -> None:
         """Stop reading."""
@@ -465,7 +465,7 @@ class Child:
         self._status = status
         self._popen.returncode = status  # or subprocess would go on asking for it
         self._children.remove(self)
-        self._exit_watch.stop()
+        self._exit_watch.close()
         if self._stdin is not None:
             self._stdin.close()
         for pipe in list(self._pipes.values()):

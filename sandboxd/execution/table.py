@@ -20,9 +20,11 @@ from sandboxd.execution.command import Command
 from sandboxd.execution.environment import Environment
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.log import OutputLog
+from sandboxd.execution.pipes import Reactor
 from sandboxd.execution.protocol import CaptureProtocol
-from sandboxd.execution.spawn import Child, Children, Reactor, SpawnError, spawn, start_guardian
+from sandboxd.execution.spawn import Child, Children, SpawnError, spawn, start_guardian
 from sandboxd.execution.tree import Trees
+from sandboxd.turns import Turns
 from sandboxd.workers import Workers
 
 #: What is remembered of executions that have ended, for background processes and for others alike.
@@ -78,6 +80,7 @@ class ProcessTable(Service):
 
     :param environ: the environment that children inherit, less what is private to the daemon.
     :param in_thread: runs a blocking function off the reactor's thread.
+    :param turns: shares out the time of the reactor.
     :param guarded: whether this process owns all its children: as PID 1 or a subreaper it reaps the orphans that
         come to it, and a guardian kills what executions have left if it dies without having stopped.
     :param cgroups: makes the cgroups of commands with limits for their whole tree, if the daemon has one of its own.
@@ -95,6 +98,7 @@ class ProcessTable(Service):
         reactor: Reactor,
         environ: Mapping[str, str],
         in_thread: Workers,
+        turns: Turns,
         *,
         guarded: bool = False,
         cgroups: Cgroups | None = None,
@@ -107,6 +111,7 @@ class ProcessTable(Service):
         self._environment = Environment(environ)
         self._trees = Trees(reactor, in_thread)
         self._children = Children()
+        self._turns = turns
         self._max_live = max_live
         self.live: dict[str, Execution] = {}
         self._known: dict[str, Execution] = {}
@@ -139,7 +144,7 @@ class ProcessTable(Service):
             cgroup = self._cgroups.make(id, command.tree_limits)
 
         def launch(protocol: CaptureProtocol, mark: int) -> Child:
-            return spawn(self._reactor, self._children, protocol, command, env, mark, cgroup)
+            return spawn(self._reactor, self._turns, self._children, protocol, command, env, mark, cgroup)
 
         try:
             execution = Execution(

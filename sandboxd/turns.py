@@ -1,0 +1,76 @@
+"""
+Fairness: no kind of work may fill a whole turn of the reactor, however much of it there is.
+
+Two hundred commands that start at once, or a hundred that write, are some milliseconds of work each. Done as they
+come, they would keep ``/health`` waiting for the sum of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+#: Seconds of work in one turn, about: what is begun is not interrupted.
+BUDGET = 0.008
+
+
+class Turns:
+    """
+    Does work at once while there is time left in this turn of the reactor; what is more waits, first come first served.
+
+    :param clock: runs what waits, in the turns to come.
+    :param timer: tells seconds, from any beginning.
+    """
+
+    def __init__(self, clock: IReactorTime, timer: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._timer = timer
+        self._spent = 0.0
+        self._working = False
+        self._scheduled = False
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def take(self, work: Callable[[], None]) -> bool:
+        """
+        Do some work now or later.
+
+        :return: whether it has been done.
+        """
+        if self._working:
+            work()  # part of what is being done, and of its time
+            return True
+        if not self._scheduled:
+            self._scheduled = True
+            self._clock.callLater(0, self._next_turn)
+        if self._waiting or self._spent >= BUDGET:
+            self._waiting.append(work)
+            return False
+        self._do(work)
+        return True
+
+    def turn(self) -> Deferred[None]:
+        """Fires when there is time. Can be cancelled."""
+        ready: Deferred[None] = Deferred()
+        self.take(lambda: None if ready.called else ready.callback(None))
+        return ready
+
+    def _do(self, work: Callable[[], None]) -> None:
+        self._working = True
+        started = self._timer()
+        try:
+            work()
+        finally:
+            self._spent += self._timer() - started
+            self._working = False
+
+    def _next_turn(self) -> None:
+        self._spent = 0.0
+        self._scheduled = bool(self._waiting)
+        if self._scheduled:
+            self._clock.callLater(0, self._next_turn)
+        while self._waiting and self._spent < BUDGET:
+            self._do(self._waiting.popleft())
