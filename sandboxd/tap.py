@@ -123,9 +123,11 @@ def _secret(option: str | None, variable: str | None) -> str:
 def _limit(option: str, value: str | None) -> int:
     variable = _variable(option)
     text = value if value is not None else os.environ.get(variable) or str(getattr(Settings, _field(option)))
-    if text.isascii() and text.isdigit() and len(text) <= 18 and int(text) >= 1:
+    if len(text) > 18:
+        raise usage.UsageError(f"{variable} (--{option}): {text[:18]}... is too large")
+    if text.isascii() and text.isdigit() and int(text) >= 1:
         return int(text)
-    raise usage.UsageError(f"{variable} (--{option}): {text[:40]!r} is not a number from 1 to 10^18 - 1")
+    raise usage.UsageError(f"{variable} (--{option}): {text!r} is not a number of 1 or more")
 
 
 def _port(option: str, value: str | None, variable: str, default: int) -> int:

@@ -13,38 +13,32 @@ from tests.waiting import until
 
 
 async def test_a_new_pipe_is_not_taken_for_one_that_was_closed_in_the_same_turn() -> None:
-    """Both old pipes are hung up, so the reactor has an event for each when the first handler opens a new one."""
+    """The reactor has events of two pipes; the handler of the first closes the second, and opens a new one."""
     turns = Turns(reactor)
-    olds: list[OutputPipe] = []
-    news: list[tuple[OutputPipe, int]] = []
-    closed: list[str] = []
-    started: list[bool] = []
     received: list[bytes] = []
+    closed: list[str] = []
+    new: list[int] = []
 
-    def replace_all() -> None:
-        """What a handler may do: close another descriptor, and open one that would get its number."""
-        if started:
-            return
-        started.append(True)
-        for old in olds:
-            old.close()
-        for _ in olds:
-            reading, writing = os.pipe()
-            new = OutputPipe(reactor, turns, reading, received.append, lambda: closed.append("new"))
-            new.resume()
-            news.append((new, writing))
-
-    for _ in range(2):
+    def replace(data: bytes) -> None:
+        old.close()
         reading, writing = os.pipe()
-        old = OutputPipe(reactor, turns, reading, received.append, replace_all)
-        olds.append(old)
-        old.resume()
-        os.close(writing)
-    await until(lambda: news)
+        OutputPipe(reactor, turns, reading, received.append, lambda: closed.append("new")).resume()
+        new.append(writing)
+
+    old_reading, old_writing = os.pipe()
+    old = OutputPipe(reactor, turns, old_reading, received.append, lambda: closed.append("old"))
+    first_reading, first_writing = os.pipe()
+    first = OutputPipe(reactor, turns, first_reading, replace, lambda: None)
+    first.resume()
+    old.resume()
+    os.write(first_writing, b"go")
+    os.close(old_writing)
+    await until(lambda: new)
     await deferLater(reactor, 0)
-    assert closed == []
-    for _, writing in news:
-        os.write(writing, b"alive")
-        os.close(writing)
-    await until(lambda: len(closed) == 2)
-    assert received == [b"alive", b"alive"]
+    assert closed == ["old"]
+    os.write(new[0], b"alive")
+    os.close(new[0])
+    await until(lambda: closed == ["old", "new"])
+    assert received == [b"alive"]
+    os.close(first_writing)
+    first.close()

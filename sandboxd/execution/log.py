@@ -150,6 +150,9 @@ class OutputLog:
         for stream, splitter in self._splitters.items():
             self._add(stream, splitter.flush(), time)
         self.closed = True
+        if self.paused and self._producer is not None:
+            self.paused = False
+            self._producer.resumeProducing()
         self._producer = None
         self._wake()
 
