@@ -387,3 +387,9 @@ async def test_nothing_is_executed_without_the_token(
     assert response.status == 401
     assert response.json()["error"]
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("fields", [{}, {"limits": {"nofile": 100}}])
+async def test_the_shell_is_found_whatever_the_path(api: Api, fields: dict[str, Any]) -> None:
+    reply = await api.run('echo "$0 $PATH"', env={"PATH": "/nonexistent"}, **fields)
+    assert reply == {"stdout": "sh /nonexistent\n", "stderr": "", "code": 0}

@@ -46,6 +46,9 @@ from sandboxd.turns import Turns
 QUIET = 0.05
 LINGER = 0.5
 
+#: The shell, by its full name: the PATH of a command's environment is the command's business.
+SH = "/bin/sh"
+
 #: How much more willing the kernel is to kill a command than the daemon when memory is short; see proc(5).
 OOM_SCORE_STEP = 200
 OOM_SCORE_MAX = 1000
@@ -132,7 +135,8 @@ def spawn(
         stdout, stdout_end, stderr, stderr_end, *stdin = opened
         with inherited_mark(mark), _inherited_oom_score(), _inherited_nofile(opened) as before:
             popen = subprocess.Popen(
-                _argv(command, before if cgroup is None else [_GATE, *before]),
+                _argv(command, before, gated=cgroup is not None),
+                executable=SH,
                 stdin=stdin[0] if stdin else subprocess.DEVNULL,
                 stdout=stdout_end,
                 stderr=stderr_end,
@@ -164,17 +168,25 @@ def spawn(
     return child
 
 
-def _argv(command: Command, before: list[str]) -> list[str]:
+def _argv(command: Command, before: list[str], gated: bool) -> list[str]:
     """
     What is executed: the command, after what a shell is to do first.
+
+    A gated one waits for a line on its stdin. ``read`` takes it byte by byte, and leaves the rest of a pipe alone.
 
     Limits are set by that shell, so that they hold before the command can have children; from outside it could be
     too late, and for another user's process it takes a capability that containers do not have.
     """
-    steps = [*before, *(_ULIMITS[name].format(value // _UNITS.get(name, 1)) for name, value in command.limits.items())]
+    gate = ["read -r _"] if gated else []
+    steps = [
+        *gate,
+        *before,
+        *(_ULIMITS[name].format(value // _UNITS.get(name, 1)) for name, value in command.limits.items()),
+    ]
     if not steps:
         return ["sh", "-c", command.cmd]
-    return ["sh", "-c", " && ".join([*steps, 'exec sh -c "$1"']), "sh", command.cmd]
+    stdin = " </dev/null" if gated and not command.stdin else ""
+    return ["sh", "-c", " && ".join([*steps, f'exec {SH} -c "$1" sh{stdin}']), "sh", command.cmd]
 
 
 #: How ``sh`` sets each limit. For the number of processes, dash and BusyBox say -p where bash says -u.
@@ -194,9 +206,6 @@ _UNITS = {"as": 1024, "core": 512, "data": 1024, "fsize": 512, "stack": 1024}
 
 #: The resource limits that can be set, by their names in getrlimit(2).
 LIMITS = {name: int(getattr(resource, f"RLIMIT_{name.upper()}")) for name in _ULIMITS}
-
-#: ``read`` takes its line byte by byte, and leaves the rest of a pipe to the command.
-_GATE = "read -r _"
 
 
 def check_limits(limits: Mapping[str, int]) -> None:

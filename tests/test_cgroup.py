@@ -1,0 +1,89 @@
+"""
+Limits for whole trees, in a real cgroup v2.
+
+Which controllers can be had depends on the machine: what needs none of them is tested wherever a cgroup can be made.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sandboxd.execution.cgroup import Cgroup, CgroupError, Cgroups
+from tests.client import Api
+from tests.daemon import Daemon
+from tests.waiting import until
+
+
+def mount() -> Path | None:
+    """Where cgroup v2 is mounted."""
+    found = re.search(r"^\d+ \d+ \S+ \S+ (\S+) .* - cgroup2 ", Path("/proc/self/mountinfo").read_text(), re.MULTILINE)
+    return Path(found[1]) if found else None
+
+
+@pytest.fixture
+def delegated() -> Iterator[Path]:
+    """A cgroup of the test's own."""
+    root = mount()
+    if root is None or not os.access(root, os.W_OK):
+        pytest.skip("needs root and a writable cgroup v2 mount")
+    path = root / f"sandboxd-test-{os.getpid()}"
+    path.mkdir()
+    yield path
+    for child in [*path.iterdir()]:
+        if child.is_dir():
+            child.rmdir()
+    path.rmdir()
+
+
+@pytest.fixture
+def limited(delegated: Path, start_daemon: Callable[..., Daemon]) -> Iterator[Daemon]:
+    """A daemon that has the cgroup."""
+    daemon = start_daemon(SANDBOX_CGROUP=str(delegated))
+    yield daemon
+    daemon.stop()
+
+
+async def test_the_daemon_moves_into_a_leaf(limited: Daemon, delegated: Path) -> None:
+    assert Path(f"/proc/{limited.pid}/cgroup").read_text().splitlines()[-1] == f"0::/{delegated.name}/sandboxd"
+
+
+async def test_a_limit_is_had_or_refused_with_the_reason(limited: Daemon, delegated: Path) -> None:
+    api = Api(limited.url, limited.secret)
+    response = await api.post("/run", {"cmd": "tail -n 1 /proc/self/cgroup; cat", "limits": {"memory": 50_000_000}})
+    if "memory" in (delegated / "cgroup.controllers").read_text().split():
+        assert response.json()["stdout"].startswith(f"0::/{delegated.name}/")
+    else:
+        assert response.status == 400
+        assert response.json() == {"error": "limits.memory: the daemon's cgroup has no memory controller"}
+    await until(lambda: [child.name for child in delegated.iterdir() if child.is_dir()] == ["sandboxd"])
+
+
+async def test_without_a_cgroup_a_limit_of_the_tree_is_refused(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon()
+    response = await Api(daemon.url, daemon.secret).post("/run", {"cmd": "true", "limits": {"pids": 5}})
+    assert response.status == 400
+    assert response.json() == {"error": "limits: memory, pids and cpus need a cgroup that is delegated to the daemon"}
+
+
+def test_what_is_no_cgroup_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CgroupError, match=str(tmp_path)):
+        Cgroups(tmp_path)
+
+
+def test_all_that_is_in_a_cgroup_is_killed(delegated: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        os.execvp("sleep", ["sleep", "300"])
+    cgroup = Cgroup(delegated / "one")
+    cgroup.path.mkdir()
+    cgroup.join(pid)
+    cgroup.kill()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
+    assert not cgroup.oom_killed
+    cgroup.remove()
+    assert not cgroup.path.exists()
