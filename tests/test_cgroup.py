@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,14 +79,36 @@ def test_what_is_no_cgroup_is_refused(tmp_path: Path) -> None:
 
 
 def test_all_that_is_in_a_cgroup_is_killed(delegated: Path) -> None:
-    pid = os.fork()
-    if pid == 0:
-        os.execvp("sleep", ["sleep", "300"])
+    sleep = subprocess.Popen(["sleep", "300"])
     cgroup = Cgroup(delegated / "one")
     cgroup.path.mkdir()
-    cgroup.join(pid)
+    cgroup.join(sleep.pid)
     cgroup.kill()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
+    assert sleep.wait(10) == -signal.SIGKILL
     assert not cgroup.oom_killed
-    cgroup.remove()
+    assert cgroup.remove()
     assert not cgroup.path.exists()
+
+
+#: Run in a process of its own, since making a Cgroups moves the process into it.
+RETIRES = """
+import subprocess, sys
+from pathlib import Path
+from sandboxd.execution.cgroup import Cgroups
+
+cgroups = Cgroups(Path(sys.argv[1]))
+cgroup = cgroups.make("one", {})
+sleep = subprocess.Popen(["sleep", "300"])
+cgroup.join(sleep.pid)
+cgroups.retire(cgroup)
+cgroups.remove_retired()
+assert cgroup.path.exists()
+cgroup.kill()
+sleep.wait(10)
+cgroups.remove_retired()
+assert not cgroup.path.exists()
+"""
+
+
+def test_one_that_still_has_processes_is_removed_when_they_are_gone(delegated: Path) -> None:
+    subprocess.run([sys.executable, "-c", RETIRES, str(delegated)], check=True, timeout=30)

@@ -57,10 +57,15 @@ class Cgroup:
             return False
         return re.search(r"^oom_kill [1-9]", events, re.MULTILINE) is not None
 
-    def remove(self) -> None:
-        """Remove it, if nothing is in it any more."""
-        with suppress(OSError):
+    def remove(self) -> bool:
+        """Remove it; the kernel refuses that as long as something is in it."""
+        try:
             self.path.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        return True
 
 
 class Cgroups:
@@ -73,6 +78,7 @@ class Cgroups:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._retired: list[Cgroup] = []
         own = root / "sandboxd"
         try:
             own.mkdir(exist_ok=True)
@@ -84,6 +90,15 @@ class Cgroups:
             self.controllers = frozenset((root / "cgroup.subtree_control").read_text().split())
         except OSError as error:
             raise CgroupError(f"{root}: {error.strerror}") from None
+
+    def retire(self, cgroup: Cgroup) -> None:
+        """Remove one whose command has ended, now or when what the command left in it is gone."""
+        if not cgroup.remove():
+            self._retired.append(cgroup)
+
+    def remove_retired(self) -> None:
+        """Remove those that have become empty."""
+        self._retired = [cgroup for cgroup in self._retired if not cgroup.remove()]
 
     def make(self, name: str, limits: Mapping[str, float]) -> Cgroup:
         """

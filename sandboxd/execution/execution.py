@@ -39,6 +39,7 @@ class Execution:
     :ivar signal: the number of that signal, or None.
     :ivar background: whether it is listed as a background process.
     :ivar timed_out: whether it was killed for having outlived its timeout.
+    :ivar cgroup: what its processes were put into, or None.
     :ivar oom_killed: whether the kernel has killed some of it because the memory that it was given was used up.
     :ivar idle_timed_out: whether it was killed for having written nothing for so long.
     """
@@ -62,7 +63,7 @@ class Execution:
 
         :param launch: starts the child, given its protocol and its mark.
         :param ended: called when it has ended.
-        :param cgroup: what its processes are put into; it is removed when they are gone.
+        :param cgroup: what its processes are put into; it is asked whether any was killed for memory.
         :raise SpawnError: if it cannot be started.
         """
         self.id = id
@@ -79,7 +80,7 @@ class Execution:
         self._clock = clock
         self._trees = trees
         self._ended = ended
-        self._cgroup = cgroup
+        self.cgroup = cgroup
         self._pauses_seen = 0
         self._mark = trees.marks.new(command.survive)
         self._end: OneShot[None] = OneShot()
@@ -116,8 +117,8 @@ class Execution:
         """
         self._killed = self._killed or self.ended_at is None
         if signum == signal.SIGKILL:
-            if self._cgroup is not None:
-                self._cgroup.kill()
+            if self.cgroup is not None:
+                self.cgroup.kill()
             with suppress(ProcessExitedAlready):
                 if self._child is not None:
                     self._child.signalProcess(signum)  # at once; those who left the group are found by the walk
@@ -197,9 +198,8 @@ class Execution:
             self.exit_code = -1 if reason.value.exitCode is None else reason.value.exitCode
         if self.timed_out or self.idle_timed_out:
             self.exit_code = -1
-        if self._cgroup is not None:
-            self.oom_killed = self._cgroup.oom_killed
-            self._cgroup.remove()
+        if self.cgroup is not None:
+            self.oom_killed = self.cgroup.oom_killed
         self._child = None
         self.ended_at = self._clock.seconds()
         self._ended(self)

@@ -201,6 +201,8 @@ class ProcessTable(Service):
 
     def _ended(self, execution: Execution) -> None:
         self.live.pop(execution.id, None)
+        if self._cgroups is not None and execution.cgroup is not None:
+            self._cgroups.retire(execution.cgroup)
         self._finished[execution.background].add(execution)
         self._forget()
 
@@ -215,6 +217,8 @@ class ProcessTable(Service):
         self._forget()
         if self._guarded:
             self._children.reap_orphans()
+        if self._cgroups is not None:
+            self._cgroups.remove_retired()
 
     def _housekeeping_broke(self, failure: Failure) -> None:
         self._log.failure("orphans are no longer reaped, and finished executions no longer forgotten", failure)
