@@ -526,3 +526,14 @@ async def test_health_answers_within_50_ms_while_the_daemon_streams(daemon: Daem
             assert client.stdout is not None
             client.stdout.close()
     assert statistics.median(times) < 0.05, times
+
+
+@pytest.mark.parametrize("prefix", ["", "/koyeb-sandbox"])
+@pytest.mark.parametrize("path", ["/kill_process", "/write_file", "/processes/x/signal"])
+async def test_errors_of_routes_with_success_have_it_whatever_the_error(daemon: Daemon, prefix: str, path: str) -> None:
+    api = Api(daemon.url, daemon.secret)
+    wrong_method = await api.get(prefix + path)
+    malformed = await api.post(prefix + path, b"[]")
+    stranger = await Api(daemon.url, "wrong").post(prefix + path)
+    assert [reply.status for reply in (wrong_method, malformed, stranger)] == [405, 400, 401]
+    assert all(reply.json()["success"] is False for reply in (wrong_method, malformed, stranger))

@@ -23,7 +23,7 @@ from sandboxd.idempotency import KeyConflict
 from sandboxd.jsontext import dumps
 from sandboxd.messages import BadRequest, decode
 from sandboxd.responses import ResponseStream
-from sandboxd.site import Request
+from sandboxd.site import PREFIX, Request
 
 T = TypeVar("T")
 
@@ -111,7 +111,12 @@ class Routes:
         if isinstance(error, MethodNotAllowed):
             allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD"}))
             request.setHeader(b"Allow", allowed.encode("ascii"))
-            return _json(request, Reply({**self.on_error(path), "error": f"{path} takes {allowed} only"}, 405))
+            return _json(
+                request,
+                Reply(
+                    {**self.on_error(path.removeprefix(PREFIX.decode())), "error": f"{path} takes {allowed} only"}, 405
+                ),
+            )
         assert isinstance(error, HTTPException)
         status = 404 if isinstance(error, RequestRedirect) else error.code or 404
         return _json(request, Reply({"error": f"no such route: {path}"}, status))
