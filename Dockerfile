@@ -29,7 +29,6 @@ COPY --from=build /opt/sandboxd /opt/sandboxd
 COPY LICENSE /licenses/LICENSE
 ENV PORT=3030 PROXY_PORT=3031
 EXPOSE 3030 3031
-WORKDIR /root
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
   CMD curl -fsS "http://127.0.0.1:${PORT}/health" || exit 1
 # The daemon is PID 1: it answers SIGTERM, reaps orphans, and exits with 0 when every process it started is gone.
