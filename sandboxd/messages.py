@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from sandboxd.execution.command import Command, User
-from sandboxd.execution.spawn import check_limits
+from sandboxd.execution.limits import check_limits
 
 
 class BadRequest(Exception):

@@ -26,7 +26,7 @@ from twisted.python import usage
 from twisted.python.logfile import LogFile
 
 from sandboxd.execution.cgroup import CgroupError, Cgroups, delegated
-from sandboxd.execution.spawn import prepare_process
+from sandboxd.execution.limits import prepare_process
 from sandboxd.hardening import become_subreaper, erase, forbid_inspection
 from sandboxd.service import Reactor, Sandboxd
 from sandboxd.settings import Settings

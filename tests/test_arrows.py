@@ -45,6 +45,7 @@ LAYERS = [
         "sandboxd.execution.marks",
         "sandboxd.execution.command",
         "sandboxd.execution.cgroup",
+        "sandboxd.execution.limits",
         "sandboxd.execution.oneshot",
         "sandboxd.workers",
         "sandboxd.turns",

@@ -3,6 +3,6 @@
 Arrows inside run downwards only::
 
     table -> execution -> protocol -> log -> lines
-                       -> spawn -> pipes, marks, command
+                       -> spawn -> pipes, marks, limits, cgroup, command
                        -> tree -> marks
 """

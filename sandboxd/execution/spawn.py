@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from functools import partial
-from io import FileIO
 from typing import Any
 
 from twisted.internet.address import UNIXAddress
@@ -37,6 +34,7 @@ from zope.interface import implementer
 from sandboxd.execution import marks as marks_module
 from sandboxd.execution.cgroup import Cgroup
 from sandboxd.execution.command import Command
+from sandboxd.execution.limits import inherited_nofile, inherited_oom_score, ulimits
 from sandboxd.execution.marks import Marks, inherited_mark
 from sandboxd.execution.pipes import ExitWatch, InputPipe, OutputPipe, Reactor
 from sandboxd.turns import Turns
@@ -48,10 +46,6 @@ LINGER = 0.5
 
 #: The shell, by its full name: the PATH of a command's environment is the command's business.
 SH = "/bin/sh"
-
-#: How much more willing the kernel is to kill a command than the daemon when memory is short; see proc(5).
-OOM_SCORE_STEP = 200
-OOM_SCORE_MAX = 1000
 
 
 class SpawnError(Exception):
@@ -133,7 +127,7 @@ def spawn(
         for _ in range(3 if command.stdin or cgroup is not None else 2):
             opened.extend(os.pipe2(os.O_CLOEXEC))
         stdout, stdout_end, stderr, stderr_end, *stdin = opened
-        with inherited_mark(mark), _inherited_oom_score(), _inherited_nofile(opened) as before:
+        with inherited_mark(mark), inherited_oom_score(), inherited_nofile(opened) as before:
             popen = subprocess.Popen(
                 _argv(command, before, gated=cgroup is not None),
                 executable=SH,
@@ -178,46 +172,11 @@ def _argv(command: Command, before: list[str], gated: bool) -> list[str]:
     too late, and for another user's process it takes a capability that containers do not have.
     """
     gate = ["read -r _"] if gated else []
-    steps = [
-        *gate,
-        *before,
-        *(_ULIMITS[name].format(value // _UNITS.get(name, 1)) for name, value in command.limits.items()),
-    ]
+    steps = [*gate, *before, *ulimits(command.limits)]
     if not steps:
         return ["sh", "-c", command.cmd]
     stdin = " </dev/null" if gated and not command.stdin else ""
     return ["sh", "-c", " && ".join([*steps, f'exec {SH} -c "$1" sh{stdin}']), "sh", command.cmd]
-
-
-#: How ``sh`` sets each limit. For the number of processes, dash and BusyBox say -p where bash says -u.
-_ULIMITS = {
-    "as": "ulimit -v {}",
-    "core": "ulimit -c {}",
-    "cpu": "ulimit -t {}",
-    "data": "ulimit -d {}",
-    "fsize": "ulimit -f {}",
-    "nofile": "ulimit -n {}",
-    "nproc": "{{ ulimit -p {0} 2>/dev/null || ulimit -u {0}; }}",
-    "stack": "ulimit -s {}",
-}
-
-#: The bytes that ``ulimit`` counts by; POSIX has blocks of 512 for files, and shells have KiB for memory.
-_UNITS = {"as": 1024, "core": 512, "data": 1024, "fsize": 512, "stack": 1024}
-
-#: The resource limits that can be set, by their names in getrlimit(2).
-LIMITS = {name: int(getattr(resource, f"RLIMIT_{name.upper()}")) for name in _ULIMITS}
-
-
-def check_limits(limits: Mapping[str, int]) -> None:
-    """
-    See that limits can be had.
-
-    :raise ValueError: if the hard limit of the daemon itself is lower; the text names the limit.
-    """
-    for name, value in limits.items():
-        hard = resource.getrlimit(LIMITS[name])[1]
-        if hard != resource.RLIM_INFINITY and value > hard:
-            raise ValueError(f"limits.{name}: the system allows at most {hard}")
 
 
 def _identity(command: Command) -> dict[str, Any]:
@@ -225,72 +184,6 @@ def _identity(command: Command) -> dict[str, Any]:
     if command.user is None:
         return {}
     return {"user": command.user.uid, "group": command.user.gid, "extra_groups": command.user.groups}
-
-
-@contextmanager
-def _inherited_oom_score() -> Iterator[None]:
-    """
-    A process that is started inside is killed before the daemon when memory is short; see proc(5).
-
-    The daemon's own score is raised for the moment, for what is done to a child from outside may come too late.
-    """
-    own = _oom_score_file and int(os.pread(_oom_score_file.fileno(), 16, 0))
-    if not isinstance(own, int) or own >= OOM_SCORE_MAX:
-        yield
-        return
-    _set_oom_score(min(own + OOM_SCORE_STEP, OOM_SCORE_MAX))
-    try:
-        yield
-    finally:
-        _set_oom_score(own)
-
-
-def _set_oom_score(score: int) -> None:
-    assert _oom_score_file is not None
-    with suppress(OSError):  # where lowering it takes a privilege, it stays: a child's is never the lower one
-        os.pwrite(_oom_score_file.fileno(), str(score).encode("ascii"), 0)
-
-
-@contextmanager
-def _inherited_nofile(opened: Sequence[int]) -> Iterator[list[str]]:
-    """
-    A process that is started inside may open as many files as the daemon could when it was started.
-
-    :param opened: the newest of our descriptors.
-    :return: what a shell has to do for that, if the daemon has too many files open to start a child under that limit.
-    """
-    if _own_nofile is None:
-        yield []
-        return
-    soft, hard = _own_nofile
-    if max(opened) + 16 >= soft:
-        yield [f"ulimit -S -n {soft}"]
-        return
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    try:
-        yield []
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-_own_nofile: tuple[int, int] | None = None
-_oom_score_file: FileIO | None = None
-
-
-def prepare_process() -> None:
-    """
-    Prepare this process, which is the daemon's for good, to start children.
-
-    It may open as many files as the hard limit has it, three for each child and one for each client; children keep
-    the soft limit that the daemon was started with, since programs that use ``select`` need it low.
-    """
-    global _own_nofile, _oom_score_file
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    _own_nofile = (soft, hard)
-    with suppress(OSError):
-        # Opened now, and kept: a process that may not be inspected cannot open it any more.
-        _oom_score_file = open("/proc/self/oom_score_adj", "r+b", buffering=0)  # noqa: SIM115
 
 
 def start_guardian(marks: Marks) -> subprocess.Popen[bytes]:
