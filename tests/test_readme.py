@@ -1,0 +1,53 @@
+"""What the README has people type, typed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+SERVER = """
+print("serving on 8080")
+import time
+time.sleep(300)
+"""
+
+
+def blocks(section: str, language: str) -> list[str]:
+    """The code of a section, by its heading."""
+    text = README.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.skipif(not shutil.which("curl") or not shutil.which("jq"), reason="NOT TESTED: needs curl and jq")
+def test_the_example_workflow(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon(SANDBOX_SECRET="your-secret")
+    (daemon.log.parent / "server.py").write_text(SERVER)
+    script = "\n".join(blocks("Example workflow", "bash"))
+    assert script.count("http://localhost:3030/") == 4
+    script = script.replace("http://localhost:3030/", daemon.url + "/")
+    # The one thing that nobody types: a stream that goes on is broken off, as its reader would.
+    script = script.replace("  -N\n", "  -N --max-time 2 || test $? = 28\n")
+    done = subprocess.run(["bash", "-e", "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done
+    assert 'event: log\nid: 1\ndata: {"timestamp":' in done.stdout
+    assert '"data":"serving on 8080"}' in done.stdout
+    assert '"status": "running"' in done.stdout
+    assert done.stdout.endswith('{"success":true,"message":"Process killed successfully"}')
+
+
+def test_the_example_for_the_sdk(start_daemon: Callable[..., Daemon], capsys: pytest.CaptureFixture[str]) -> None:
+    daemon = start_daemon(SANDBOX_SECRET="your-secret")
+    (code,) = blocks("Example workflow", "python")
+    exec(code.replace("http://localhost:3030", daemon.url))
+    printed = capsys.readouterr().out
+    assert printed in README
+    assert printed.count("\n") == 3
