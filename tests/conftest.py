@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,6 +39,10 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """One daemon for all tests that do not need one of their own."""
     daemon = Daemon(tmp_path_factory.mktemp("daemon"))
     yield daemon
+    deadline = time.monotonic() + 5  # orphans are reaped once a second
+    while zombies := daemon.zombies():
+        assert time.monotonic() < deadline, f"zombies: {zombies}"
+        time.sleep(0.1)
     assert daemon.stop() == 0
     assert "Traceback" not in daemon.log.read_text()
 

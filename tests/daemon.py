@@ -73,6 +73,11 @@ class Daemon:
         assert found
         return int(found[1])
 
+    def zombies(self) -> list[int]:
+        """Its children that have ended and were not reaped."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [int(pid) for pid in children if not alive(int(pid))]
+
     def descriptors(self) -> int:
         """How many files it has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
