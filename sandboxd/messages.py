@@ -7,6 +7,7 @@ The rules are those of the HTTP contract; unknown fields are ignored, because th
 from __future__ import annotations
 
 import signal as signals
+from collections.abc import Mapping, Sequence
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -22,6 +23,8 @@ class BadRequest(Exception):
 #: At most a year, lest a timer be set that the clock cannot count to.
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=366 * 86400)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62))]
+
+After = Annotated[Count, msgspec.Meta(description="Records behind this number; wins over Last-Event-ID.")] | None
 
 
 class LimitsRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, rename={"as_": "as"}):
@@ -186,6 +189,33 @@ class SignalRequest(msgspec.Struct):
         return _signum(self.signal)
 
 
+class LogsQuery(msgspec.Struct):
+    """Query of ``/processes/<id>/logs``."""
+
+    after: Annotated[Count, msgspec.Meta(description="Records behind this sequence number.")] = 0
+    limit: Annotated[Count, msgspec.Meta(description="How many at most; 10,000 by default, and no more.")] | None = None
+
+
+class ProcessLogsQuery(msgspec.Struct):
+    """Query of ``/process_logs_streaming``."""
+
+    id: str
+    after: After = None
+    follow: Annotated[bool, msgspec.Meta(description="Whether to go on with new lines as they come.")] = True
+
+
+class StreamQuery(msgspec.Struct):
+    """Query of ``/run_streaming``."""
+
+    after: After = None
+
+
+class StdinQuery(msgspec.Struct):
+    """Query of ``/processes/<id>/stdin``."""
+
+    close: Annotated[bool, msgspec.Meta(description="Whether this is the end of its stdin.")] = False
+
+
 class WaitRequest(msgspec.Struct):
     """Body of ``/processes/<id>/wait``."""
 
@@ -212,6 +242,19 @@ def decode(body: bytes, type: type[T]) -> T:
         raise BadRequest("the body is nested too deeply") from None
     except UnicodeDecodeError:
         raise BadRequest("the body is not valid JSON: it is not UTF-8") from None
+
+
+def decode_query(args: Mapping[bytes, Sequence[bytes]], type: type[T]) -> T:
+    """
+    A request's query as a value. Of a parameter that is given twice the first counts; an empty one is as good as none.
+
+    :raise BadRequest: if it is not of that type.
+    """
+    given = {name.decode("utf-8", "replace"): values[0].decode("utf-8", "replace") for name, values in args.items()}
+    try:
+        return msgspec.convert({name: text for name, text in given.items() if text}, type, strict=False)
+    except msgspec.ValidationError as error:
+        raise BadRequest(_validation(str(error))) from None
 
 
 def _validation(text: str) -> str:

@@ -55,6 +55,7 @@ class Request(server.Request):
 
     channel: Channel
     refusal: Refusal | None = None
+    template: str | None = None  #: the path of the route that answers, with its parameters as ``<name>``
     body = b""
 
     def gotLength(self, length: int | None) -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
-from sandboxd.api.routing import ApiError, Reply, Routes, argument, number, send_json_parts
+from sandboxd.api.routing import ApiError, Reply, Routes, send_json_parts
 from sandboxd.execution.command import Command, User
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.lines import character_border
@@ -22,7 +22,7 @@ from sandboxd.execution.spawn import SpawnError
 from sandboxd.execution.table import ProcessTable
 from sandboxd.idempotency import Entry, IdempotencyStore, KeyConflict
 from sandboxd.jsontext import dumps, escaped
-from sandboxd.messages import BadRequest, CommandRequest
+from sandboxd.messages import BadRequest, CommandRequest, StreamQuery
 from sandboxd.site import Request
 from sandboxd.sse import Streams, event, output_events
 from sandboxd.turns import Turns
@@ -275,10 +275,10 @@ def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> No
         await send_json_parts(request, _run_reply(kept, end))
         return None
 
-    @routes.post("/run_streaming", CommandRequest)
-    async def run_streaming(request: Request, body: CommandRequest) -> Reply | None:
+    @routes.post("/run_streaming", CommandRequest, query=StreamQuery)
+    async def run_streaming(request: Request, body: CommandRequest, query: StreamQuery) -> Reply | None:
         command = await starter.check(body)
-        after = resume_after(request)
+        after = resume_after(request, query.after)
         check_streams(streams)
         try:
             execution, keyed = starter.start_once(request, command)
@@ -319,14 +319,19 @@ def check_streams(streams: Streams) -> None:
         raise ApiError(503, f"{len(streams)} event streams are open, which is the limit; try again later")
 
 
-def resume_after(request: Request) -> int:
+def resume_after(request: Request, after: int | None) -> int:
     """
     The sequence number behind which a stream is to go on; 0 for its beginning.
 
-    :raise BadRequest: if it is not a number.
+    :param after: what the query says; else the header ``Last-Event-ID`` counts.
+    :raise BadRequest: if that is not a number.
     """
-    text = argument(request, b"after")
-    return number("after (or Last-Event-ID)", request.text_header(b"Last-Event-ID") if text is None else text) or 0
+    text = request.text_header(b"Last-Event-ID")
+    if after is not None or not text:
+        return after or 0
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise BadRequest(f"Last-Event-ID: {text!r} is not a number")
+    return int(text)
 
 
 def _run_reply(kept: dict[str, Kept], end: dict[str, object]) -> Iterator[bytes]:

@@ -8,11 +8,11 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 
 from sandboxd.api.commands import name_execution, outcome
-from sandboxd.api.routing import ApiError, Reply, Routes, argument, is_true, number
+from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.log import Batch, Gap
 from sandboxd.execution.table import ProcessTable
-from sandboxd.messages import SignalRequest, WaitRequest
+from sandboxd.messages import LogsQuery, SignalRequest, StdinQuery, WaitRequest
 from sandboxd.site import Request
 from sandboxd.sse import texts, timestamp
 
@@ -83,13 +83,11 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
     async def process(request: Request, id: str) -> Reply:
         return Reply(described(get(id)))
 
-    @routes.get("/processes/<id>/logs")
-    async def logs(request: Request, id: str) -> Reply:
+    @routes.get("/processes/<id>/logs", query=LogsQuery)
+    async def logs(request: Request, id: str, query: LogsQuery) -> Reply:
         execution = get(id)
-        after = number("after", argument(request, b"after")) or 0
-        limit = number("limit", argument(request, b"limit"))
-        limit = MAX_RECORDS if limit is None else min(limit, MAX_RECORDS)
-        cursor = execution.log.cursor(after)
+        limit = MAX_RECORDS if query.limit is None else min(query.limit, MAX_RECORDS)
+        cursor = execution.log.cursor(query.after)
         found: list[dict[str, object]] = []
         dropped = 0
         try:
@@ -102,15 +100,15 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
         finally:
             cursor.close()
         del found[limit:]
-        last = found[-1]["seq"] if found else min(after + dropped, execution.log.last)
+        last = found[-1]["seq"] if found else min(query.after + dropped, execution.log.last)
         return Reply({"records": found, "dropped": dropped, "last": last, "ended": ended})
 
-    @routes.post("/processes/<id>/stdin", bytes, success=True)
-    async def stdin(request: Request, body: bytes, id: str) -> Reply:
+    @routes.post("/processes/<id>/stdin", bytes, query=StdinQuery, success=True)
+    async def stdin(request: Request, body: bytes, id: str, query: StdinQuery) -> Reply:
         execution = get(id)
         name_execution(request, execution)
         try:
-            await execution.feed(body, is_true(argument(request, b"close"), False))
+            await execution.feed(body, query.close)
         except BrokenPipeError as error:
             raise ApiError(409, f"stdin of {id}: {error.strerror}") from None
         return Reply({"success": True, "bytes": len(body)})

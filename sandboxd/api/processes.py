@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from sandboxd.api.commands import Starter, cannot_start, check_streams, name_execution, resume_after
-from sandboxd.api.routing import ApiError, Reply, Routes, argument, is_true
+from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.spawn import SpawnError
 from sandboxd.execution.table import ProcessTable
-from sandboxd.messages import BadRequest, CommandRequest, KillProcessRequest
+from sandboxd.messages import BadRequest, CommandRequest, KillProcessRequest, ProcessLogsQuery
 from sandboxd.site import Request
 from sandboxd.sse import Streams, event, log_events, timestamp
 
@@ -64,26 +64,22 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter, st
             raise ApiError(500, f"could not be killed: pids {survivors}", survivors=survivors)
         return Reply({"success": True, "message": "Process killed successfully"})
 
-    @routes.get("/process_logs_streaming")
-    async def process_logs_streaming(request: Request) -> None:
-        id = argument(request, b"id")
-        if not id:
-            raise BadRequest("id: Process ID is required")
-        after = resume_after(request)
-        follow = is_true(argument(request, b"follow"), True)
+    @routes.get("/process_logs_streaming", query=ProcessLogsQuery)
+    async def process_logs_streaming(request: Request, query: ProcessLogsQuery) -> None:
+        after = resume_after(request, query.after)
         check_streams(streams)
         try:
-            execution = table.get(id)
+            execution = table.get(query.id)
         except KeyError:
             stream = streams.open(request)
-            stream.write(event("error", {"error": f"process not found: {id}"}, 0))
+            stream.write(event("error", {"error": f"process not found: {query.id}"}, 0))
             stream.finish()
             return
         cursor = execution.log.cursor(after)
         stream = streams.open(request)
         try:
             if request.method != b"HEAD":
-                await (stream.follow if follow else stream.send_available)(cursor, log_events)
+                await (stream.follow if query.follow else stream.send_available)(cursor, log_events)
             stream.write(event("complete", {"message": "stream ended"}, cursor.position - 1))
         finally:
             cursor.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from klein import Klein
 from twisted.internet.defer import CancelledError
@@ -18,14 +18,18 @@ from twisted.python.failure import Failure
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import RequestRedirect
 
+from sandboxd.api.operations import Operation, Raw
 from sandboxd.execution.cgroup import CgroupError
 from sandboxd.idempotency import KeyConflict
 from sandboxd.jsontext import dumps
-from sandboxd.messages import BadRequest, decode
+from sandboxd.messages import BadRequest, decode, decode_query
 from sandboxd.responses import ResponseStream
-from sandboxd.site import PREFIX, Request
+from sandboxd.site import OPEN_PATHS, PREFIX, Request
 
-T = TypeVar("T")
+Route: TypeAlias = "Callable[..., Awaitable[Reply | None]]"
+
+#: Adds a route, as a decorator of the function.
+Adder: TypeAlias = Callable[[Route], None]
 
 _log = Logger()
 
@@ -51,54 +55,76 @@ class Routes:
     The routes, on one Klein app.
 
     :ivar app: the app, complete once every family has added its own.
+    :ivar operations: what is said of each.
     """
 
     def __init__(self) -> None:
         self.app = Klein()
+        self.operations: list[Operation] = []
         self._success: list[re.Pattern[str]] = []
         self.app.url_map.merge_slashes = False
         self.app.handle_errors(HTTPException)(cast(Any, self._http_exception))
 
-    def get(self, path: str) -> Callable[[Callable[..., Awaitable[Reply | None]]], None]:
-        """Add a route that takes no body. It is called with the request, and the path's parameters by name."""
+    def get(self, path: str, **options: Any) -> Adder:
+        """Add a route that takes no body; see :meth:`route`."""
+        return self.route("GET", path, **options)
 
-        def add(route: Callable[..., Awaitable[Reply | None]]) -> None:
-            async def endpoint(request: Request, **parameters: str) -> bytes | None:
-                return await _answered(request, lambda: route(request, **parameters), {})
+    def post(self, path: str, type: Any, **options: Any) -> Adder:
+        """Add a route that takes a body; see :meth:`route`."""
+        return self.route("POST", path, type, **options)
 
-            self._add(path, "GET", endpoint)
-
-        return add
-
-    def post(
-        self, path: str, type: type[T], *, success: bool = False
-    ) -> Callable[[Callable[..., Awaitable[Reply | None]]], None]:
+    def route(
+        self,
+        method: str,
+        path: str,
+        type: Any = None,
+        *,
+        query: Any = None,
+        reply: Any = None,
+        status: int = 200,
+        errors: tuple[int, ...] = (),
+        headers: tuple[str, ...] = (),
+        success: bool = False,
+    ) -> Adder:
         """
-        Add a route that takes a body. It is called with the request, the body, and the path's parameters by name.
+        Add a route. It is called with the request, the body if it takes one, the path's parameters by name, and
+        ``query`` by that name if it has a type for it.
 
-        :param type: what the body is decoded to from JSON; ``bytes`` for the body itself.
+        :param type: what the body is decoded to from JSON; ``bytes`` for the body itself; None if there is none.
+        :param query: a :class:`msgspec.Struct` that the query is decoded to.
+        :param reply: said in the OpenAPI document, as :class:`~sandboxd.api.operations.Operation` has it.
+        :param status: likewise.
+        :param errors: likewise.
+        :param headers: likewise.
         :param success: whether replies have a ``success`` field, so that errors get ``"success": false``.
         """
         if success:
             self._success.append(re.compile(re.sub("<[a-z]+>", "[^/]+", path)))
         on_error = {"success": False} if success else {}
+        takes = Raw() if type is bytes else type
+        is_open = path.encode("ascii") in OPEN_PATHS
 
-        def add(route: Callable[..., Awaitable[Reply | None]]) -> None:
-            async def endpoint(request: Request, **parameters: str) -> bytes | None:
-                body = request.take_body()
+        def add(route: Route) -> None:
+            async def endpoint(request: Request, **parameters: Any) -> bytes | None:
+                request.template = path
+                body = None if type is None else request.take_body()
 
                 def call() -> Awaitable[Reply | None]:
+                    if query is not None:
+                        parameters["query"] = decode_query(request.args, query)
+                    if body is None:
+                        return route(request, **parameters)
                     return route(request, body if type is bytes else decode(body, type), **parameters)
 
                 return await _answered(request, call, on_error)
 
-            self._add(path, "POST", endpoint)
+            endpoint.__name__ = f"{method} {path}"
+            self.app.route(path, methods=[method])(endpoint)
+            self.operations.append(
+                Operation(method, path, route, takes, query, reply, status, errors, headers, success, is_open)
+            )
 
         return add
-
-    def _add(self, path: str, method: str, endpoint: Callable[..., Awaitable[bytes | None]]) -> None:
-        endpoint.__name__ = f"{method} {path}"
-        self.app.route(path, methods=[method])(endpoint)
 
     def on_error(self, path: str) -> dict[str, object]:
         """What an error on a path has beside its text."""
@@ -120,30 +146,6 @@ class Routes:
         assert isinstance(error, HTTPException)
         status = 404 if isinstance(error, RequestRedirect) else error.code or 404
         return _json(request, Reply({"error": f"no such route: {path}"}, status))
-
-
-def argument(request: Request, name: bytes) -> str | None:
-    """A query parameter, or None."""
-    values = request.args.get(name)
-    return values[0].decode("utf-8", "replace") if values else None
-
-
-def number(name: str, text: str | None) -> int | None:
-    """
-    A count that was sent as text, or None.
-
-    :raise BadRequest: if it is not a number.
-    """
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise BadRequest(f"{name}: {text!r} is not a number")
-    return int(text)
-
-
-def is_true(text: str | None, default: bool) -> bool:
-    """A query parameter that is a truth value."""
-    return default if text is None else text.lower() not in ("false", "0", "no")
 
 
 async def _answered(
