@@ -1,0 +1,117 @@
+"""
+What can be set when the daemon is started, on the command line or in the environment; the command line wins.
+
+The environment is not read here, but given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from twisted.logger import InvalidLogLevelError, LogLevel
+from twisted.python import usage
+
+from sandboxd.settings import Settings
+
+#: The limits among the options, and what they say; the fields of :class:`Settings` with dashes.
+LIMITS = {
+    "max-executions": "Commands that may run at a time.",
+    "max-streams": "Event streams that may be open at a time.",
+    "max-body": "Bytes of a request's body.",
+    "max-header": "Bytes of a request's headers.",
+    "request-timeout": "Seconds in which a request must have arrived.",
+    "heartbeat": "Seconds of silence after which a stream gets a comment.",
+    "keep-finished": "Executions that are remembered after their end.",
+    "keep-seconds": "Seconds for which they are.",
+}
+
+
+def _field(option: str) -> str:
+    return option.replace("-", "_")
+
+
+def _variable(option: str) -> str:
+    return f"SANDBOX_{_field(option).upper()}"
+
+
+class ServiceOptions(usage.Options):
+    """
+    The options of ``twistd sandboxd``.
+
+    :cvar environ: the environment that fills in what was not given.
+    """
+
+    environ: ClassVar[Mapping[str, str]] = {}
+
+    synopsis = "[options]"
+    longdesc = "An HTTP API to this machine for agents: commands, processes, files, a TCP proxy."
+
+    optParameters: ClassVar[list[list[str | None]]] = [
+        ["secret", "s", None, "The bearer token of the API. [SANDBOX_SECRET, required]"],
+        ["port", "p", None, "Port of the HTTP API; 0 for any. [PORT, default 3030]"],
+        ["proxy-port", None, None, "Port of the TCP proxy; 0 for any. [PROXY_PORT, default 3031]"],
+        ["cgroup", None, None, "A cgroup v2 directory for limits of whole commands. [SANDBOX_CGROUP]"],
+        ["log-level", None, None, "debug, info, warn, error or critical. [LOG_LEVEL, default info]"],
+    ]
+
+    optParameters += [
+        [option, None, None, f"{text} [{_variable(option)}, default {getattr(Settings, _field(option))}]"]
+        for option, text in LIMITS.items()
+    ]
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """
+        Parse and check.
+
+        :raise SystemExit: if something is wrong; its one line goes to stderr. (``twistd`` would print the whole
+            usage text to stdout.)
+        """
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            raise SystemExit(f"twistd sandboxd: {error}") from None
+
+    def postOptions(self) -> None:
+        """
+        Fill in from the environment what was not given.
+
+        :raise usage.UsageError: if a value is missing or bad.
+        """
+        self["secret"] = _secret(self["secret"], self.environ.get("SANDBOX_SECRET"))
+        self["port"] = self._port("port", "PORT", 3030)
+        self["proxy-port"] = self._port("proxy-port", "PROXY_PORT", 3031)
+        self["cgroup"] = self["cgroup"] or self.environ.get("SANDBOX_CGROUP")
+        self["settings"] = Settings(**{_field(option): self._limit(option) for option in LIMITS})
+        level = self["log-level"] or self.environ.get("LOG_LEVEL") or "info"
+        try:
+            self["log-level"] = LogLevel.levelWithName({"warning": "warn"}.get(level.lower(), level.lower()))
+        except InvalidLogLevelError:
+            raise usage.UsageError(
+                f"LOG_LEVEL (--log-level): {level!r} is none of debug, info, warn, error, critical"
+            ) from None
+
+    def _limit(self, option: str) -> int:
+        variable = _variable(option)
+        default = str(getattr(Settings, _field(option)))
+        text = self[option] if self[option] is not None else self.environ.get(variable) or default
+        if len(text) > 18:
+            raise usage.UsageError(f"{variable} (--{option}): {text[:18]}... is too large")
+        if text.isascii() and text.isdigit() and int(text) >= 1:
+            return int(text)
+        raise usage.UsageError(f"{variable} (--{option}): {text!r} is not a number of 1 or more")
+
+    def _port(self, option: str, variable: str, default: int) -> int:
+        text = self[option] if self[option] is not None else self.environ.get(variable) or str(default)
+        if text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535:
+            return int(text)
+        raise usage.UsageError(f"{variable} (--{option}): {text!r} is not a port; give a number from 0 to 65535")
+
+
+def _secret(option: str | None, variable: str | None) -> str:
+    secret = option if option is not None else variable
+    if not secret:
+        raise usage.UsageError("SANDBOX_SECRET is required: set it, or give --secret, to the token that clients send")
+    if any(character.isspace() or not character.isprintable() for character in secret):
+        raise usage.UsageError("SANDBOX_SECRET (--secret) must not have white space or control characters in it")
+    return secret
