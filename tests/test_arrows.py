@@ -35,6 +35,7 @@ LAYERS = [
         "sandboxd.jsontext",
         "sandboxd.options",
         "sandboxd.reload",
+        "sandboxd.replies",
         "sandboxd.responses",
         "sandboxd.sockets",
         "sandboxd.stalls",

@@ -13,6 +13,7 @@ from typing import TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
+from sandboxd.api.operations import Events
 from sandboxd.api.routing import ApiError, Reply, Routes, send_json_parts
 from sandboxd.execution.command import Command, User
 from sandboxd.execution.execution import Execution
@@ -23,6 +24,7 @@ from sandboxd.execution.table import ProcessTable
 from sandboxd.idempotency import Entry, IdempotencyStore, KeyConflict
 from sandboxd.jsontext import dumps, escaped
 from sandboxd.messages import BadRequest, CommandRequest, StreamQuery
+from sandboxd.replies import Complete, Error, Output, Ran
 from sandboxd.site import Request
 from sandboxd.sse import Streams, event, output_events
 from sandboxd.turns import Turns
@@ -244,8 +246,13 @@ def name_execution(request: Request, execution: Execution) -> None:
 def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> None:
     """Add them to the API."""
 
-    @routes.post("/run", CommandRequest)
+    @routes.post("/run", CommandRequest, reply=Ran, errors=(409, 503), headers=("Idempotency-Key",))
     async def run(request: Request, body: CommandRequest) -> Reply | None:
+        """
+        Run a command and answer with its output when it has ended.
+
+        It ends with the connection, unless the request has an ``Idempotency-Key``.
+        """
         command = await starter.check(body)
         limit = MAX_OUTPUT if body.max_output is None else body.max_output
         try:
@@ -275,8 +282,20 @@ def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> No
         await send_json_parts(request, _run_reply(kept, end))
         return None
 
-    @routes.post("/run_streaming", CommandRequest, query=StreamQuery)
+    @routes.post(
+        "/run_streaming",
+        CommandRequest,
+        query=StreamQuery,
+        reply=Events(output=Output, complete=Complete, error=Error),
+        errors=(409, 503),
+        headers=("Idempotency-Key", "Last-Event-ID"),
+    )
     async def run_streaming(request: Request, body: CommandRequest, query: StreamQuery) -> Reply | None:
+        """
+        Run a command and send its output as Server-Sent Events, as it comes; the last one is ``complete``.
+
+        It ends with the connection, unless the request has ``detach`` or an ``Idempotency-Key``.
+        """
         command = await starter.check(body)
         after = resume_after(request, query.after)
         check_streams(streams)

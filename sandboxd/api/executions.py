@@ -13,6 +13,7 @@ from sandboxd.execution.execution import Execution
 from sandboxd.execution.log import Batch, Gap
 from sandboxd.execution.table import ProcessTable
 from sandboxd.messages import LogsQuery, SignalRequest, StdinQuery, WaitRequest
+from sandboxd.replies import Described, Fed, Logs, Told
 from sandboxd.site import Request
 from sandboxd.sse import texts, timestamp
 
@@ -79,12 +80,14 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
         except KeyError:
             raise ApiError(404, f"process not found: {id}") from None
 
-    @routes.get("/processes/<id>")
+    @routes.get("/processes/<id>", reply=Described)
     async def process(request: Request, id: str) -> Reply:
+        """All that is known of an execution: of ``/run`` and ``/run_streaming`` too, by their ``X-Execution-Id``."""
         return Reply(described(get(id)))
 
-    @routes.get("/processes/<id>/logs", query=LogsQuery)
+    @routes.get("/processes/<id>/logs", query=LogsQuery, reply=Logs)
     async def logs(request: Request, id: str, query: LogsQuery) -> Reply:
+        """Some of an execution's log, at once."""
         execution = get(id)
         limit = MAX_RECORDS if query.limit is None else min(query.limit, MAX_RECORDS)
         cursor = execution.log.cursor(query.after)
@@ -103,8 +106,13 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
         last = found[-1]["seq"] if found else min(query.after + dropped, execution.log.last)
         return Reply({"records": found, "dropped": dropped, "last": last, "ended": ended})
 
-    @routes.post("/processes/<id>/stdin", bytes, query=StdinQuery, success=True)
+    @routes.post("/processes/<id>/stdin", bytes, query=StdinQuery, success=True, reply=Fed, errors=(409,))
     async def stdin(request: Request, body: bytes, id: str, query: StdinQuery) -> Reply:
+        """
+        Write to the stdin of a command that was started with ``"stdin": true``.
+
+        Answers when the pipe has taken all, or with 409 if nobody reads it.
+        """
         execution = get(id)
         name_execution(request, execution)
         try:
@@ -113,8 +121,9 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
             raise ApiError(409, f"stdin of {id}: {error.strerror}") from None
         return Reply({"success": True, "bytes": len(body)})
 
-    @routes.post("/processes/<id>/signal", SignalRequest, success=True)
+    @routes.post("/processes/<id>/signal", SignalRequest, success=True, reply=Told, errors=(409,))
     async def signal(request: Request, body: SignalRequest, id: str) -> Reply:
+        """Send a signal to an execution's processes. Answers 409 if it has ended."""
         signum = body.signum()
         execution = get(id)
         if execution.status != "running":
@@ -122,8 +131,9 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
         await execution.send_signal(signum)
         return Reply({"success": True, "message": f"{signals.Signals(signum).name} sent"})
 
-    @routes.post("/processes/<id>/wait", WaitRequest)
+    @routes.post("/processes/<id>/wait", WaitRequest, reply=Described)
     async def wait(request: Request, body: WaitRequest, id: str) -> Reply:
+        """What is known of an execution, when it has ended or ``timeout`` seconds have passed."""
         execution = get(id)
         ended = execution.when_ended()
         if body.timeout is not None and not ended.called:

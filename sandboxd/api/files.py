@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sandboxd import files
 from sandboxd.api.routing import Reply, Routes, send_json_parts
@@ -12,6 +12,7 @@ from sandboxd.execution.oneshot import OneShot
 from sandboxd.idempotency import IdempotencyStore
 from sandboxd.jsontext import escaped_chunks
 from sandboxd.messages import PathRequest, WriteFileRequest
+from sandboxd.replies import Content, Done, Entries, Error, Failure, Stat
 from sandboxd.site import Request
 from sandboxd.workers import Workers
 
@@ -26,10 +27,10 @@ def add_file_routes(routes: Routes, in_thread: Workers, store: IdempotencyStore)
     :param store: knows which requests have come before.
     """
 
-    def post(path: str, type: type[T], work: Callable[[T], dict[str, object]], *, success: bool) -> None:
+    def post(path: str, type: type[T], work: Callable[[T], dict[str, object]], reply: Any) -> None:
         """A route that does ``work`` in a thread, and answers a failure of the file system with 200."""
+        success = issubclass(reply, Done)
 
-        @routes.post(path, type, success=success)
         async def route(request: Request, body: T) -> Reply:
             try:
                 result = await in_thread(work, body)
@@ -37,20 +38,43 @@ def add_file_routes(routes: Routes, in_thread: Workers, store: IdempotencyStore)
                 return _failed(error, success)
             return Reply({"success": True, **result} if success else result)
 
+        route.__doc__ = work.__doc__
+        routes.post(path, type, success=success, reply=(reply, Failure if success else Error))(route)
+
     def delete_file(body: PathRequest) -> dict[str, object]:
+        """Remove a file, a link, or an empty directory."""
         files.delete(body.path)
         return {}
 
     def delete_dir(body: PathRequest) -> dict[str, object]:
+        """Remove whatever is there, as ``rm -rf`` does; nothing there is no error."""
         files.delete_tree(body.path)
         return {}
 
     def make_dir(body: PathRequest) -> dict[str, object]:
+        """Make a directory, and those above it."""
         files.make_directories(body.path)
         return {}
 
-    @routes.post("/write_file", WriteFileRequest, success=True)
+    def list_dir(body: PathRequest) -> dict[str, object]:
+        """The names in a directory."""
+        return {"entries": files.names(body.path)}
+
+    def stat_file(body: PathRequest) -> dict[str, object]:
+        """What is known of a file or directory."""
+        return {"entry": files.stat(body.path)}
+
+    @routes.post(
+        "/write_file",
+        WriteFileRequest,
+        success=True,
+        reply=(Done, Failure),
+        errors=(409,),
+        headers=("Idempotency-Key",),
+    )
     async def write_file(request: Request, body: WriteFileRequest) -> Reply:
+        """Make a file, or replace one; a reader sees the old text or the new."""
+
         def start() -> OneShot[None]:
             written: OneShot[None] = OneShot()
             in_thread(files.write, body.path, body.content).addBoth(written.fire)
@@ -64,14 +88,15 @@ def add_file_routes(routes: Routes, in_thread: Workers, store: IdempotencyStore)
             return _failed(error, True)
         return Reply({"success": True})
 
-    post("/delete_file", PathRequest, delete_file, success=True)
-    post("/delete_dir", PathRequest, delete_dir, success=True)
-    post("/make_dir", PathRequest, make_dir, success=True)
-    post("/list_dir", PathRequest, lambda body: {"entries": files.names(body.path)}, success=False)
-    post("/stat_file", PathRequest, lambda body: {"entry": files.stat(body.path)}, success=False)
+    post("/delete_file", PathRequest, delete_file, Done)
+    post("/delete_dir", PathRequest, delete_dir, Done)
+    post("/make_dir", PathRequest, make_dir, Done)
+    post("/list_dir", PathRequest, list_dir, Entries)
+    post("/stat_file", PathRequest, stat_file, Stat)
 
-    @routes.post("/read_file", PathRequest)
+    @routes.post("/read_file", PathRequest, reply=(Content, Error))
     async def read_file(request: Request, body: PathRequest) -> Reply | None:
+        """A file's text, up to 64 MiB."""
         try:
             data = await in_thread(files.read, body.path)
         except files.FileError as error:

@@ -6,6 +6,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from sandboxd import __version__
 from sandboxd.api.routing import Reply, Routes
+from sandboxd.replies import Health
 from sandboxd.site import Request
 
 
@@ -17,7 +18,8 @@ def add_health_route(routes: Routes, clock: IReactorTime, proxy_port: int) -> No
     """
     started = clock.seconds()
 
-    @routes.get("/health")
+    @routes.get("/health", reply=Health)
     async def health(request: Request) -> Reply:
+        """Whether the daemon answers. Needs no token."""
         uptime = int(clock.seconds() - started)
         return Reply({"status": "ok", "version": __version__, "uptime": uptime, "proxy_port": str(proxy_port)})

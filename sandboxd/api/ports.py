@@ -5,6 +5,7 @@ from __future__ import annotations
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.messages import BadRequest, BindPortRequest, UnbindPortRequest
 from sandboxd.portforward import PortForward
+from sandboxd.replies import Bound, PortStatus, Told
 from sandboxd.site import Request
 
 
@@ -15,8 +16,9 @@ def add_port_routes(routes: Routes, forward: PortForward, proxy_port: int) -> No
     :param proxy_port: where the proxy listens.
     """
 
-    @routes.post("/bind_port", BindPortRequest, success=True)
+    @routes.post("/bind_port", BindPortRequest, success=True, reply=Bound, errors=(409,))
     async def bind_port(request: Request, body: BindPortRequest) -> Reply:
+        """Forward new connections of the proxy to a port. Answers 409 if one is bound."""
         port = body.number()
         if port == proxy_port:
             raise BadRequest(f"port: {port} is the proxy's own; it would forward to itself for ever")
@@ -25,15 +27,21 @@ def add_port_routes(routes: Routes, forward: PortForward, proxy_port: int) -> No
         forward.bind(port)
         return Reply({"success": True, "message": "Port binding configured", "port": str(port)})
 
-    @routes.post("/unbind_port", UnbindPortRequest, success=True)
+    @routes.post("/unbind_port", UnbindPortRequest, success=True, reply=Told, errors=(409,))
     async def unbind_port(request: Request, body: UnbindPortRequest) -> Reply:
+        """
+        Forward no new connections.
+
+        A ``port`` that is not the one that is bound is answered with 409, and nothing is changed.
+        """
         port = body.number()
         if port is not None and forward.port is not None and port != forward.port:
             raise ApiError(409, f"port: {port} is not the one that is bound", current_port=str(forward.port))
         forward.unbind()
         return Reply({"success": True, "message": "Port binding removed"})
 
-    @routes.get("/port_status")
+    @routes.get("/port_status", reply=PortStatus)
     async def port_status(request: Request) -> Reply:
+        """The port that the proxy forwards to, if any."""
         bound = "" if forward.port is None else str(forward.port)
         return Reply({"success": True, "port": bound, "proxy_port": str(proxy_port)})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from sandboxd.api.commands import Starter, cannot_start, check_streams, name_execution, resume_after
+from sandboxd.api.operations import Events
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.spawn import SpawnError
 from sandboxd.execution.table import ProcessTable
 from sandboxd.messages import BadRequest, CommandRequest, KillProcessRequest, ProcessLogsQuery
+from sandboxd.replies import Error, Gap, LogLine, Processes, Started, StreamEnded, Told
 from sandboxd.site import Request
 from sandboxd.sse import Streams, event, log_events, timestamp
 
@@ -34,8 +36,11 @@ def listed(execution: Execution) -> dict[str, object]:
 def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter, streams: Streams) -> None:
     """Add them to the API."""
 
-    @routes.post("/start_process", CommandRequest)
+    @routes.post(
+        "/start_process", CommandRequest, reply=Started, status=201, errors=(409, 503), headers=("Idempotency-Key",)
+    )
     async def start_process(request: Request, body: CommandRequest) -> Reply:
+        """Start a background process."""
         if not body.cmd:
             raise BadRequest("Command is required")
         command = await starter.check(body)
@@ -46,12 +51,18 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter, st
         name_execution(request, execution)
         return Reply({"id": execution.id, "pid": execution.pid, "status": execution.status}, 201)
 
-    @routes.get("/list_processes")
+    @routes.get("/list_processes", reply=Processes)
     async def list_processes(request: Request) -> Reply:
+        """The background processes that run or are remembered, in the order of their start."""
         return Reply({"processes": [listed(execution) for execution in table.background()]})
 
-    @routes.post("/kill_process", KillProcessRequest, success=True)
+    @routes.post("/kill_process", KillProcessRequest, success=True, reply=Told)
     async def kill_process(request: Request, body: KillProcessRequest) -> Reply:
+        """
+        End a process and all that it has started; answers when they are gone.
+
+        ``signal`` is sent first, and SIGKILL ``grace`` seconds later.
+        """
         signum = body.signum()
         try:
             execution = table.get(body.id)
@@ -64,8 +75,19 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter, st
             raise ApiError(500, f"could not be killed: pids {survivors}", survivors=survivors)
         return Reply({"success": True, "message": "Process killed successfully"})
 
-    @routes.get("/process_logs_streaming", query=ProcessLogsQuery)
+    @routes.get(
+        "/process_logs_streaming",
+        query=ProcessLogsQuery,
+        reply=Events(log=LogLine, gap=Gap, complete=StreamEnded, error=Error),
+        errors=(503,),
+        headers=("Last-Event-ID",),
+    )
     async def process_logs_streaming(request: Request, query: ProcessLogsQuery) -> None:
+        """
+        A process's log as Server-Sent Events: what is kept of it first, then new lines as they come.
+
+        Every event has an ``id``, with which a stream that broke can be resumed.
+        """
         after = resume_after(request, query.after)
         check_streams(streams)
         try:

@@ -8,6 +8,7 @@ from sandboxd import __version__
 from sandboxd.api.routing import Reply, Routes
 from sandboxd.execution.table import ProcessTable
 from sandboxd.portforward import PortForward
+from sandboxd.replies import DaemonStatus
 from sandboxd.site import Request
 from sandboxd.sse import Streams
 from sandboxd.stalls import StallMeter
@@ -19,8 +20,9 @@ def add_status_route(
     """Add it to the API."""
     started = clock.seconds()
 
-    @routes.get("/status")
+    @routes.get("/status", reply=DaemonStatus)
     async def status(request: Request) -> Reply:
+        """How the daemon is doing."""
         return Reply(
             {
                 "version": __version__,
