@@ -17,9 +17,12 @@ from sandboxd.execution.lines import character_border
 CHUNK = 256 * 1024
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder for each call
+
+
 def dumps(value: object) -> bytes:
     """``value`` as compact ASCII JSON."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
+    return _encode(value).encode("ascii")
 
 
 def escaped(data: bytes) -> str:

@@ -12,8 +12,6 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorCore, IReactorSocket, IReactorTCP, IReactorThreads
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
-from twisted.web.iweb import IRequest
-from twisted.web.resource import IResource, Resource
 
 from sandboxd import __version__
 from sandboxd.api.commands import Starter, add_command_routes
@@ -31,7 +29,7 @@ from sandboxd.execution.table import ProcessTable
 from sandboxd.idempotency import IdempotencyStore
 from sandboxd.portforward import PortForward
 from sandboxd.settings import Settings
-from sandboxd.site import PREFIX, Site
+from sandboxd.site import Site
 from sandboxd.sse import Streams
 from sandboxd.stalls import StallMeter
 from sandboxd.turns import Turns
@@ -45,20 +43,6 @@ FILE_THREADS = 16
 
 class Reactor(ProcessReactor, IReactorCore, IReactorTCP, IReactorSocket, IReactorThreads):
     """What the daemon asks of a reactor."""
-
-
-class Prefixed(Resource):
-    """Serves the same routes at ``/`` and under ``/koyeb-sandbox``, which two of the official clients hard-code."""
-
-    def __init__(self, routes: IResource) -> None:
-        super().__init__()
-        self._routes = routes
-
-    def getChild(self, path: bytes, request: IRequest) -> IResource:
-        """The routes, with the prefix taken off if it is there."""
-        if path != PREFIX[1:]:
-            request.postpath.insert(0, request.prepath.pop())
-        return self._routes
 
 
 class Sandboxd(Service):
@@ -123,7 +107,7 @@ class Sandboxd(Service):
         add_execution_routes(routes, self.table, reactor)
         add_file_routes(routes, self._files, store)
         add_port_routes(routes, self.forward, self.proxy_port)
-        self.site = Site(Prefixed(routes.app.resource()), BearerAuth(secret), settings, routes.on_error, turns, reactor)
+        self.site = Site(routes.resource(), BearerAuth(secret), settings, routes.on_error, turns, reactor)
 
     def startService(self) -> None:
         """Listen and serve."""

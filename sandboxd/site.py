@@ -108,6 +108,14 @@ class Request(server.Request):
         else:
             self.answer(self.refusal)
 
+    def send_rest(self, body: bytes | None) -> None:
+        """Send what a route has returned, if it has not sent all by itself, and end the response."""
+        if self._disconnected:
+            return
+        if body is not None:
+            self.write(body)
+        self.finish()
+
     def answer(self, refusal: Refusal) -> None:
         """Send a refusal as the whole response."""
         path = self.path.removeprefix(PREFIX).decode("ascii", "replace")

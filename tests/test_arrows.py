@@ -26,7 +26,7 @@ LAYERS = [
     },
     {"sandboxd.api.commands"},
     {"sandboxd.api.routing"},
-    {"sandboxd.api.operations"},
+    {"sandboxd.api.dispatch", "sandboxd.api.operations"},
     {"sandboxd.files", "sandboxd.messages", "sandboxd.portforward", "sandboxd.site", "sandboxd.sse"},
     {
         "sandboxd.auth",

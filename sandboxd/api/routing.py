@@ -15,9 +15,11 @@ from klein import Klein
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.resource import IResource
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import RequestRedirect
 
+from sandboxd.api.dispatch import Dispatch, Endpoint
 from sandboxd.api.operations import Operation, Raw
 from sandboxd.execution.cgroup import CgroupError
 from sandboxd.idempotency import KeyConflict
@@ -61,6 +63,7 @@ class Routes:
     def __init__(self) -> None:
         self.app = Klein()
         self.operations: list[Operation] = []
+        self._fixed: dict[tuple[bytes, bytes], Endpoint] = {}
         self._success: list[re.Pattern[str]] = []
         self.app.url_map.merge_slashes = False
         self.app.handle_errors(HTTPException)(cast(Any, self._http_exception))
@@ -120,11 +123,18 @@ class Routes:
 
             endpoint.__name__ = f"{method} {path}"
             self.app.route(path, methods=[method])(endpoint)
+            if "<" not in path:
+                for prefix in (b"", PREFIX):
+                    self._fixed[method.encode("ascii"), prefix + path.encode("ascii")] = endpoint
             self.operations.append(
                 Operation(method, path, route, takes, query, reply, status, errors, headers, success, is_open)
             )
 
         return add
+
+    def resource(self) -> IResource:
+        """What serves them, at ``/`` and under :data:`PREFIX`, which two of the official clients hard-code."""
+        return Dispatch(self.app.resource(), self._fixed)
 
     def on_error(self, path: str) -> dict[str, object]:
         """What an error on a path has beside its text."""
