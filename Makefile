@@ -7,7 +7,7 @@ PLATFORMS ?= linux/amd64,linux/arm64
 BASE_IMAGE ?= ubuntu:22.04
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak build clean install docker-build docker-buildx docker-push docker-run
+.PHONY: help run test soak bench build clean install docker-build docker-buildx docker-push docker-run
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,9 @@ test: $(BIN)/tox ## set up, and run the tests, the type checker and the linter
 soak: $(BIN)/twistd ## send 20,000 requests, many broken off, and check that the daemon is as before
 	$(BIN)/python -m tests.soak --health
 	$(BIN)/python -m tests.soak
+
+bench: $(BIN)/twistd ## measure how fast the daemon is; BENCH="--only 'run-*' --json FILE" passes options on
+	$(BIN)/python -m benchmarks $(BENCH)
 
 build: $(BIN)/tox ## build the wheel and the source archive into dist/
 	$(BIN)/pip install --quiet --upgrade build

@@ -1,0 +1,71 @@
+"""What the kernel knows of a process, and processes of the load side."""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+def cpu(pids: Iterable[int]) -> float:
+    """Seconds of processor time that processes have used; one that is gone counts nothing."""
+    total = 0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        total += int(fields[11]) + int(fields[12])
+    return total / _TICK
+
+
+def memory(pid: int, field: str) -> int:
+    """A field of /proc/PID/status in bytes: VmRSS is what is resident, VmHWM the most that was."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise ValueError(f"/proc/{pid}/status has no {field}")
+
+
+def reset_peak(pid: int) -> None:
+    """Let VmHWM begin anew, proc_pid_clear_refs(5); not allowed for the process of another user."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process."""
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+class Helper:
+    """
+    A process of the load side, forked off: it calls ``work`` and is killed when the block is left.
+
+    :ivar pid: its id.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.pid = os.fork()
+        if not self.pid:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            try:
+                work()
+            except BrokenPipeError:
+                pass
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+
+    def __enter__(self) -> Helper:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)

@@ -1,0 +1,119 @@
+"""The server itself: health, memory, start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+
+from benchmarks import limits
+from benchmarks.client import Connection, closed_loop, request
+from benchmarks.measure import Row, Scale, Trial, measures
+from benchmarks.processes import Helper
+
+#: Requests on their way at a time.
+AT_ONCE = 8
+
+#: Bytes of a line in a full log, its line end included.
+WIDTH = 100
+
+LOG = 10_000
+
+
+def healthy(connections: list[Connection], data: bytes, seconds: float) -> float:
+    """Replies per second to ``GET /health``."""
+    try:
+        return closed_loop(
+            connections, [data] * len(connections), seconds, lambda connection: connection.holds(b'"status":"ok"')
+        ).per_second
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def bare_health(scale: Scale, folder: Path) -> Sequence[float]:
+    """A loop that sends the same bytes whatever it is asked: also the most that the load side can do."""
+    body = b'{"status":"ok"}'
+    reply = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    listener, address = limits.listen()
+    with listener, Helper(lambda: limits.serve(listener, lambda _: reply)):
+        return [
+            healthy([Connection(address) for _ in range(AT_ONCE)], request("GET", "/health", "none"), scale.seconds)
+        ]
+
+
+@measures(Row("health", "/health, 8 at once", "/s"), limit=bare_health)
+def health(trial: Trial) -> Sequence[float]:
+    """The cheapest request."""
+    connections = [trial.server.connect() for _ in range(AT_ONCE)]
+    with trial.clock():
+        return [healthy(connections, trial.server.request("GET", "/health"), trial.scale.seconds)]
+
+
+@measures(Row("memory-idle", "memory, idle", "MB", less=True))
+def idle_memory(trial: Trial) -> Sequence[float]:
+    """What is resident when nothing runs."""
+    return [trial.server.memory() / 1e6]
+
+
+@measures(
+    Row("memory-process", "memory, process with a full log of 1 MB", "kB", less=True),
+    limit=lambda scale, folder: [LOG * WIDTH / 1e3],
+)
+def process_memory(trial: Trial) -> Sequence[float]:
+    """Background processes that have written 10,000 lines each and live on. The limit is the text itself."""
+    done = trial.folder / f"full-{os.urandom(4).hex()}"
+    os.mkfifo(done)
+    opened = os.open(done, os.O_RDWR)
+    command = f"seq -f %0{WIDTH - 1}.0f 1 {LOG}; echo > {done}; exec sleep 1000"
+    ids: list[str] = []
+
+    def fill(count: int) -> None:
+        for _ in range(count):
+            ids.append(trial.server.post("/start_process", cmd=command)["id"])
+            os.read(opened, 1)
+        for id in ids[-count:]:
+            with trial.server.connect() as stream:
+                stream.send(trial.server.request("GET", f"/process_logs_streaming?id={id}"))
+                stream.wait_for(b"%0*d" % (WIDTH - 1, LOG))
+
+    try:
+        fill(1)
+        before = _settled(trial)
+        fill(trial.scale.full_logs)
+        return [(_settled(trial) - before) / trial.scale.full_logs / 1e3]
+    finally:
+        os.close(opened)
+        for id in ids:
+            trial.server.post("/kill_process", id=id)
+
+
+def _settled(trial: Trial) -> int:
+    """The memory that is resident once it has stopped changing, or after a while."""
+    last = 0
+    for _ in range(20):
+        now = trial.server.memory()
+        if abs(now - last) < 50_000:
+            break
+        last = now
+        time.sleep(0.1)
+    return now
+
+
+def interpreter(scale: Scale, folder: Path) -> Sequence[float]:
+    """The start of a Python that does nothing."""
+    began = perf_counter()
+    subprocess.run([sys.executable, "-c", ""], check=True)
+    return [(perf_counter() - began) * 1000]
+
+
+@measures(Row("start", "start to first answer (limit: python itself)", "ms", less=True), limit=interpreter)
+def start(trial: Trial) -> Sequence[float]:
+    """One more server, from nothing to its first answer."""
+    server = trial.target.start(trial.folder)
+    server.stop()
+    return [server.seconds * 1000]

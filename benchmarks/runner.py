@@ -1,0 +1,148 @@
+"""Runs measurements: both servers in turn, then the limit, over and over, and what came of it."""
+
+from __future__ import annotations
+
+import signal
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from benchmarks import processes
+from benchmarks.client import Failed
+from benchmarks.measure import QUICK, Bench, Row, Scale, Trial
+from benchmarks.server import Server, Target
+
+#: Seconds that one measurement may take.
+BOUND = 120.0
+
+
+class Sample(NamedTuple):
+    """What one measurement has found: a value and a limit (or None) for each row, and what it cost."""
+
+    values: Sequence[float]
+    limits: Sequence[float]
+    load_cpu: float | None
+    server_cpu: float | None
+    peak: int | None
+
+
+@dataclass
+class Series:
+    """
+    The measurements of one server, in order.
+
+    :ivar failed: why there are no more, or None.
+    """
+
+    samples: list[Sample] = field(default_factory=list)
+    failed: str | None = None
+
+
+@dataclass
+class Result:
+    """A row, with what was measured for it: ``[0]`` is the server in question, ``[1]`` its peer if there is one."""
+
+    row: Row
+    index: int
+    series: list[Series]
+    limits: list[Sequence[float]]
+
+    def values(self, which: int) -> list[float]:
+        """The values of one server."""
+        return [sample.values[self.index] for sample in self.series[which].samples]
+
+    def limit_values(self) -> list[float]:
+        """The limits: of the machine, or those that the first server's measurements brought."""
+        found = self.limits or [sample.limits for sample in self.series[0].samples if sample.limits]
+        return [limit[self.index] for limit in found]
+
+    def limit_ratio(self, which: int = 0) -> float | None:
+        """How near a server comes to the limit: 1 is there."""
+        own = [sample.limits[self.index] for sample in self.series[which].samples if sample.limits]
+        return self._ratio(self.values(which), own or self.limit_values())
+
+    def peer_ratio(self) -> float | None:
+        """How many times as good as its peer the server is."""
+        return self._ratio(self.values(0), self.values(1)) if len(self.series) > 1 else None
+
+    def _ratio(self, values: Sequence[float], others: Sequence[float]) -> float | None:
+        """The median of ratios of what was measured side by side, over 1 where ``values`` are the better ones."""
+        if self.row.less:
+            values, others = others, values
+        found = [value / other for value, other in zip(values, others, strict=False) if other > 0 and value > 0]
+        return statistics.median(found) if found else None
+
+
+def run(
+    bench: Bench, targets: Sequence[Target], scale: Scale, repeat: int, folder: Path, say: Callable[[str], None]
+) -> list[Result]:
+    """Measure the servers and the limit in turn; a server that fails is left out from then on."""
+    series = [Series() for _ in targets]
+    limits: list[Sequence[float]] = []
+    servers: list[Server | None] = []
+    try:
+        for target, each in zip(targets, series, strict=True):
+            servers.append(None)
+            with _failing(each):
+                servers[-1] = server = target.open(folder)
+                if scale is not QUICK:
+                    _measure(bench, target, server, QUICK, folder)  # warms up
+        for number in range(repeat):
+            for target, each, opened in zip(targets, series, servers, strict=True):
+                if each.failed is None and opened is not None:
+                    say(f"{bench.rows[0].name}: {target.name}, {number + 1} of {repeat}")
+                    with _failing(each):
+                        each.samples.append(_measure(bench, target, opened, scale, folder))
+            if bench.limit is not None:
+                limits.append(bench.limit(scale, folder))
+    finally:
+        for opened in servers:
+            if opened is not None:
+                opened.stop()
+    return [Result(row, index, series, limits) for index, row in enumerate(bench.rows)]
+
+
+def _measure(bench: Bench, target: Target, server: Server, scale: Scale, folder: Path) -> Sample:
+    pid = server.pid
+    if pid:
+        with suppress(OSError):
+            processes.reset_peak(pid)
+    trial = Trial(target, server, scale, folder)
+    with _bounded(BOUND):
+        values = bench.measure(trial)
+    timed = trial.seconds
+    return Sample(
+        values,
+        trial.limits,
+        trial.load_cpu / timed if timed else None,
+        trial.server_cpu / timed if timed and pid else None,
+        processes.memory(pid, "VmHWM") if pid else None,
+    )
+
+
+@contextmanager
+def _failing(series: Series) -> Iterator[None]:
+    """Note what goes wrong as the reason why a series ends."""
+    try:
+        yield
+    except (Failed, OSError, ValueError, KeyError) as error:
+        series.failed = f"{type(error).__name__}: {error}" if not isinstance(error, Failed) else str(error)
+
+
+@contextmanager
+def _bounded(seconds: float) -> Iterator[None]:
+    """Raise :exc:`Failed` in the block if it takes longer."""
+
+    def expired(signum: int, frame: FrameType | None) -> None:
+        raise Failed(f"not done within {seconds:.0f} s")
+
+    signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
