@@ -6,6 +6,9 @@ The rules are those of the HTTP contract; unknown fields are ignored, because th
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import signal as signals
 from collections.abc import Mapping, Sequence
 from typing import Annotated, TypeVar
@@ -115,10 +118,7 @@ class PathRequest(msgspec.Struct):
     path: str
 
     def __post_init__(self) -> None:
-        if not self.path:
-            raise ValueError("path: must not be empty")
-        if "\0" in self.path:
-            raise ValueError("path: must not contain NUL")
+        check_path("path", self.path)
 
 
 class WriteFileRequest(PathRequest):
@@ -224,19 +224,42 @@ class WaitRequest(msgspec.Struct):
 
 T = TypeVar("T")
 
+#: An escape for half a surrogate pair, perhaps.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def check_path(field: str, path: str) -> None:
+    """
+    Check what no file system takes.
+
+    :raise ValueError: if it is empty or has a NUL in it.
+    """
+    if not path:
+        raise ValueError(f"{field}: must not be empty")
+    if "\0" in path:
+        raise ValueError(f"{field}: must not contain NUL")
+
 
 def decode(body: bytes, type: type[T]) -> T:
     """
     A request's body as a value.
 
-    :param body: JSON; empty means ``{}``.
+    :param body: JSON; empty means ``{}``. ``\\udc80`` to ``\\udcff`` alone are bytes 80 to ff that are not UTF-8.
     :raise BadRequest: if it is not JSON, or not of that type.
     """
     try:
-        return msgspec.json.decode(body or b"{}", type=type)
+        try:
+            return msgspec.json.decode(body or b"{}", type=type)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            if not _SURROGATE.search(body):
+                raise
+        # msgspec takes pairs only.
+        return msgspec.convert(_with_surrogates(body), type)
     except msgspec.ValidationError as error:
         raise BadRequest(_validation(str(error))) from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, json.JSONDecodeError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
@@ -247,14 +270,29 @@ def decode(body: bytes, type: type[T]) -> T:
 def decode_query(args: Mapping[bytes, Sequence[bytes]], type: type[T]) -> T:
     """
     A request's query as a value. Of a parameter that is given twice the first counts; an empty one is as good as none.
+    What is not UTF-8 comes as in paths; see :mod:`sandboxd.files`.
 
     :raise BadRequest: if it is not of that type.
     """
-    given = {name.decode("utf-8", "replace"): values[0].decode("utf-8", "replace") for name, values in args.items()}
+    given = {os.fsdecode(name): os.fsdecode(values[0]) for name, values in args.items()}
     try:
         return msgspec.convert({name: text for name, text in given.items() if text}, type, strict=False)
     except msgspec.ValidationError as error:
         raise BadRequest(_validation(str(error))) from None
+
+
+def _with_surrogates(body: bytes) -> object:
+    """
+    A body that has halves of surrogate pairs in it, decoded.
+
+    :raise BadRequest: if one is not a byte.
+    """
+    value: object = json.loads(body)
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise BadRequest("the body has half a surrogate pair in it; only \\udc80 to \\udcff may stand alone") from None
+    return value
 
 
 def _validation(text: str) -> str:

@@ -51,6 +51,7 @@ class ServiceOptions(usage.Options):
         ["secret", "s", None, "The bearer token of the API. [SANDBOX_SECRET, required]"],
         ["port", "p", None, "Port of the HTTP API; 0 for any. [PORT, default 3030]"],
         ["proxy-port", None, None, "Port of the TCP proxy; 0 for any. [PROXY_PORT, default 3031]"],
+        ["root", None, None, "The directory that file requests and working directories stay in. [SANDBOX_ROOT]"],
         ["cgroup", None, None, "A cgroup v2 directory for limits of whole commands. [SANDBOX_CGROUP]"],
         ["log-level", None, None, "debug, info, warn, error or critical. [LOG_LEVEL, default info]"],
     ]
@@ -81,6 +82,7 @@ class ServiceOptions(usage.Options):
         self["secret"] = _secret(self["secret"], self.environ.get("SANDBOX_SECRET"))
         self["port"] = self._port("port", "PORT", 3030)
         self["proxy-port"] = self._port("proxy-port", "PROXY_PORT", 3031)
+        self["root"] = self["root"] or self.environ.get("SANDBOX_ROOT") or None
         self["cgroup"] = self["cgroup"] or self.environ.get("SANDBOX_CGROUP")
         self["settings"] = Settings(**{_field(option): self._limit(option) for option in LIMITS})
         level = self["log-level"] or self.environ.get("LOG_LEVEL") or "info"

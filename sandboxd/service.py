@@ -26,7 +26,9 @@ from sandboxd.auth import BearerAuth
 from sandboxd.execution.cgroup import Cgroups
 from sandboxd.execution.pipes import Reactor as ProcessReactor
 from sandboxd.execution.table import ProcessTable
+from sandboxd.files.root import Root
 from sandboxd.idempotency import IdempotencyStore
+from sandboxd.lanes import Lanes
 from sandboxd.portforward import PortForward
 from sandboxd.settings import Settings
 from sandboxd.site import Site
@@ -36,9 +38,6 @@ from sandboxd.turns import Turns
 from sandboxd.workers import Workers
 
 DEFAULTS = Settings()
-
-#: Threads for file operations; a file system that hangs can hold that many of its own callers.
-FILE_THREADS = 16
 
 
 class Reactor(ProcessReactor, IReactorCore, IReactorTCP, IReactorSocket, IReactorThreads):
@@ -57,6 +56,7 @@ class Sandboxd(Service):
     :param guarded: whether it is a process of its own, which reaps the orphans that it inherits and has a guardian.
     :param cgroups: a cgroup that was delegated to this process, if there is one.
     :param umask: the file mode creation mask to set at the start, or None to leave it.
+    :param root: where the paths of requests lead; None for anywhere.
     """
 
     log = Logger()
@@ -72,6 +72,7 @@ class Sandboxd(Service):
         guarded: bool = False,
         cgroups: Cgroups | None = None,
         umask: int | None = None,
+        root: Root | None = None,
     ) -> None:
         self._reactor = reactor
         self._umask = umask
@@ -81,7 +82,7 @@ class Sandboxd(Service):
         self._listening: list[IListeningPort] = []
         # Walks over the process table have threads of their own: file operations that hang must not delay a kill.
         self._walks = Workers(reactor, 2, "walks")
-        self._files = Workers(reactor, FILE_THREADS, "files")
+        self._files = Lanes(reactor)
         turns = Turns(reactor)
         self.table = ProcessTable(
             reactor,
@@ -98,14 +99,15 @@ class Sandboxd(Service):
         self.streams = Streams(reactor, turns, settings.max_streams, settings.heartbeat)
         self.stalls = StallMeter(reactor)
         store = IdempotencyStore(reactor)
-        starter = Starter(self.table, self._files, turns, store)
+        root = root or Root()
+        starter = Starter(self.table, root, self._files, turns, store)
         self.routes = routes = Routes()
         add_health_route(routes, reactor, self.proxy_port)
         add_status_route(routes, reactor, self.table, self.streams, self.forward, self.stalls)
         add_command_routes(routes, starter, self.streams)
         add_process_routes(routes, self.table, starter, self.streams)
         add_execution_routes(routes, self.table, reactor)
-        add_file_routes(routes, self._files, store)
+        add_file_routes(routes, root, self._files, store)
         add_port_routes(routes, self.forward, self.proxy_port)
         self.site = Site(routes.resource(), BearerAuth(secret), settings, routes.on_error, turns, reactor)
 

@@ -6,6 +6,7 @@ The only module that reads the environment or imports the global reactor.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ from twisted.python.logfile import LogFile
 
 from sandboxd.execution.cgroup import CgroupError, Cgroups, delegated
 from sandboxd.execution.limits import prepare_process
+from sandboxd.files.root import Root
 from sandboxd.hardening import become_subreaper, erase, forbid_inspection
 from sandboxd.options import ServiceOptions
 from sandboxd.reload import Reloads
@@ -76,9 +78,10 @@ def makeService(options: Options) -> Sandboxd:
     """
     The daemon, ready to start.
 
-    :raise SystemExit: if a port cannot be had.
+    :raise SystemExit: if a port cannot be had, or the root or the cgroup cannot be used.
     """
     reactor = _reactor()
+    root = _root(options["root"])
     http = _listen("PORT", options["port"])
     proxy = _listen("PROXY_PORT", options["proxy-port"])
     environ = dict(os.environ)
@@ -102,7 +105,21 @@ def makeService(options: Options) -> Sandboxd:
         guarded=True,
         cgroups=_cgroups(options["cgroup"]),
         umask=umask if keep_umask else None,
+        root=root,
     )
+
+
+def _root(directory: str | None) -> Root:
+    """
+    Where the paths of requests lead.
+
+    :raise SystemExit: if it cannot be used.
+    """
+    try:
+        return Root(directory or None)
+    except OSError as error:
+        why = "the kernel has no openat2" if error.errno in (errno.ENOSYS, errno.EPERM) else error.strerror
+        raise SystemExit(f"twistd sandboxd: SANDBOX_ROOT (--root): {directory!r}: {why}") from None
 
 
 def _cgroups(given: str | None) -> Cgroups | None:

@@ -27,12 +27,15 @@ LAYERS = [
     {"sandboxd.api.commands"},
     {"sandboxd.api.routing"},
     {"sandboxd.api.dispatch", "sandboxd.api.operations"},
-    {"sandboxd.files", "sandboxd.messages", "sandboxd.portforward", "sandboxd.site", "sandboxd.sse"},
+    {"sandboxd.files.text", "sandboxd.messages", "sandboxd.portforward", "sandboxd.site", "sandboxd.sse"},
     {
         "sandboxd.auth",
+        "sandboxd.files.removal",
+        "sandboxd.files.root",
         "sandboxd.hardening",
         "sandboxd.idempotency",
         "sandboxd.jsontext",
+        "sandboxd.lanes",
         "sandboxd.options",
         "sandboxd.reload",
         "sandboxd.replies",
@@ -51,11 +54,12 @@ LAYERS = [
         "sandboxd.execution.cgroup",
         "sandboxd.execution.limits",
         "sandboxd.execution.oneshot",
+        "sandboxd.files.errors",
         "sandboxd.settings",
         "sandboxd.workers",
         "sandboxd.turns",
     },
-    {"sandboxd", "sandboxd.api", "sandboxd.execution"},
+    {"sandboxd", "sandboxd.api", "sandboxd.execution", "sandboxd.files"},
 ]
 LAYER = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
 LOWEST = len(LAYERS)

@@ -268,9 +268,10 @@ def test_delete_dir_never_removes_the_root(tmp_path: Path, path: str) -> None:
     (tmp_path / "link").symlink_to("/")
     (tmp_path / "precious").write_text("")
     code = (
-        "import encodings.idna, os, sys; from sandboxd import files; os.chroot(sys.argv[1]); os.chdir('/')\n"
-        "try: files.delete_tree(sys.argv[2])\n"
-        "except files.FileError as error: print(error)"
+        "import encodings.idna, os, sys; from sandboxd.files import errors, root, text\n"
+        "os.chroot(sys.argv[1]); os.chdir('/')\n"
+        "try: text.delete_tree(root.Root(), sys.argv[2])\n"
+        "except errors.FileError as error: print(error)"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code, tmp_path, path], capture_output=True, text=True, check=False, timeout=10

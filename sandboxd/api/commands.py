@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import pwd
@@ -21,14 +22,15 @@ from sandboxd.execution.lines import character_border
 from sandboxd.execution.log import Gap
 from sandboxd.execution.spawn import SpawnError
 from sandboxd.execution.table import ProcessTable
+from sandboxd.files.root import Root
 from sandboxd.idempotency import Entry, IdempotencyStore, KeyConflict
 from sandboxd.jsontext import dumps, escaped
+from sandboxd.lanes import Lanes
 from sandboxd.messages import BadRequest, CommandRequest, StreamQuery
 from sandboxd.replies import Complete, Error, Output, Ran
 from sandboxd.site import Request
 from sandboxd.sse import Streams, event, output_events
 from sandboxd.turns import Turns
-from sandboxd.workers import Workers
 
 T = TypeVar("T")
 
@@ -132,13 +134,17 @@ class Starter:
     Starts what a request asks for.
 
     :param table: where executions live.
+    :param root: where working directories are to be.
     :param in_thread: runs a blocking function off the reactor's thread.
     :param turns: shares out the time of the reactor.
     :param store: knows which requests have come before.
     """
 
-    def __init__(self, table: ProcessTable, in_thread: Workers, turns: Turns, store: IdempotencyStore) -> None:
+    def __init__(
+        self, table: ProcessTable, root: Root, in_thread: Lanes, turns: Turns, store: IdempotencyStore
+    ) -> None:
         self._table = table
+        self._root = root
         self._in_thread = in_thread
         self._turns = turns
         self.store = store
@@ -150,10 +156,11 @@ class Starter:
         :raise BadRequest: if it is malformed.
         :raise ApiError: if its working directory is not one.
         """
-        user = None if body.user is None else await self._in_thread(_look_up, body.user)
+        user = None if body.user is None else await self._in_thread("/", _look_up, body.user)
         command = body.command(user)
-        if command.cwd is not None and not await self._in_thread(os.path.isdir, command.cwd):
-            raise _bad_cwd(command)
+        if command.cwd is not None or self._root.confined:
+            cwd = command.cwd or "."
+            command = dataclasses.replace(command, cwd=await self._in_thread(cwd, _directory, self._root, cwd))
         await self._turns.turn()  # for the caller starts it now
         return command
 
@@ -192,7 +199,7 @@ class Starter:
             return self._table.start(command, background=background)
         except SpawnError as error:
             if error.at_cwd:
-                raise _bad_cwd(command) from None
+                raise _bad_cwd(command.cwd or "") from None
             raise
 
 
@@ -212,8 +219,20 @@ def _look_up(name: str) -> User:
     return User(name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir)
 
 
-def _bad_cwd(command: Command) -> ApiError:
-    return ApiError(400, f"Invalid working directory: {command.cwd}")
+def _directory(root: Root, cwd: str) -> str:
+    """
+    A command's working directory; one in a root without links, for a command is not confined by it. Blocks.
+
+    :raise ApiError: if it is none, or not in the root.
+    """
+    if not root.is_directory(cwd):
+        where = f" (it has to be in {root.directory})" if root.confined else ""
+        raise _bad_cwd(cwd, where)
+    return os.fsdecode(root.real(cwd)) if root.confined else cwd
+
+
+def _bad_cwd(cwd: str, where: str = "") -> ApiError:
+    return ApiError(400, f"Invalid working directory: {cwd}{where}")
 
 
 def cannot_start(error: SpawnError) -> ApiError:

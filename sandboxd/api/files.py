@@ -6,23 +6,26 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any, TypeVar
 
-from sandboxd import files
 from sandboxd.api.routing import Reply, Routes, send_json_parts
 from sandboxd.execution.oneshot import OneShot
+from sandboxd.files import text
+from sandboxd.files.errors import FileError
+from sandboxd.files.root import Root
 from sandboxd.idempotency import IdempotencyStore
 from sandboxd.jsontext import escaped_chunks
+from sandboxd.lanes import Lanes
 from sandboxd.messages import PathRequest, WriteFileRequest
 from sandboxd.replies import Content, Done, Entries, Error, Failure, Stat
 from sandboxd.site import Request
-from sandboxd.workers import Workers
 
-T = TypeVar("T")
+T = TypeVar("T", bound=PathRequest)
 
 
-def add_file_routes(routes: Routes, in_thread: Workers, store: IdempotencyStore) -> None:
+def add_file_routes(routes: Routes, root: Root, in_thread: Lanes, store: IdempotencyStore) -> None:
     """
     Add them to the API.
 
+    :param root: where paths lead.
     :param in_thread: runs a blocking function off the reactor's thread.
     :param store: knows which requests have come before.
     """
@@ -33,8 +36,8 @@ def add_file_routes(routes: Routes, in_thread: Workers, store: IdempotencyStore)
 
         async def route(request: Request, body: T) -> Reply:
             try:
-                result = await in_thread(work, body)
-            except files.FileError as error:
+                result = await in_thread(body.path, work, body)
+            except FileError as error:
                 return _failed(error, success)
             return Reply({"success": True, **result} if success else result)
 
@@ -43,26 +46,26 @@ def add_file_routes(routes: Routes, in_thread: Workers, store: IdempotencyStore)
 
     def delete_file(body: PathRequest) -> dict[str, object]:
         """Remove a file, a link, or an empty directory."""
-        files.delete(body.path)
+        text.delete(root, body.path)
         return {}
 
     def delete_dir(body: PathRequest) -> dict[str, object]:
         """Remove whatever is there, as ``rm -rf`` does; nothing there is no error."""
-        files.delete_tree(body.path)
+        text.delete_tree(root, body.path)
         return {}
 
     def make_dir(body: PathRequest) -> dict[str, object]:
         """Make a directory, and those above it."""
-        files.make_directories(body.path)
+        text.make_directories(root, body.path)
         return {}
 
     def list_dir(body: PathRequest) -> dict[str, object]:
         """The names in a directory."""
-        return {"entries": files.names(body.path)}
+        return {"entries": text.names(root, body.path)}
 
     def stat_file(body: PathRequest) -> dict[str, object]:
         """What is known of a file or directory."""
-        return {"entry": files.stat(body.path)}
+        return {"entry": text.stat(root, body.path)}
 
     @routes.post(
         "/write_file",
@@ -77,14 +80,14 @@ def add_file_routes(routes: Routes, in_thread: Workers, store: IdempotencyStore)
 
         def start() -> OneShot[None]:
             written: OneShot[None] = OneShot()
-            in_thread(files.write, body.path, body.content).addBoth(written.fire)
+            in_thread(body.path, text.write, root, body.path, body.content).addBoth(written.fire)
             return written
 
         written = store.once(request.idempotency_key, request.fingerprint, start).value
         assert written is not None
         try:
             await written.when_fired()
-        except files.FileError as error:
+        except FileError as error:
             return _failed(error, True)
         return Reply({"success": True})
 
@@ -98,13 +101,13 @@ def add_file_routes(routes: Routes, in_thread: Workers, store: IdempotencyStore)
     async def read_file(request: Request, body: PathRequest) -> Reply | None:
         """A file's text, up to 64 MiB."""
         try:
-            data = await in_thread(files.read, body.path)
-        except files.FileError as error:
+            data = await in_thread(body.path, text.read, root, body.path)
+        except FileError as error:
             return _failed(error, False)
         await send_json_parts(request, chain((b'{"content":"',), escaped_chunks(data), (b'"}',)))
         return None
 
 
-def _failed(error: files.FileError, success: bool) -> Reply:
+def _failed(error: FileError, success: bool) -> Reply:
     """The clients throw away the body of a 4xx and match this text, so it comes with 200."""
     return Reply({"success": False, "error": str(error)} if success else {"error": str(error)})

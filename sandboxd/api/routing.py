@@ -7,6 +7,7 @@ if it has written the response itself.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -22,6 +23,7 @@ from werkzeug.routing import RequestRedirect
 from sandboxd.api.dispatch import Dispatch, Endpoint
 from sandboxd.api.operations import Operation, Raw
 from sandboxd.execution.cgroup import CgroupError
+from sandboxd.files.errors import FileError
 from sandboxd.idempotency import KeyConflict
 from sandboxd.jsontext import dumps
 from sandboxd.messages import BadRequest, decode, decode_query
@@ -34,6 +36,17 @@ Route: TypeAlias = "Callable[..., Awaitable[Reply | None]]"
 Adder: TypeAlias = Callable[[Route], None]
 
 _log = Logger()
+
+
+#: The status of what the file system has refused. The contract's routes do not come to this: they answer 200.
+_STATUS = {
+    **dict.fromkeys((errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG), 400),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV), 403),
+    errno.ENOENT: 404,
+    **dict.fromkeys((errno.EBUSY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ETXTBSY), 409),
+    errno.EFBIG: 413,
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 507),
+}
 
 
 class Reply(NamedTuple):
@@ -172,6 +185,8 @@ async def _answered(
         reply = Reply({**on_error, "error": str(error)}, 409)
     except BadRequest as error:
         reply = Reply({**on_error, "error": str(error)}, 400)
+    except FileError as error:
+        reply = Reply({**on_error, "error": str(error)}, _STATUS.get(error.errno, 500))
     except ApiError as error:
         reply = Reply({**on_error, **error.fields}, error.status)
     except Exception:

@@ -1,19 +1,17 @@
-"""
-File operations. All of them block: call them in a thread.
-
-Errors are told as Go tells them, ``<op> <path>: <strerror in lower case>``, because the clients match that text.
-"""
+"""File operations of the contract: small files of text, directories, names."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
-import shutil
 import stat as modes
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime, timezone
+
+from sandboxd.files.errors import FileError, RootItself, told
+from sandboxd.files.removal import remove_tree
+from sandboxd.files.root import Root
 
 #: Most bytes that :func:`read` takes into memory.
 MAX_READ = 64 * 1024 * 1024
@@ -26,32 +24,16 @@ _LAST_SECOND = 253_402_300_799
 _CANNOT_REPLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV)
 
 
-class FileError(Exception):
-    """What the file system refused, in words for the client."""
-
-    def __init__(self, op: str, path: str, why: str) -> None:
-        super().__init__(f"{op} {path}: {why}")
-
-
-@contextmanager
-def _told(op: str, path: str) -> Iterator[None]:
-    """Turn an :class:`OSError` into a :class:`FileError`."""
-    try:
-        yield
-    except OSError as error:
-        raise FileError(op, path, (error.strerror or str(error)).lower()) from None
-
-
-def read(path: str) -> bytes:
+def read(root: Root, path: str) -> bytes:
     """
     A regular file's contents.
 
     :raise FileError: if it cannot be read, is not a regular file, or has more than :data:`MAX_READ` bytes.
     """
-    with _told("open", path):
+    with told("open", path):
         # O_NONBLOCK, or opening a FIFO would wait for a writer that may never come.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with _told("read", path), open(fd, "rb") as file:
+        fd = root.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with told("read", path), open(fd, "rb") as file:
         info = os.fstat(fd)
         if modes.S_ISDIR(info.st_mode):
             raise FileError("read", path, "is a directory")
@@ -63,7 +45,7 @@ def read(path: str) -> bytes:
     return data
 
 
-def write(path: str, content: str) -> None:
+def write(root: Root, path: str, content: str) -> None:
     """
     Replace a file's contents, or make a new one with mode 0644.
 
@@ -73,47 +55,48 @@ def write(path: str, content: str) -> None:
 
     :raise FileError: if it cannot be written, or is there and is not a regular file.
     """
-    data = content.encode("utf-8", "surrogatepass")
-    with _told("open", path):
-        target = os.path.realpath(path)  # a link keeps pointing to the file
+    data = content.encode("utf-8", "surrogateescape")
+    # A link keeps pointing to the file.
+    with told("open", path), root.parent(root.real(path)) as (directory, name):
         try:
-            old = os.stat(target)
+            old = os.lstat(name, dir_fd=directory)
         except FileNotFoundError:
             old = None
-        if old is not None and modes.S_ISDIR(old.st_mode):
+        if old is not None and modes.S_ISLNK(old.st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if path.endswith("/") or (old is not None and modes.S_ISDIR(old.st_mode)):
             raise FileError("open", path, "is a directory")
         if old is not None and not modes.S_ISREG(old.st_mode):
             raise FileError("open", path, "not a regular file")
-        if path.endswith("/"):
-            raise FileError("open", path, "is a directory")
-        if old is not None and not os.access(target, os.W_OK):
+        if old is not None and not os.access(name, os.W_OK, dir_fd=directory):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         try:
-            _replace(target, data, old, path)
+            _replace(directory, name, data, old, path)
         except OSError as error:
             if old is None or error.errno not in _CANNOT_REPLACE:
                 raise
-            with open(target, "r+b", buffering=0) as file, _told("write", path):
-                _write_all(file.fileno(), data)
+            fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            with open(fd, "r+b", buffering=0) as file, told("write", path):
+                _write_all(fd, data)
                 file.truncate()
 
 
-def _replace(target: str, data: bytes, old: os.stat_result | None, path: str) -> None:
-    temporary = os.path.join(os.path.dirname(target), f".sandboxd-{secrets.token_hex(8)}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+def _replace(directory: int, name: bytes, data: bytes, old: os.stat_result | None, path: str) -> None:
+    temporary = f".sandboxd-{secrets.token_hex(8)}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
     try:
         try:
-            with _told("write", path):
+            with told("write", path):
                 _write_all(fd, data)
             if old is not None and (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
                 os.fchown(fd, old.st_uid, old.st_gid)
             os.fchmod(fd, 0o644 if old is None else modes.S_IMODE(old.st_mode))
         finally:
             os.close(fd)
-        os.rename(temporary, target)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
         with suppress(OSError):
-            os.unlink(temporary)
+            os.unlink(temporary, dir_fd=directory)
         raise
 
 
@@ -123,72 +106,70 @@ def _write_all(fd: int, data: bytes) -> None:
         left = left[os.write(fd, left) :]
 
 
-def delete(path: str) -> None:
+def delete(root: Root, path: str) -> None:
     """
     Remove a file, a link, or an empty directory.
 
     :raise FileError: if it cannot be removed.
     """
-    with _told("remove", path):
-        if modes.S_ISDIR(os.lstat(path).st_mode):
-            os.rmdir(path)
+    with told("remove", path), root.parent(path) as (directory, name):
+        if modes.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode):
+            os.rmdir(name, dir_fd=directory)
         else:
-            os.unlink(path)
+            os.unlink(name, dir_fd=directory)
 
 
-def delete_tree(path: str) -> None:
+def delete_tree(root: Root, path: str) -> None:
     """
     Remove whatever is there, as ``rm -rf`` does; nothing there is no error. Links are not followed.
 
     :raise FileError: if something cannot be removed, or if it is the root directory.
     """
-    with _told("remove", path):
+    with told("remove", path):
         try:
-            info = os.lstat(path)
+            with root.parent(path) as (directory, name):
+                remove_tree(directory, name)
         except FileNotFoundError:
             return
-        if os.path.realpath(path) == "/":
-            raise FileError("remove", path, "the root directory is never removed")
-        if modes.S_ISDIR(info.st_mode):
-            shutil.rmtree(path)
-        else:
-            os.unlink(path)
+        except RootItself:
+            raise FileError("remove", path, "the root directory is never removed") from None
 
 
-def make_directories(path: str) -> None:
+def make_directories(root: Root, path: str) -> None:
     """
     Make a directory, mode 0755, and those above it; one that is there is no error.
 
     :raise FileError: if it cannot be made, or if something else is there.
     """
-    with _told("mkdir", path):
-        try:
-            os.makedirs(path, 0o755, exist_ok=True)
-        except FileExistsError:
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+    with told("mkdir", path):
+        root.make_directories(path)
 
 
-def names(path: str) -> list[str]:
+def names(root: Root, path: str) -> list[str]:
     """
     The names in a directory, sorted; what is not UTF-8 in them becomes U+FFFD.
 
     :raise FileError: if it cannot be read.
     """
-    with _told("open", path):
-        return sorted(os.fsencode(name).decode("utf-8", "replace") for name in os.listdir(path))
+    with told("open", path):
+        fd = root.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return sorted(os.fsencode(name).decode("utf-8", "replace") for name in os.listdir(fd))
+        finally:
+            os.close(fd)
 
 
-def stat(path: str) -> dict[str, object]:
+def stat(root: Root, path: str) -> dict[str, object]:
     """
     What is known of a file: ``name``, ``is_dir``, ``size`` (bytes), ``mod_time`` (RFC 3339), ``mode`` (as ``ls``).
 
     :raise FileError: if there is none.
     """
-    with _told("stat", path):
-        info = os.stat(path)
+    with told("stat", path):
+        info = root.stat(path)
     changed = datetime.fromtimestamp(min(info.st_mtime, _LAST_SECOND), timezone.utc)
     return {
-        "name": os.path.basename(os.path.abspath(path)) or "/",
+        "name": os.path.basename(root.absolute(path)) or "/",
         "is_dir": modes.S_ISDIR(info.st_mode),
         "size": info.st_size,
         "mod_time": changed.isoformat(timespec="microseconds").replace("+00:00", "Z"),

@@ -1,0 +1,48 @@
+"""
+What the file system refused, in words for the client.
+
+Errors are told as Go tells them, ``<op> <path>: <strerror in lower case>``, because the clients match that text.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class FileError(Exception):
+    """
+    What the file system refused.
+
+    :ivar errno: its error number; 0 if it is our own refusal.
+    """
+
+    def __init__(self, op: str, path: str, why: str, errno: int = 0) -> None:
+        super().__init__(f"{op} {path}: {why}")
+        self.errno = errno
+
+
+class OutsideRoot(OSError):
+    """A path, or a link on its way, leads out of the root."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(errno.EXDEV, f"is outside of the root {directory}")
+
+
+class RootItself(OSError):
+    """A path leads to the root directory, which is in no directory that we may use."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EBUSY, "is the root directory")
+
+
+@contextmanager
+def told(op: str, path: str) -> Iterator[None]:
+    """Turn an :class:`OSError` into a :class:`FileError`."""
+    try:
+        yield
+    except OutsideRoot as error:
+        raise FileError(op, path, error.strerror or "", error.errno or 0) from None
+    except OSError as error:
+        raise FileError(op, path, (error.strerror or str(error)).lower(), error.errno or 0) from None
