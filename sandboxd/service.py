@@ -18,6 +18,7 @@ from sandboxd.api.commands import Starter, add_command_routes
 from sandboxd.api.executions import add_execution_routes
 from sandboxd.api.files import add_file_routes
 from sandboxd.api.health import add_health_route
+from sandboxd.api.openapi import add_openapi_route
 from sandboxd.api.ports import add_port_routes
 from sandboxd.api.processes import add_process_routes
 from sandboxd.api.routing import Routes
@@ -83,6 +84,7 @@ class Sandboxd(Service):
         # Walks over the process table have threads of their own: file operations that hang must not delay a kill.
         self._walks = Workers(reactor, 2, "walks")
         self._files = Lanes(reactor)
+        self._aside = Workers(reactor, 2, "aside")  # what is no client's: the tokens, the document, the metrics
         turns = Turns(reactor)
         self.table = ProcessTable(
             reactor,
@@ -109,6 +111,7 @@ class Sandboxd(Service):
         add_execution_routes(routes, self.table, reactor)
         add_file_routes(routes, root, self._files, store)
         add_port_routes(routes, self.forward, self.proxy_port)
+        add_openapi_route(routes, self._aside)
         self.site = Site(routes.resource(), BearerAuth(secret), settings, routes.on_error, turns, reactor)
 
     def startService(self) -> None:
@@ -116,7 +119,7 @@ class Sandboxd(Service):
         super().startService()
         if self._umask is not None:
             os.umask(self._umask)
-        for workers in (self._walks, self._files):
+        for workers in (self._walks, self._files, self._aside):
             workers.start()
         for part in (self.table, self.streams, self.stalls):
             part.startService()
@@ -146,6 +149,6 @@ class Sandboxd(Service):
         self.stalls.stopService()
         self.forward.close_all()
         await self.site.close_all()
-        for workers in (self._walks, self._files):
+        for workers in (self._walks, self._files, self._aside):
             workers.stop()
         self.log.info("sandboxd has stopped")

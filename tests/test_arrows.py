@@ -20,6 +20,7 @@ LAYERS = [
         "sandboxd.api.executions",
         "sandboxd.api.files",
         "sandboxd.api.health",
+        "sandboxd.api.openapi",
         "sandboxd.api.ports",
         "sandboxd.api.processes",
         "sandboxd.api.status",

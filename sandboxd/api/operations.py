@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
-class Raw(NamedTuple):
+@dataclass(frozen=True)
+class Raw:
     """
     A body that is no JSON.
 
