@@ -34,6 +34,17 @@ def forbid_inspection() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def environment_at_exec() -> dict[str, str]:
+    """
+    The environment as it was given to this process, whatever has been taken out of ``os.environ`` since.
+
+    :raise OSError: if ``/proc`` cannot be read.
+    """
+    with open("/proc/self/environ", "rb") as environ:
+        variables = os.fsdecode(environ.read()).split("\0")
+    return dict(variable.split("=", 1) for variable in variables if "=" in variable)
+
+
 def erase(secret: str) -> None:
     """
     Overwrite a secret where ``/proc/<pid>/environ`` and ``/proc/<pid>/cmdline`` show it: in the memory that the

@@ -51,6 +51,12 @@ class ServiceOptions(usage.Options):
         ["secret", "s", None, "The bearer token of the API. [SANDBOX_SECRET, required]"],
         ["port", "p", None, "Port of the HTTP API; 0 for any. [PORT, default 3030]"],
         ["proxy-port", None, None, "Port of the TCP proxy; 0 for any. [PROXY_PORT, default 3031]"],
+        [
+            "socket",
+            None,
+            None,
+            "A Unix socket for the HTTP API, in place of the port or beside it. [SANDBOX_SOCKET]",
+        ],
         ["root", None, None, "The directory that file requests and working directories stay in. [SANDBOX_ROOT]"],
         ["cgroup", None, None, "A cgroup v2 directory for limits of whole commands. [SANDBOX_CGROUP]"],
         ["log-level", None, None, "debug, info, warn, error or critical. [LOG_LEVEL, default info]"],
@@ -80,7 +86,9 @@ class ServiceOptions(usage.Options):
         :raise usage.UsageError: if a value is missing or bad.
         """
         self["secret"] = _secret(self["secret"], self.environ.get("SANDBOX_SECRET"))
-        self["port"] = self._port("port", "PORT", 3030)
+        self["socket"] = self["socket"] or self.environ.get("SANDBOX_SOCKET") or None
+        only_socket = self["socket"] and self["port"] is None and not self.environ.get("PORT")
+        self["port"] = None if only_socket else self._port("port", "PORT", 3030)
         self["proxy-port"] = self._port("proxy-port", "PROXY_PORT", 3031)
         self["root"] = self["root"] or self.environ.get("SANDBOX_ROOT") or None
         self["cgroup"] = self["cgroup"] or self.environ.get("SANDBOX_CGROUP")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from twisted.application.service import Service
@@ -33,6 +32,7 @@ from sandboxd.lanes import Lanes
 from sandboxd.portforward import PortForward
 from sandboxd.settings import Settings
 from sandboxd.site import Site
+from sandboxd.sockets import ListeningSocket
 from sandboxd.sse import Streams
 from sandboxd.stalls import StallMeter
 from sandboxd.turns import Turns
@@ -49,8 +49,8 @@ class Sandboxd(Service):
     """
     The daemon.
 
-    :param http: a socket that listens for the HTTP API.
-    :param proxy: a socket that listens for connections to forward.
+    :param http: the sockets of the HTTP API.
+    :param proxy: those of the connections to forward.
     :param secret: the bearer token.
     :param environ: what children inherit, less the daemon's own secrets.
     :param settings: its limits.
@@ -65,8 +65,8 @@ class Sandboxd(Service):
     def __init__(
         self,
         reactor: Reactor,
-        http: socket.socket,
-        proxy: socket.socket,
+        http: Sequence[ListeningSocket],
+        proxy: Sequence[ListeningSocket],
         secret: str,
         environ: Mapping[str, str],
         settings: Settings = DEFAULTS,
@@ -77,9 +77,8 @@ class Sandboxd(Service):
     ) -> None:
         self._reactor = reactor
         self._umask = umask
-        self._sockets = (http, proxy)
-        self.port: int = http.getsockname()[1]
-        self.proxy_port: int = proxy.getsockname()[1]
+        self._http, self._proxy = http, proxy
+        self.proxy_port: int = next((sock.port for sock in proxy if sock.port is not None), 0)
         self._listening: list[IListeningPort] = []
         # Walks over the process table have threads of their own: file operations that hang must not delay a kill.
         self._walks = Workers(reactor, 2, "walks")
@@ -123,16 +122,14 @@ class Sandboxd(Service):
             workers.start()
         for part in (self.table, self.streams, self.stalls):
             part.startService()
-        for sock, factory in zip(self._sockets, (self.site, self.forward), strict=True):
-            self._listening.append(
-                self._reactor.adoptStreamPort(sock.fileno(), sock.family, cast("ServerFactory[Any]", factory))
-            )
-            sock.close()  # the port has a duplicate
+        for sockets, factory in ((self._http, self.site), (self._proxy, self.forward)):
+            for sock in sockets:
+                self._listening.append(sock.serve(self._reactor, cast("ServerFactory[Any]", factory)))
         self.log.info(
-            "sandboxd {version} listens on port {port}, proxy on port {proxy_port}",
+            "sandboxd {version} listens on {http}, proxy on {proxy}",
             version=__version__,
-            port=self.port,
-            proxy_port=self.proxy_port,
+            http=", ".join(map(str, self._http)),
+            proxy=", ".join(map(str, self._proxy)),
         )
 
     def stopService(self) -> Deferred[None]:
@@ -144,6 +141,8 @@ class Sandboxd(Service):
         self.log.info("sandboxd stops")
         for port in self._listening:
             await maybeDeferred(port.stopListening)
+        for sock in (*self._http, *self._proxy):
+            sock.remove()
         await self.table.stopService()
         self.streams.stopService()
         self.stalls.stopService()

@@ -143,9 +143,11 @@ def too_large(limit: int) -> Refusal:
 
 
 def keep_alive(transport: Connection) -> None:
-    """Let the kernel find out within about two minutes that a silent peer is gone."""
-    transport.setTcpKeepAlive(True)
+    """Let the kernel find out within about two minutes that a silent peer is gone; it knows of local ones anyway."""
     sock = transport.getHandle()
+    if sock.family == socket.AF_UNIX:
+        return
+    transport.setTcpKeepAlive(True)
     for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4)):
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
 

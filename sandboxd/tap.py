@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -24,13 +24,15 @@ from twisted.logger import (
 from twisted.python.logfile import LogFile
 
 from sandboxd.execution.cgroup import CgroupError, Cgroups, delegated
+from sandboxd.execution.environment import MANAGER
 from sandboxd.execution.limits import prepare_process
 from sandboxd.files.root import Root
-from sandboxd.hardening import become_subreaper, erase, forbid_inspection
+from sandboxd.hardening import become_subreaper, environment_at_exec, erase, forbid_inspection
 from sandboxd.options import ServiceOptions
 from sandboxd.reload import Reloads
 from sandboxd.service import Reactor, Sandboxd
-from sandboxd.sockets import listen_on_port
+from sandboxd.sockets import ListeningSocket, listen_at, listen_on_port
+from sandboxd.systemd import ActivationError, ServiceManager, inherited_sockets
 
 
 class Options(ServiceOptions):
@@ -58,20 +60,36 @@ def log_observer() -> ILogObserver:
     return FilteringLogObserver(textFileLogObserver(out), [LogLevelFilterPredicate(_logging["level"])])
 
 
-def _listen(variable: str, port: int) -> socket.socket:
+def _open_sockets(options: Options) -> tuple[list[ListeningSocket], list[ListeningSocket]]:
     """
-    A listening socket.
+    What the HTTP API and the proxy listen on: what systemd has opened, else what the options say.
 
     Opened before ``twistd`` becomes a daemon, so that the reason of a failure reaches whoever started it.
 
-    :raise SystemExit: if the port cannot be had.
+    :raise SystemExit: if one cannot be had.
     """
     try:
-        return listen_on_port(port)
+        # Twisted takes LISTEN_FDS out of os.environ when its endpoints are imported, in case one of them asks for it.
+        given = inherited_sockets(environment_at_exec(), ["http", "proxy"])
+    except ActivationError as error:
+        raise SystemExit(f"twistd sandboxd: {error}") from None
+    http, proxy = (list(map(ListeningSocket, given[name])) for name in ("http", "proxy"))
+    if not http:
+        path, port = options["socket"], options["port"]
+        if path is not None:
+            http.append(_listen("SANDBOX_SOCKET", path, lambda: listen_at(Path(path).absolute())))
+        if port is not None:
+            http.append(_listen("PORT", port, lambda: listen_on_port(port)))
+    if not proxy:
+        proxy.append(_listen("PROXY_PORT", options["proxy-port"], lambda: listen_on_port(options["proxy-port"])))
+    return http, proxy
+
+
+def _listen(variable: str, value: object, opened: Callable[[], ListeningSocket]) -> ListeningSocket:
+    try:
+        return opened()
     except OSError as error:
-        raise SystemExit(
-            f"twistd sandboxd: cannot listen on {variable} {port}: {os.strerror(error.errno or 0)}"
-        ) from None
+        raise SystemExit(f"twistd sandboxd: cannot listen on {variable} {value}: {error.strerror or error}") from None
 
 
 def makeService(options: Options) -> Sandboxd:
@@ -82,19 +100,24 @@ def makeService(options: Options) -> Sandboxd:
     """
     reactor = _reactor()
     root = _root(options["root"])
-    http = _listen("PORT", options["port"])
-    proxy = _listen("PROXY_PORT", options["proxy-port"])
+    http, proxy = _open_sockets(options)
+    manager = ServiceManager(os.environ, reactor)
     environ = dict(os.environ)
+    for name in MANAGER:
+        os.environ.pop(name, None)
     for secret in {options["secret"], os.environ.pop("SANDBOX_SECRET", "")} - {""}:
         erase(secret)
     umask = os.umask(0)
     os.umask(umask)
     # twistd sets 0077 when it becomes a daemon, which is not what commands and files should get.
     keep_umask = getattr(options, "parent", {}).get("umask") is None
-    reloads = Reloads()
+    status = f"serving {', '.join(map(str, http))}; proxy on {', '.join(map(str, proxy))}"
+    reloads = Reloads(manager.reloading, lambda: manager.ready(status))
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(0))  # until the reactor runs
     signal.signal(signal.SIGHUP, lambda signum, frame: None)  # likewise; what it would read again was just read
     reactor.callWhenRunning(_settle, reloads)
+    reactor.callWhenRunning(manager.ready, status)
+    reactor.addSystemEventTrigger("before", "shutdown", manager.stopping, "ending what runs")
     return Sandboxd(
         reactor,
         http,

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twisted.internet import reactor
@@ -49,13 +50,13 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture
 def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    """Starts daemons that are stopped after the test: ``start_daemon(*options, **environ)``."""
+    """Starts daemons that are stopped after the test: as :class:`Daemon` is made, less the folder."""
     started: list[Daemon] = []
 
-    def start(*options: str, **environ: str) -> Daemon:
+    def start(*options: str, **keywords: Any) -> Daemon:
         folder = tmp_path / f"daemon{len(started)}"
         folder.mkdir()
-        started.append(Daemon(folder, *options, **environ))
+        started.append(Daemon(folder, *options, **keywords))
         return started[-1]
 
     yield start

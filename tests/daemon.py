@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 SECRET = "a-secret-for-tests-1f6c"
@@ -20,28 +21,37 @@ class Daemon:
     """
     ``twistd -n sandboxd`` on free ports.
 
+    :param options: those of ``sandboxd``.
+    :param via: what it is started by, if not directly; it must end in an exec of its arguments.
+    :param pass_fds: descriptors that it inherits.
+    :param environ: variables over those of the tests.
     :ivar url: where its HTTP API is.
     :ivar proxy_port: where its proxy listens.
     :ivar pid: its process id.
     :ivar log: the file with all that it has logged.
     """
 
-    def __init__(self, folder: Path, *options: str, **environ: str) -> None:
+    def __init__(
+        self, folder: Path, *options: str, via: Sequence[str] = (), pass_fds: Sequence[int] = (), **environ: str
+    ) -> None:
         self.log = folder / "daemon.log"
         self.secret = environ.get("SANDBOX_SECRET", SECRET)
         env = {**os.environ, "SANDBOX_SECRET": SECRET, "PORT": "0", "PROXY_PORT": "0", **environ}
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, TWISTD, "-n", "--pidfile=", "sandboxd", *options],
+                [*via, sys.executable, TWISTD, "-n", "--pidfile=", "sandboxd", *options],
                 cwd=folder,
                 env=env,
+                pass_fds=pass_fds,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
         self.pid = self._process.pid
-        ports = self._wait_for(rb"listens on port (\d+), proxy on port (\d+)", 20)
-        self.port, self.proxy_port = int(ports[1]), int(ports[2])
+        where = self._wait_for(rb"listens on (.*), proxy on (.*)\n", 20)
+        self.port, self.proxy_port = (
+            int(port[1]) if (port := re.search(rb"port (\d+)", text)) else 0 for text in where.groups()
+        )
         self.url = f"http://127.0.0.1:{self.port}"
 
     def _wait_for(self, pattern: bytes, seconds: float) -> re.Match[bytes]:
@@ -92,6 +102,11 @@ class Daemon:
             self._process.kill()
             self._process.wait()
             raise AssertionError(f"the daemon did not stop: {self.log.read_text()}") from None
+
+
+def _port(text: bytes) -> int:
+    found = re.search(rb"port (\d+)", text)
+    return int(found[1]) if found else 0
 
 
 def alive(pid: int) -> bool:

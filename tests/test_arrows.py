@@ -43,6 +43,7 @@ LAYERS = [
         "sandboxd.responses",
         "sandboxd.sockets",
         "sandboxd.stalls",
+        "sandboxd.systemd",
     },
     {"sandboxd.execution.table"},
     {"sandboxd.execution.execution"},

@@ -25,6 +25,7 @@ from sandboxd import __version__
 from sandboxd.api.routing import Reply
 from sandboxd.service import Sandboxd
 from sandboxd.settings import Settings
+from sandboxd.sockets import ListeningSocket
 from tests.client import Api
 from tests.daemon import Daemon
 
@@ -435,10 +436,8 @@ def test_http_1_0_is_answered_and_closed(connection: Connection) -> None:
 @asynccontextmanager
 async def in_process() -> AsyncIterator[tuple[Sandboxd, Api]]:
     """A daemon in this process with two routes that fail, and a client of it."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    for sock in sockets:
-        sock.setblocking(False)
-    service = Sandboxd(reactor, *sockets, "secret", os.environ)
+    http, proxy = (ListeningSocket(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
+    service = Sandboxd(reactor, [http], [proxy], "secret", os.environ)
 
     @service.routes.get("/broken")
     async def broken(request: Request) -> Reply:
@@ -452,7 +451,7 @@ async def in_process() -> AsyncIterator[tuple[Sandboxd, Api]]:
 
     service.startService()
     try:
-        yield service, Api(f"http://127.0.0.1:{service.port}", "secret")
+        yield service, Api(f"http://127.0.0.1:{http.port}", "secret")
     finally:
         await service.stopService()
 

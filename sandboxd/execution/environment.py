@@ -6,14 +6,10 @@ from collections.abc import Mapping
 
 from sandboxd.execution.command import Command
 
-#: The daemon's secrets, and what its service manager told it alone: a child that answered READY=1 on
-#: NOTIFY_SOCKET, or took LISTEN_FDS for its own, would confuse both.
-PRIVATE = frozenset(
+#: What its service manager told the daemon alone: a child that answered READY=1 on NOTIFY_SOCKET, or took
+#: LISTEN_FDS for its own, would confuse both.
+MANAGER = frozenset(
     {
-        "SANDBOX_SECRET",
-        "SANDBOX_SECRET_FILE",
-        "SANDBOX_SECRET_PATH",
-        "CREDENTIALS_DIRECTORY",
         "NOTIFY_SOCKET",
         "WATCHDOG_USEC",
         "WATCHDOG_PID",
@@ -23,6 +19,9 @@ PRIVATE = frozenset(
         "LISTEN_PIDFDID",
     }
 )
+
+#: The daemon's secrets, and that.
+PRIVATE = MANAGER | {"SANDBOX_SECRET", "SANDBOX_SECRET_FILE", "SANDBOX_SECRET_PATH", "CREDENTIALS_DIRECTORY"}
 
 _LOCALE = frozenset({"LANG", "LANGUAGE", "LC_ALL", "LC_MESSAGES"})
 
