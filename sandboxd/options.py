@@ -7,7 +7,7 @@ The environment is not read here, but given.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 from twisted.logger import InvalidLogLevelError, LogLevel
 from twisted.python import usage
@@ -19,6 +19,7 @@ LIMITS = {
     "max-executions": "Commands that may run at a time.",
     "max-streams": "Event streams that may be open at a time.",
     "max-body": "Bytes of a request's body.",
+    "max-upload": "Bytes of an upload or an archive.",
     "max-header": "Bytes of a request's headers.",
     "request-timeout": "Seconds in which a request must have arrived.",
     "heartbeat": "Seconds of silence after which a stream gets a comment.",
@@ -29,6 +30,11 @@ LIMITS = {
 
 def _field(option: str) -> str:
     return option.replace("-", "_")
+
+
+def _default(option: str) -> int | str:
+    value: int | None = getattr(Settings, _field(option))
+    return "none" if value is None else value
 
 
 def _variable(option: str) -> str:
@@ -63,7 +69,7 @@ class ServiceOptions(usage.Options):
     ]
 
     optParameters += [
-        [option, None, None, f"{text} [{_variable(option)}, default {getattr(Settings, _field(option))}]"]
+        [option, None, None, f"{text} [{_variable(option)}, default {_default(option)}]"]
         for option, text in LIMITS.items()
     ]
 
@@ -92,7 +98,7 @@ class ServiceOptions(usage.Options):
         self["proxy-port"] = self._port("proxy-port", "PROXY_PORT", 3031)
         self["root"] = self["root"] or self.environ.get("SANDBOX_ROOT") or None
         self["cgroup"] = self["cgroup"] or self.environ.get("SANDBOX_CGROUP")
-        self["settings"] = Settings(**{_field(option): self._limit(option) for option in LIMITS})
+        self["settings"] = Settings(**cast("Any", {_field(option): self._limit(option) for option in LIMITS}))
         level = self["log-level"] or self.environ.get("LOG_LEVEL") or "info"
         try:
             self["log-level"] = LogLevel.levelWithName({"warning": "warn"}.get(level.lower(), level.lower()))
@@ -101,10 +107,14 @@ class ServiceOptions(usage.Options):
                 f"LOG_LEVEL (--log-level): {level!r} is none of debug, info, warn, error, critical"
             ) from None
 
-    def _limit(self, option: str) -> int:
+    def _limit(self, option: str) -> int | None:
         variable = _variable(option)
-        default = str(getattr(Settings, _field(option)))
-        text = self[option] if self[option] is not None else self.environ.get(variable) or default
+        given = self[option]
+        if given is None:
+            given = self.environ.get(variable) or getattr(Settings, _field(option))
+        if given is None:
+            return None
+        text = str(given)
         if len(text) > 18:
             raise usage.UsageError(f"{variable} (--{option}): {text[:18]}... is too large")
         if text.isascii() and text.isdigit() and int(text) >= 1:

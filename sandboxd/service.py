@@ -111,7 +111,9 @@ class Sandboxd(Service):
         add_file_routes(routes, root, self._files, store)
         add_port_routes(routes, self.forward, self.proxy_port)
         add_openapi_route(routes, self._aside)
-        self.site = Site(routes.resource(), BearerAuth(secret), settings, routes.on_error, turns, reactor)
+        self.site = Site(
+            routes.resource(), BearerAuth(secret), settings, routes.on_error, routes.streams, turns, reactor
+        )
 
     def startService(self) -> None:
         """Listen and serve."""

@@ -15,8 +15,10 @@ class Settings:
     :ivar max_executions: commands that may run at a time.
     :ivar max_streams: event streams that may be open at a time.
     :ivar max_body: bytes of a request's body.
+    :ivar max_upload: bytes of a body that is read as it arrives; None for any number.
     :ivar max_header: bytes of a request's headers.
-    :ivar request_timeout: seconds in which a request must have arrived.
+    :ivar request_timeout: seconds in which a request must have arrived; for a body that is read as it arrives, seconds
+        in which some more must have.
     :ivar heartbeat: seconds of silence after which an event stream gets a comment.
     :ivar keep_finished: how many executions are remembered after their end (background processes and others each).
     :ivar keep_seconds: for how long.
@@ -25,6 +27,7 @@ class Settings:
     max_executions: int = 4096
     max_streams: int = 1024
     max_body: int = 128 * MIB
+    max_upload: int | None = None
     max_header: int = 16 * 1024
     request_timeout: int = 300
     heartbeat: int = 15

@@ -2,7 +2,8 @@
 The HTTP server under the routes: who is let in, and how much is read, before a request is handled.
 
 Twisted calls a resource once the whole body has arrived. What can be refused by its headers alone (a bad token,
-a body that is too large) is refused here as soon as they are complete, and the rest is not waited for.
+a body that is too large) is refused here as soon as they are complete, and the rest is not waited for. A route that
+reads its body as it arrives is called then, too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from twisted.web.http import HTTPChannel
 from twisted.web.resource import IResource
 
 from sandboxd.auth import BearerAuth
+from sandboxd.bodies import BodyError, BodyStream, whole
 from sandboxd.jsontext import dumps
 from sandboxd.settings import Settings
 from sandboxd.turns import Turns
@@ -51,9 +53,15 @@ class Refusal(NamedTuple):
 
 
 class Request(server.Request):
-    """A request whose body is held in memory, up to the site's limit."""
+    """
+    A request whose body is held in memory, up to the site's limit, or given to its route as it arrives.
+
+    :ivar stream: the body, if the route wants it as it arrives.
+    """
 
     channel: Channel
+    stream: BodyStream | None = None
+    _called = False
     refusal: Refusal | None = None
     template: str | None = None  #: the path of the route that answers, with its parameters as ``<name>``
     body = b""
@@ -64,12 +72,32 @@ class Request(server.Request):
 
     def handleContentChunk(self, data: bytes) -> None:
         """Some of the body has arrived."""
+        if self.stream is not None:
+            self.channel.progress()
+            self.stream.feed(data)
+            return
         assert self.content is not None
         limit = self.channel.site.settings.max_body
         if self.content.tell() + len(data) > limit:
             self.channel.refuse(self, too_large(limit))
         elif not self.channel.refused:
             self.content.write(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """The headers have arrived if the route reads its body by itself, and later, or else, all has."""
+        if not self._called:
+            self._called = True
+            super().requestReceived(command, path, version)
+
+    def write(self, data: bytes) -> None:
+        """Send some of the response. If the body is still arriving, the rest of it is not waited for."""
+        if not self.startedWriting and self.stream is not None and not self.stream.complete and not self._disconnected:
+            self.channel.cut_off(self)
+        super().write(data)
+
+    def body_stream(self) -> BodyStream:
+        """The body as a stream, even if it came as a whole."""
+        return self.stream or whole(self.take_body())
 
     def take_body(self) -> bytes:
         """The whole body, which is kept as :attr:`body` from now on."""
@@ -160,6 +188,7 @@ class Channel(HTTPChannel):
     refused = False
     _lingering: IDelayedCall | None = None
     _arriving: IDelayedCall | None = None
+    _stream: BodyStream | None = None
 
     def dataReceived(self, data: bytes) -> None:
         """Something has arrived: of a request, or of what follows one."""
@@ -169,8 +198,20 @@ class Channel(HTTPChannel):
             self._arriving = self.callLater(self.site.settings.request_timeout, self._too_slow)
         super().dataReceived(data)
 
+    def progress(self) -> None:
+        """Some more has arrived of a body that may take its time, as long as it comes."""
+        if self._arriving is not None:
+            self._arriving.reset(self.site.settings.request_timeout)
+
     def _too_slow(self) -> None:
         self._arriving = None
+        if self._stream is not None:
+            seconds = self.site.settings.request_timeout
+            if self._stream.held:  # by us
+                self._arriving = self.callLater(seconds, self._too_slow)
+            else:
+                self._stream.fail(BodyError(408, f"no more of the request has arrived for {seconds} seconds"))
+            return
         body = dumps({"error": f"the request took more than {self.site.settings.request_timeout} seconds to arrive"})
         self._answer_and_close(b"408 Request Timeout", body)
 
@@ -185,24 +226,61 @@ class Channel(HTTPChannel):
         self._path = origin_form(self._path)
         refusal = self.site.admit(request, self._command, self._path, self.length)
         if refusal is None:
-            super().allHeadersReceived()
+            if self.site.streams(self._command, self._path.partition(b"?")[0]):
+                self._stream_body(request)
+            else:
+                super().allHeadersReceived()
         elif self.length == 0:
             request.refusal = refusal
             super().allHeadersReceived()
         else:
             self.refuse(request, refusal)
 
-    def refuse(self, request: Request, refusal: Refusal) -> None:
-        """Answer now, take no notice of the rest of the request, and close."""
-        if self.refused:
-            return
+    def _stream_body(self, request: Request) -> None:
+        """Call the route, which reads the body as it arrives."""
+        self._stream = request.stream = BodyStream(self.length, self.site.settings.max_upload, self._hold)
+        super().allHeadersReceived()
+        if self.length != 0:
+            self.setTimeout(None)  # ours is in place of Twisted's
+            request.requestReceived(self._command, self._path, self._version)
+
+    def _hold(self, held: bool) -> None:
+        """Let the client wait until the reader of the body has caught up."""
+        if held:
+            self.transport.pauseProducing()
+        elif not self._waitingForTransport:
+            self.transport.resumeProducing()
+
+    def resumeProducing(self) -> None:
+        """The client has taken what was written."""
+        super().resumeProducing()
+        if self._stream is not None and self._stream.held:
+            self.transport.pauseProducing()
+
+    def _send100Continue(self) -> None:
+        """Ask for the body; if the route reads it by itself, then when it wants it, for it may refuse it unread."""
+        if self._stream is None:
+            super()._send100Continue()
+        else:
+            self._stream.begin = super()._send100Continue
+
+    def cut_off(self, request: Request) -> None:
+        """Take no notice of the rest of a request, which is about to be answered, and close when it is."""
         self._arrived()
         self.refused = True
         self.persistent = False
         self.setTimeout(None)
+        self._stream = None
+        self.transport.resumeProducing()
+        request.setHeader(b"Connection", b"close")
+
+    def refuse(self, request: Request, refusal: Refusal) -> None:
+        """Answer now, take no notice of the rest of the request, and close."""
+        if self.refused:
+            return
+        self.cut_off(request)
         request.method, request.uri, request.clientproto = self._command, self._path, self._version
         request.path = request.uri.partition(b"?")[0]
-        request.setHeader(b"Connection", b"close")
         request.answer(refusal)
 
     def lineReceived(self, line: bytes) -> None:
@@ -222,8 +300,13 @@ class Channel(HTTPChannel):
     def allContentReceived(self) -> None:
         """The body is complete."""
         self._arrived()
-        if not self.refused:
-            super().allContentReceived()
+        stream, self._stream = self._stream, None
+        if self.refused:
+            return
+        if stream is not None:
+            self.setTimeout(self.timeOut)  # for Twisted to save, and to restore after the response
+            stream.end()
+        super().allContentReceived()
 
     def abort(self) -> None:
         """Close at once, so that the client cannot take what it got for all there is."""
@@ -259,6 +342,9 @@ class Channel(HTTPChannel):
 
     def _answer_and_close(self, status: bytes, body: bytes) -> None:
         """Answer what has not become a request."""
+        if self._stream is not None:
+            self._stream.fail(BodyError(400, "the request body is not valid HTTP/1.1"))
+            return
         self._arrived()
         self.transport.write(
             b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nConnection: close\r\n"
@@ -275,6 +361,7 @@ class Site(server.Site):
     :param resource: the routes.
     :param auth: who may call.
     :param on_error: what an error on a path has beside its text.
+    :param streams: whether the route of a method and a path reads its body as it arrives.
     :param turns: shares out the time of the reactor.
     :param settings: how much of a request is taken, and how slowly it may come.
     """
@@ -289,6 +376,7 @@ class Site(server.Site):
         auth: BearerAuth,
         settings: Settings,
         on_error: Callable[[str], dict[str, object]],
+        streams: Callable[[bytes, bytes], bool],
         turns: Turns,
         reactor: IReactorTime,
     ) -> None:
@@ -297,6 +385,7 @@ class Site(server.Site):
         self.auth = auth
         self.settings = settings
         self.on_error = on_error
+        self.streams = streams
         self.turns = turns
         self.channels: set[Channel] = set()
         self._all_lost: Deferred[None] | None = None
@@ -336,8 +425,9 @@ class Site(server.Site):
         ):
             error = "missing or wrong token; send the header 'Authorization: Bearer <SANDBOX_SECRET>'"
             return Refusal(401, error, ((b"WWW-Authenticate", b"Bearer"),))
-        if length is not None and length > self.settings.max_body:
-            return too_large(self.settings.max_body)
+        limit = self.settings.max_upload if self.streams(method, path) else self.settings.max_body
+        if length is not None and limit is not None and length > limit:
+            return too_large(limit)
         if not path.startswith(b"/") or b"//" in path or b"%2f" in path.lower():
             return Refusal(404, f"no such route: {path.decode('ascii', 'replace')}")
         try:

@@ -31,6 +31,7 @@ LAYERS = [
     {"sandboxd.files.text", "sandboxd.messages", "sandboxd.portforward", "sandboxd.site", "sandboxd.sse"},
     {
         "sandboxd.auth",
+        "sandboxd.bodies",
         "sandboxd.files.removal",
         "sandboxd.files.root",
         "sandboxd.hardening",

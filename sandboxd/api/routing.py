@@ -22,6 +22,7 @@ from werkzeug.routing import RequestRedirect
 
 from sandboxd.api.dispatch import Dispatch, Endpoint
 from sandboxd.api.operations import Operation, Raw
+from sandboxd.bodies import BodyError
 from sandboxd.execution.cgroup import CgroupError
 from sandboxd.files.errors import FileError
 from sandboxd.idempotency import KeyConflict
@@ -77,6 +78,7 @@ class Routes:
         self.app = Klein()
         self.operations: list[Operation] = []
         self._fixed: dict[tuple[bytes, bytes], Endpoint] = {}
+        self._streams: set[tuple[bytes, bytes]] = set()
         self._success: list[re.Pattern[str]] = []
         self.app.url_map.merge_slashes = False
         self.app.handle_errors(HTTPException)(cast(Any, self._http_exception))
@@ -106,7 +108,9 @@ class Routes:
         Add a route. It is called with the request, the body if it takes one, the path's parameters by name, and
         ``query`` by that name if it has a type for it.
 
-        :param type: what the body is decoded to from JSON; ``bytes`` for the body itself; None if there is none.
+        :param type: what the body is decoded to from JSON; ``bytes`` for the body itself; a
+            :class:`~sandboxd.api.operations.Raw` for a :class:`~sandboxd.bodies.BodyStream` of it, as it arrives (for
+            paths without parameters); None if there is none.
         :param query: a :class:`msgspec.Struct` that the query is decoded to.
         :param reply: said in the OpenAPI document, as :class:`~sandboxd.api.operations.Operation` has it.
         :param status: likewise.
@@ -118,16 +122,19 @@ class Routes:
             self._success.append(re.compile(re.sub("<[a-z]+>", "[^/]+", path)))
         on_error = {"success": False} if success else {}
         takes = Raw() if type is bytes else type
+        streams = isinstance(type, Raw)
         is_open = path.encode("ascii") in OPEN_PATHS
 
         def add(route: Route) -> None:
             async def endpoint(request: Request, **parameters: Any) -> bytes | None:
                 request.template = path
-                body = None if type is None else request.take_body()
+                body = None if type is None or streams else request.take_body()
 
                 def call() -> Awaitable[Reply | None]:
                     if query is not None:
                         parameters["query"] = decode_query(request.args, query)
+                    if streams:
+                        return route(request, request.body_stream(), **parameters)
                     if body is None:
                         return route(request, **parameters)
                     return route(request, body if type is bytes else decode(body, type), **parameters)
@@ -139,6 +146,8 @@ class Routes:
             if "<" not in path:
                 for prefix in (b"", PREFIX):
                     self._fixed[method.encode("ascii"), prefix + path.encode("ascii")] = endpoint
+                    if streams:
+                        self._streams.add((method.encode("ascii"), prefix + path.encode("ascii")))
             self.operations.append(
                 Operation(method, path, route, takes, query, reply, status, errors, headers, success, is_open)
             )
@@ -148,6 +157,10 @@ class Routes:
     def resource(self) -> IResource:
         """What serves them, at ``/`` and under :data:`PREFIX`, which two of the official clients hard-code."""
         return Dispatch(self.app.resource(), self._fixed)
+
+    def streams(self, method: bytes, path: bytes) -> bool:
+        """Whether a route reads its body as it arrives."""
+        return (method, path) in self._streams
 
     def on_error(self, path: str) -> dict[str, object]:
         """What an error on a path has beside its text."""
@@ -185,6 +198,8 @@ async def _answered(
         reply = Reply({**on_error, "error": str(error)}, 409)
     except BadRequest as error:
         reply = Reply({**on_error, "error": str(error)}, 400)
+    except BodyError as error:
+        reply = Reply({**on_error, "error": str(error)}, error.status)
     except FileError as error:
         reply = Reply({**on_error, "error": str(error)}, _STATUS.get(error.errno, 500))
     except ApiError as error:

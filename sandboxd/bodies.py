@@ -1,0 +1,118 @@
+"""The body of a request, given to a route as it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+
+#: Bytes that may wait for the reader; with more, the client has to.
+HIGH_WATER = 1024 * 1024
+
+
+class BodyError(Exception):
+    """
+    The body cannot be had.
+
+    :ivar status: what to answer.
+    """
+
+    def __init__(self, status: int, error: str) -> None:
+        super().__init__(error)
+        self.status = status
+
+
+class BodyStream:
+    """
+    A body on its way. One reader awaits :meth:`read` until it is empty.
+
+    The reader being cancelled is how it ends when the client hangs up: a disconnect cancels the route's Deferred, and
+    so what the route awaits. A route that answers without having read all closes the connection.
+
+    :param length: bytes that will come, or None if that is not said.
+    :param limit: bytes that may come, or None for any number.
+    :param hold: called with whether the client has to wait.
+    :ivar begin: called when the reader first wants something: the time to send ``100 Continue``.
+    :ivar complete: whether all has arrived.
+    :ivar held: whether the client waits for the reader.
+    """
+
+    def __init__(
+        self,
+        length: int | None,
+        limit: int | None = None,
+        hold: Callable[[bool], None] = lambda held: None,
+    ) -> None:
+        self.length = length
+        self.begin: Callable[[], None] | None = None
+        self.complete = False
+        self.held = False
+        self._limit = limit
+        self._hold = hold
+        self._received = 0
+        self._waiting: list[bytes] = []
+        self._size = 0
+        self._error: BodyError | None = None
+        self._reader: Deferred[None] | None = None
+
+    async def read(self) -> bytes:
+        """
+        Some more of the body, all that has come; nothing at its end.
+
+        :raise BodyError: if it is too long, malformed, or came too slowly.
+        """
+        begin, self.begin = self.begin, None
+        if begin is not None:
+            begin()
+        while not (self._waiting or self.complete or self._error):
+            self._reader = Deferred()
+            await self._reader
+        if self._error is not None:
+            raise self._error
+        data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
+        self._waiting.clear()
+        self._size = 0
+        self._set_held(False)
+        return data
+
+    def feed(self, data: bytes) -> None:
+        """Some of it has arrived."""
+        self._received += len(data)
+        if self._limit is not None and self._received > self._limit:
+            self.fail(BodyError(413, f"the request body is over the limit of {self._limit} bytes"))
+        if self._error is not None or not data:
+            return
+        self._waiting.append(data)
+        self._size += len(data)
+        self._set_held(self._size >= HIGH_WATER)
+        self._wake()
+
+    def end(self) -> None:
+        """All has arrived."""
+        self.complete = True
+        self._wake()
+
+    def fail(self, error: BodyError) -> None:
+        """No more will come, and what has come is of no use."""
+        self._error = self._error or error
+        self._waiting.clear()
+        self._set_held(False)
+        self._wake()
+
+    def _set_held(self, held: bool) -> None:
+        if held != self.held:
+            self.held = held
+            self._hold(held)
+
+    def _wake(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None and not reader.called:
+            reader.callback(None)
+
+
+def whole(data: bytes) -> BodyStream:
+    """A body that has already arrived."""
+    body = BodyStream(len(data))
+    body.feed(data)
+    body.end()
+    return body
