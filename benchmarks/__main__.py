@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from benchmarks import processes, table
 from benchmarks import rows as _rows  # noqa: F401  # registers them
-from benchmarks import table
 from benchmarks.measure import BENCHES, FULL, QUICK
 from benchmarks.runner import Result, run
 from benchmarks.server import Target
@@ -84,14 +84,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scale = QUICK if chosen.quick else FULL
     repeat = chosen.repeat or (1 if chosen.quick else 5)
     results: list[Result] = []
+    others = processes.Others()
     with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=chosen.folder) as folder:
         for bench in benches:
             results += run(bench, targets, scale, repeat, Path(folder), say)
     say("")
     names = [target.name for target in targets]
+    busy = others.cores()
     print(*table.lines(results, names), sep="\n")
+    print(f"Other processes used {busy:.1f} of the machine's {os.cpu_count()} cores meanwhile.")
     if chosen.json:
-        chosen.json.write_text(json.dumps(table.document(results, names, repeat, chosen.quick), indent=2) + "\n")
+        document = table.document(results, names) | {"repeat": repeat, "quick": chosen.quick, "other_cpu": busy}
+        chosen.json.write_text(json.dumps(document, indent=2) + "\n")
     lost = [result for result in results if result.row.name.endswith("-lost") and any(result.values(0))]
     return int(bool(lost or any(result.series[0].failed for result in results)))
 

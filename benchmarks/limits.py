@@ -9,7 +9,8 @@ import socket
 import struct
 import subprocess
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from time import perf_counter
 
 from benchmarks.buffers import buffers
@@ -45,20 +46,35 @@ def finish(pid: int, out: int) -> bytes:
 
 def spawns_per_second(command: str, at_once: int, seconds: float) -> float:
     """Commands that bare loops can run, one loop on each processor, so many at a time in all."""
-    loops = min(at_once, os.cpu_count() or 1)
+
+    def spawns(loop: int, loops: int) -> Iterator[None]:
+        running = deque(spawn(command) for _ in range(at_once // loops))
+        while True:
+            finish(*running.popleft())
+            running.append(spawn(command))
+            yield
+
+    return per_second(spawns, seconds)
+
+
+def per_second(work: Callable[[int, int], Iterator[None]], seconds: float) -> float:
+    """
+    What bare loops can do, one on each processor.
+
+    :param work: called with a loop's number and their count; does one thing at each step.
+    """
+    loops = os.cpu_count() or 1
     results, into = os.pipe()
 
-    def loop() -> None:
-        running = deque(spawn(command) for _ in range(at_once // loops))
+    def loop(number: int) -> None:
+        steps = work(number, loops)
         count, began = 0, perf_counter()
-        while running:
-            finish(*running.popleft())
+        while perf_counter() - began < seconds:
+            next(steps)
             count += 1
-            if perf_counter() - began < seconds:
-                running.append(spawn(command))
         os.write(into, struct.pack("d", count / (perf_counter() - began)))
 
-    helpers = [Helper(loop) for _ in range(loops)]
+    helpers = [Helper(partial(loop, number)) for number in range(loops)]
     try:
         return sum(float(struct.unpack("d", _read(results, 8))[0]) for _ in helpers)
     finally:

@@ -131,30 +131,34 @@ class Window:
     seconds = 0.0
 
 
+Measure = Callable[[Trial], Sequence[float]]
+Limit = Callable[[Scale, Path], Sequence[float]]
+
+
 class Bench(NamedTuple):
     """
     A measurement of one or more rows.
 
     :ivar measure: returns a value for each row.
     :ivar limit: returns what the machine could do at best, or is None if nothing says so.
+    :ivar fresh: whether it is about a server that has done nothing before.
     """
 
     rows: Sequence[Row]
-    measure: Callable[[Trial], Sequence[float]]
-    limit: Callable[[Scale, Path], Sequence[float]] | None
+    measure: Measure
+    limit: Limit | None
+    fresh: bool
 
 
 #: All of them, in the table's order.
 BENCHES: list[Bench] = []
 
-Measure = Callable[[Trial], Sequence[float]]
 
-
-def measures(*rows: Row, limit: Callable[[Scale, Path], Sequence[float]] | None = None) -> Callable[[Measure], Measure]:
-    """Make a function that returns a value for each of ``rows`` a part of the benchmark."""
+def measures(*rows: Row, limit: Limit | None = None, fresh: bool = False) -> Callable[[Measure], Measure]:
+    """Make a function that returns a value for each of ``rows`` a part of the benchmark; see :class:`Bench`."""
 
     def add(measure: Measure) -> Measure:
-        BENCHES.append(Bench(rows, measure, limit))
+        BENCHES.append(Bench(rows, measure, limit, fresh))
         return measure
 
     return add

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +22,28 @@ def cpu(pids: Iterable[int]) -> float:
             continue
         total += int(fields[11]) + int(fields[12])
     return total / _TICK
+
+
+class Others:
+    """
+    How busy the machine is beside us: what the processes that are not ours use from now on.
+
+    Those that were started here count as ours once they have been waited for.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._busy = self._not_ours()
+
+    @staticmethod
+    def _not_ours() -> float:
+        user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+        ours = sum(os.times()[:4])
+        return (user + nice + system + irq + softirq + steal) / _TICK - ours
+
+    def cores(self) -> float:
+        """Processor time per second."""
+        return (self._not_ours() - self._busy) / (time.perf_counter() - self._began)
 
 
 def memory(pid: int, field: str) -> int:

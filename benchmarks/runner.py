@@ -83,26 +83,29 @@ def run(
     """Measure the servers and the limit in turn; a server that fails is left out from then on."""
     series = [Series() for _ in targets]
     limits: list[Sequence[float]] = []
-    servers: list[Server | None] = []
+    servers: list[Server | None] = [None for _ in targets]
     try:
-        for target, each in zip(targets, series, strict=True):
-            servers.append(None)
-            with _failing(each):
-                servers[-1] = server = target.open(folder)
-                if scale is not QUICK:
-                    _measure(bench, target, server, QUICK, folder)  # warms up
         for number in range(repeat):
-            for target, each, opened in zip(targets, series, servers, strict=True):
-                if each.failed is None and opened is not None:
-                    say(f"{bench.rows[0].name}: {target.name}, {number + 1} of {repeat}")
-                    with _failing(each):
-                        each.samples.append(_measure(bench, target, opened, scale, folder))
+            for which, (target, each) in enumerate(zip(targets, series, strict=True)):
+                if each.failed is not None:
+                    continue
+                say(f"{bench.rows[0].name}: {target.name}, {number + 1} of {repeat}")
+                with _failing(each, servers, which):
+                    server = servers[which]
+                    if server is not None and bench.fresh:
+                        server.stop()
+                        server = servers[which] = None
+                    if server is None:
+                        server = servers[which] = target.open(folder)
+                        if scale is not QUICK and not bench.fresh:
+                            _measure(bench, target, server, QUICK, folder)  # warms up
+                    each.samples.append(_measure(bench, target, server, scale, folder))
             if bench.limit is not None:
                 limits.append(bench.limit(scale, folder))
     finally:
-        for opened in servers:
-            if opened is not None:
-                opened.stop()
+        for server in servers:
+            if server is not None:
+                server.stop()
     return [Result(row, index, series, limits) for index, row in enumerate(bench.rows)]
 
 
@@ -125,12 +128,14 @@ def _measure(bench: Bench, target: Target, server: Server, scale: Scale, folder:
 
 
 @contextmanager
-def _failing(series: Series) -> Iterator[None]:
+def _failing(series: Series, servers: Sequence[Server | None], which: int) -> Iterator[None]:
     """Note what goes wrong as the reason why a series ends."""
     try:
         yield
     except (Failed, OSError, ValueError, KeyError) as error:
-        series.failed = f"{type(error).__name__}: {error}" if not isinstance(error, Failed) else str(error)
+        server = servers[which]
+        crash = server.crash() if server is not None else ""
+        series.failed = crash or (str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -77,6 +78,10 @@ class Server:
         """Bytes that are resident, the processes that it keeps included."""
         return sum(processes.memory(pid, "VmRSS") for pid in (self.known_pid(), *self._helpers))
 
+    def crash(self) -> str:
+        """How it has ended, or nothing if it is not known to have."""
+        return ""
+
     def stop(self) -> None:
         """Have done with it."""
 
@@ -120,6 +125,15 @@ class Started(Server):
                     return
             except ConnectionError:
                 time.sleep(0.001)  # nobody tells when it listens
+
+    def crash(self) -> str:
+        """How it has ended, with what it has said of that."""
+        try:
+            code = self._process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            return ""
+        found = re.search(r"^(panic|fatal|Traceback).*", self._log.read_text(errors="replace"), re.M)
+        return f"the server has ended with code {code}" + (f": {found[0]}" if found else "")
 
     def stop(self) -> None:
         """End it."""

@@ -14,13 +14,14 @@ from benchmarks.runner import Result, Series
 #: Cores' worth of processor time from which the load side may have been what held a row back.
 BUSY = 0.9
 
-HEAD = ("", "", "value", "limit", "of limit", "peer", "to peer", "cpu", "load cpu", "peak MB")
+HEAD = ("", "", "value", "limit", "of limit", "peer", "to peer", "cpu", "load cpu", "peak MB", "peer's")
 
 NOTE = f"""\
 Values are medians. Ratios are medians of neighbouring measurements; over 1.00 is better than what it is held against,
 whatever the unit. "of limit" is held against what the machine does without a server, in the same run.
 "cpu" and "load cpu" are the processor time of the server and of the load side while the clock ran, in cores. The load
-side waits for the server where it uses less than {BUSY} of a core; a row with ! may be held back by it."""
+side, the larger of its two, waits for the server where it uses less than {BUSY} of a core; a row with ! may be held
+back by it. "peak" is the server's memory. A value with * is that of the measurements before one that has failed."""
 
 
 def short(value: float | None) -> str:
@@ -49,7 +50,7 @@ def lines(results: Sequence[Result], names: Sequence[str]) -> Iterator[str]:
     if len(names) > 1:
         head[5] = names[1]
     table = [head, *map(_cells, results)]
-    drop = () if len(names) > 1 else (5, 6)
+    drop = () if len(names) > 1 else (5, 6, 10)
     table = [[cell for column, cell in enumerate(row) if column not in drop] for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
@@ -69,7 +70,8 @@ def lines(results: Sequence[Result], names: Sequence[str]) -> Iterator[str]:
 
 def _cells(result: Result) -> list[str]:
     first = result.series[0]
-    load = median([sample.load_cpu for series in result.series for sample in series.samples])
+    loads = [median([sample.load_cpu for sample in series.samples]) for series in result.series]
+    load = max((value for value in loads if value is not None), default=None)
     peer = _value(result, 1) if len(result.series) > 1 else ""
     return [
         result.row.title,
@@ -81,7 +83,8 @@ def _cells(result: Result) -> list[str]:
         ratio(result.peer_ratio()),
         ratio(median([sample.server_cpu for sample in first.samples])),
         ratio(load) + ("!" if load and load >= BUSY else ""),
-        short(_peak(first)),
+        _peak(first),
+        _peak(result.series[1]) if len(result.series) > 1 else "",
     ]
 
 
@@ -91,12 +94,12 @@ def _value(result: Result, which: int) -> str:
     return short(median(result.values(which))) + ("*" if result.series[which].failed else "")
 
 
-def _peak(series: Series) -> float | None:
+def _peak(series: Series) -> str:
     peaks = [sample.peak for sample in series.samples if sample.peak]
-    return round(max(peaks) / 1e6) if peaks else None
+    return f"{max(peaks) / 1e6:.0f}" if peaks else "-"
 
 
-def document(results: Sequence[Result], names: Sequence[str], repeat: int, quick: bool) -> dict[str, Any]:
+def document(results: Sequence[Result], names: Sequence[str]) -> dict[str, Any]:
     """All of it, for ``--json``."""
     return {
         "format": 1,
@@ -108,8 +111,6 @@ def document(results: Sequence[Result], names: Sequence[str], repeat: int, quick
             "python": platform.python_version(),
         },
         "servers": list(names),
-        "repeat": repeat,
-        "quick": quick,
         "rows": list(map(_row, results)),
     }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from time import perf_counter
 
+from benchmarks import limits
 from benchmarks.buffers import buffers
 from benchmarks.client import Connection, Failed, closed_loop
 from benchmarks.measure import Row, Scale, Trial, measures
@@ -25,25 +27,29 @@ def large(scale: Scale) -> str:
 
 def bare_writes(scale: Scale, folder: Path) -> Sequence[float]:
     """The file system, by itself."""
-    path, content = folder / "bare-small", SMALL.encode()
-    count, began = 0, perf_counter()
-    while perf_counter() - began < scale.seconds:
-        with path.open("wb", 0) as file:
-            file.write(content)
-        count += 1
-    return [count / (perf_counter() - began)]
+
+    def writes(loop: int, loops: int) -> Iterator[None]:
+        paths = [folder / f"bare-{number}" for number in range(loop, AT_ONCE, loops)]
+        for path in cycle(paths):
+            with path.open("wb", 0) as file:
+                file.write(SMALL.encode())
+            yield
+
+    return [limits.per_second(writes, scale.seconds)]
 
 
 def bare_reads(scale: Scale, folder: Path) -> Sequence[float]:
     """The file system, by itself."""
-    path = folder / "bare-small"
+    path = folder / "bare"
     path.write_text(SMALL)
-    count, began = 0, perf_counter()
-    while perf_counter() - began < scale.seconds:
-        with path.open("rb", 0) as file:
-            file.read()
-        count += 1
-    return [count / (perf_counter() - began)]
+
+    def reads(loop: int, loops: int) -> Iterator[None]:
+        while True:
+            with path.open("rb", 0) as file:
+                file.read()
+            yield
+
+    return [limits.per_second(reads, scale.seconds)]
 
 
 def bare_large_write(scale: Scale, folder: Path) -> Sequence[float]:

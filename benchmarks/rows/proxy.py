@@ -151,7 +151,7 @@ def connect_and_echo(trial: Trial) -> Sequence[float]:
         return [echoes(proxy, trial.scale.seconds)]
 
 
-@measures(Row("proxy-idle", "proxy, memory of an idle connection", "kB", less=True))
+@measures(Row("proxy-idle", "proxy, memory of an idle connection", "kB", less=True), fresh=True)
 def idle(trial: Trial) -> Sequence[float]:
     """Connections that have been used once and wait."""
     with echo() as (target, _), bound(trial, target) as proxy, ExitStack() as stack:

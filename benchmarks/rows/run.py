@@ -13,9 +13,6 @@ from benchmarks.rows.crowd import crowd
 
 COMMAND = "echo hello"
 
-#: How often alone and crowded take turns in a measurement.
-TURNS = 3
-
 
 def right(connection: Connection) -> bool:
     """Whether a reply is that of ``COMMAND``."""

@@ -54,7 +54,7 @@ def health(trial: Trial) -> Sequence[float]:
         return [healthy(connections, trial.server.request("GET", "/health"), trial.scale.seconds)]
 
 
-@measures(Row("memory-idle", "memory, idle", "MB", less=True))
+@measures(Row("memory-idle", "memory, idle", "MB", less=True), fresh=True)
 def idle_memory(trial: Trial) -> Sequence[float]:
     """What is resident when nothing runs."""
     return [trial.server.memory() / 1e6]
@@ -63,6 +63,7 @@ def idle_memory(trial: Trial) -> Sequence[float]:
 @measures(
     Row("memory-process", "memory, process with a full log of 1 MB", "kB", less=True),
     limit=lambda scale, folder: [LOG * WIDTH / 1e3],
+    fresh=True,
 )
 def process_memory(trial: Trial) -> Sequence[float]:
     """Background processes that have written 10,000 lines each and live on. The limit is the text itself."""
@@ -76,16 +77,18 @@ def process_memory(trial: Trial) -> Sequence[float]:
         for _ in range(count):
             ids.append(trial.server.post("/start_process", cmd=command)["id"])
             os.read(opened, 1)
-        for id in ids[-count:]:
-            with trial.server.connect() as stream:
-                stream.send(trial.server.request("GET", f"/process_logs_streaming?id={id}"))
-                stream.wait_for(b"%0*d" % (WIDTH - 1, LOG))
 
     try:
         fill(1)
         before = _settled(trial)
         fill(trial.scale.full_logs)
-        return [(_settled(trial) - before) / trial.scale.full_logs / 1e3]
+        grown = _settled(trial) - before
+        for id in ids:  # they are as full as they should be
+            with trial.server.connect() as stream:
+                stream.send(trial.server.request("GET", f"/process_logs_streaming?id={id}"))
+                for number in (1, LOG):
+                    stream.wait_for(b"%0*d" % (WIDTH - 1, number))
+        return [grown / trial.scale.full_logs / 1e3]
     finally:
         os.close(opened)
         for id in ids:
@@ -93,11 +96,12 @@ def process_memory(trial: Trial) -> Sequence[float]:
 
 
 def _settled(trial: Trial) -> int:
-    """The memory that is resident once it has stopped changing, or after a while."""
-    last = 0
-    for _ in range(20):
+    """The memory that is resident once it has not changed for a while; nobody tells when all is read."""
+    last, still = 0, 0
+    for _ in range(100):
         now = trial.server.memory()
-        if abs(now - last) < 50_000:
+        still = still + 1 if abs(now - last) < 50_000 else 0
+        if still == 5:
             break
         last = now
         time.sleep(0.1)
@@ -111,7 +115,7 @@ def interpreter(scale: Scale, folder: Path) -> Sequence[float]:
     return [(perf_counter() - began) * 1000]
 
 
-@measures(Row("start", "start to first answer (limit: python itself)", "ms", less=True), limit=interpreter)
+@measures(Row("start", "start to first answer (limit: python itself)", "ms", less=True), limit=interpreter, fresh=True)
 def start(trial: Trial) -> Sequence[float]:
     """One more server, from nothing to its first answer."""
     server = trial.target.start(trial.folder)
