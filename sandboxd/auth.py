@@ -1,25 +1,120 @@
-"""Who may call: whoever has the secret, as a bearer token (RFC 6750)."""
+"""Who may call: whoever has a token that is known, as a bearer token (RFC 6750)."""
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterable
+from hashlib import sha256
+
+from twisted.internet.defer import DeferredLock
+from twisted.logger import Logger
+
+from sandboxd.tokens import MAX_TOKEN, Credentials, read_tokens, store_token, stored_tokens
+from sandboxd.workers import Workers
+
+#: Characters below which the log says that a token is short.
+SHORT = 16
+
+
+def bearer_token(header: bytes | None) -> bytes | None:
+    """
+    The token of an ``Authorization`` header, or None.
+
+    :param header: its value, or None if there is none.
+    """
+    scheme, _, token = (header or b"").strip().partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else None
 
 
 class BearerAuth:
     """
     Checks ``Authorization`` headers.
 
-    :param secret: the token that is accepted.
+    :param tokens: those that are accepted. Only their digests are kept.
     """
 
-    def __init__(self, secret: str) -> None:
-        self._secret = secret.encode("utf-8")
+    def __init__(self, *tokens: str) -> None:
+        self.replace(tokens)
+
+    def replace(self, tokens: Iterable[str]) -> None:
+        """Accept these from now on, and no others."""
+        self._digests = [sha256(token.encode("utf-8")).digest() for token in tokens]
 
     def allows(self, header: bytes | None) -> bool:
         """
-        Whether a header's value has the token. Takes the same time however much of it is right.
+        Whether a header's value has one of the tokens. Takes the same time whichever it is and however much is right.
 
         :param header: the value of ``Authorization``, or None if there is none.
         """
-        scheme, _, token = (header or b"").strip().partition(b" ")
-        return hmac.compare_digest(token.strip(), self._secret) and scheme.lower() == b"bearer"
+        digest = sha256(bearer_token(header) or b"").digest()
+        found = False
+        for known in self._digests:
+            found |= hmac.compare_digest(digest, known)
+        return found
+
+
+class Gate(BearerAuth):
+    """
+    The daemon's own: its tokens can change while it runs.
+
+    :param credentials: what it knows at the start.
+    :param in_thread: runs a blocking function off the reactor's thread.
+    :ivar unclaimed: whether the first token that comes will be taken.
+    """
+
+    _log = Logger()
+
+    def __init__(self, credentials: Credentials, in_thread: Workers) -> None:
+        super().__init__(*credentials.tokens)
+        self._path = credentials.path
+        self._in_thread = in_thread
+        self._claiming = DeferredLock()
+        self.unclaimed = credentials.pool and not credentials.tokens
+
+    def may_claim(self, header: bytes | None) -> bool:
+        """Whether a header's value has a token that can be taken: visible ASCII, at most 4096 of it."""
+        token = (bearer_token(header) if self.unclaimed else None) or b""
+        return 0 < len(token) <= MAX_TOKEN and all(0x21 <= byte <= 0x7E for byte in token)
+
+    async def claim(self, header: bytes | None) -> bool:
+        """
+        Take the token of a header, if none was taken before, and store it first.
+
+        :return: whether it is the one that is accepted from now on.
+        :raise OSError: if it could not be stored; then nothing was claimed.
+        :raise BadTokens: if something that is no token was put where it is stored.
+        """
+        assert self._path is not None
+        await self._claiming.acquire()
+        try:
+            if self.unclaimed:
+                token = (bearer_token(header) or b"").decode("ascii")
+                if await self._in_thread(store_token, self._path, token):
+                    self.replace([token])
+                    self._log.info("claimed; the token is stored in {path}", path=self._path)
+                    if len(token) < SHORT:
+                        self._log.warn("the token that claimed the daemon is short and could be guessed")
+                else:
+                    self.replace(await self._in_thread(read_tokens, self._path))
+                    self._log.info("claimed by the token that was put into {path}", path=self._path)
+                self.unclaimed = False
+        finally:
+            self._claiming.release()
+        return self.allows(header)
+
+    async def reload(self) -> None:
+        """
+        Read the tokens again, if they came from a file.
+
+        :raise BadTokens: if that has none; what was accepted before still is.
+        """
+        if self._path is None:
+            return
+        await self._claiming.acquire()
+        try:
+            tokens = await self._in_thread(stored_tokens if self.unclaimed else read_tokens, self._path)
+            if tokens:
+                self.replace(tokens)
+                self.unclaimed = False
+        finally:
+            self._claiming.release()

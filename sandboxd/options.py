@@ -7,12 +7,17 @@ The environment is not read here, but given.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from twisted.logger import InvalidLogLevelError, LogLevel
 from twisted.python import usage
 
 from sandboxd.settings import Settings
+from sandboxd.tokens import BadTokens, Credentials, check_token, read_tokens, stored_tokens
+
+#: Where a claimed token is kept unless another place is named.
+SECRET_PATH = "/var/lib/sandboxd/sandbox-secret"
 
 #: The limits among the options, and what they say; the fields of :class:`Settings` with dashes.
 LIMITS = {
@@ -54,7 +59,10 @@ class ServiceOptions(usage.Options):
     longdesc = "An HTTP API to this machine for agents: commands, processes, files, a TCP proxy."
 
     optParameters: ClassVar[list[list[str | None]]] = [
-        ["secret", "s", None, "The bearer token of the API. [SANDBOX_SECRET, required]"],
+        ["secret", "s", None, "The bearer token of the API. [SANDBOX_SECRET]"],
+        ["secret-file", None, None, "A file with such tokens, one a line; read again on SIGHUP. [SANDBOX_SECRET_FILE]"],
+        ["auth-mode", None, None, "static, or pool: the first token sent is it. [SANDBOX_AUTH_MODE, default static]"],
+        ["secret-path", None, None, f"Where pool keeps that token. [SANDBOX_SECRET_PATH, default {SECRET_PATH}]"],
         ["port", "p", None, "Port of the HTTP API; 0 for any. [PORT, default 3030]"],
         ["proxy-port", None, None, "Port of the TCP proxy; 0 for any. [PROXY_PORT, default 3031]"],
         [
@@ -91,7 +99,10 @@ class ServiceOptions(usage.Options):
 
         :raise usage.UsageError: if a value is missing or bad.
         """
-        self["secret"] = _secret(self["secret"], self.environ.get("SANDBOX_SECRET"))
+        try:
+            self["credentials"] = self._credentials()
+        except BadTokens as error:
+            raise usage.UsageError(str(error)) from None
         self["socket"] = self["socket"] or self.environ.get("SANDBOX_SOCKET") or None
         only_socket = self["socket"] and self["port"] is None and not self.environ.get("PORT")
         self["port"] = None if only_socket else self._port("port", "PORT", 3030)
@@ -106,6 +117,46 @@ class ServiceOptions(usage.Options):
             raise usage.UsageError(
                 f"LOG_LEVEL (--log-level): {level!r} is none of debug, info, warn, error, critical"
             ) from None
+
+    def _credentials(self) -> Credentials:
+        """
+        Where the tokens come from: the command line, the environment, or a credential of systemd's, in this order.
+
+        :raise BadTokens: if a file has none.
+        :raise usage.UsageError: if it is not said, or said twice.
+        """
+        mode = self["auth-mode"] or self.environ.get("SANDBOX_AUTH_MODE") or "static"
+        if mode.lower() not in ("static", "pool"):
+            raise usage.UsageError(f"SANDBOX_AUTH_MODE (--auth-mode): {mode!r} is neither static nor pool")
+        secret, file = self["secret"], self["secret-file"]
+        if secret is None and file is None:
+            secret = self.environ.get("SANDBOX_SECRET") or None
+            file = self.environ.get("SANDBOX_SECRET_FILE") or None
+        credential = Path(self.environ.get("CREDENTIALS_DIRECTORY", "/nowhere"), "sandbox-secret")
+        if secret is None and file is None and credential.exists():
+            file = credential
+        if mode.lower() == "pool":
+            if secret is not None or file is not None:
+                raise usage.UsageError(
+                    "SANDBOX_AUTH_MODE=pool takes the first token that is sent;"
+                    " unset SANDBOX_SECRET, SANDBOX_SECRET_FILE and the credential sandbox-secret"
+                )
+            path = Path(self["secret-path"] or self.environ.get("SANDBOX_SECRET_PATH") or SECRET_PATH).absolute()
+            return Credentials(stored_tokens(path), path, pool=True)
+        if secret is not None and file is not None:
+            raise usage.UsageError("SANDBOX_SECRET and SANDBOX_SECRET_FILE are both set; unset one")
+        if file is not None:
+            path = Path(file).absolute()
+            return Credentials(read_tokens(path), path)
+        if not secret:
+            raise usage.UsageError(
+                "SANDBOX_SECRET is required: set it, or give --secret, to the token that clients send"
+                " (or SANDBOX_SECRET_FILE to a file that has it)"
+            )
+        try:
+            return Credentials((check_token(secret),))
+        except ValueError as error:
+            raise usage.UsageError(f"SANDBOX_SECRET (--secret) {error}") from None
 
     def _limit(self, option: str) -> int | None:
         variable = _variable(option)
@@ -126,12 +177,3 @@ class ServiceOptions(usage.Options):
         if text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535:
             return int(text)
         raise usage.UsageError(f"{variable} (--{option}): {text!r} is not a port; give a number from 0 to 65535")
-
-
-def _secret(option: str | None, variable: str | None) -> str:
-    secret = option if option is not None else variable
-    if not secret:
-        raise usage.UsageError("SANDBOX_SECRET is required: set it, or give --secret, to the token that clients send")
-    if any(character.isspace() or not character.isprintable() for character in secret):
-        raise usage.UsageError("SANDBOX_SECRET (--secret) must not have white space or control characters in it")
-    return secret

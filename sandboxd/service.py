@@ -22,7 +22,7 @@ from sandboxd.api.ports import add_port_routes
 from sandboxd.api.processes import add_process_routes
 from sandboxd.api.routing import Routes
 from sandboxd.api.status import add_status_route
-from sandboxd.auth import BearerAuth
+from sandboxd.auth import Gate
 from sandboxd.execution.cgroup import Cgroups
 from sandboxd.execution.pipes import Reactor as ProcessReactor
 from sandboxd.execution.table import ProcessTable
@@ -35,6 +35,7 @@ from sandboxd.site import Site
 from sandboxd.sockets import ListeningSocket
 from sandboxd.sse import Streams
 from sandboxd.stalls import StallMeter
+from sandboxd.tokens import Credentials
 from sandboxd.turns import Turns
 from sandboxd.workers import Workers
 
@@ -51,7 +52,7 @@ class Sandboxd(Service):
 
     :param http: the sockets of the HTTP API.
     :param proxy: those of the connections to forward.
-    :param secret: the bearer token.
+    :param credentials: whom it knows.
     :param environ: what children inherit, less the daemon's own secrets.
     :param settings: its limits.
     :param guarded: whether it is a process of its own, which reaps the orphans that it inherits and has a guardian.
@@ -67,7 +68,7 @@ class Sandboxd(Service):
         reactor: Reactor,
         http: Sequence[ListeningSocket],
         proxy: Sequence[ListeningSocket],
-        secret: str,
+        credentials: Credentials,
         environ: Mapping[str, str],
         settings: Settings = DEFAULTS,
         guarded: bool = False,
@@ -84,6 +85,7 @@ class Sandboxd(Service):
         self._walks = Workers(reactor, 2, "walks")
         self._files = Lanes(reactor)
         self._aside = Workers(reactor, 2, "aside")  # what is no client's: the tokens, the document, the metrics
+        self.gate = Gate(credentials, self._aside)
         turns = Turns(reactor)
         self.table = ProcessTable(
             reactor,
@@ -111,9 +113,7 @@ class Sandboxd(Service):
         add_file_routes(routes, root, self._files, store)
         add_port_routes(routes, self.forward, self.proxy_port)
         add_openapi_route(routes, self._aside)
-        self.site = Site(
-            routes.resource(), BearerAuth(secret), settings, routes.on_error, routes.streams, turns, reactor
-        )
+        self.site = Site(routes.resource(), self.gate, settings, routes, turns, reactor)
 
     def startService(self) -> None:
         """Listen and serve."""

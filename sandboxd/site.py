@@ -9,9 +9,8 @@ reads its body as it arrives is called then, too.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from io import BytesIO
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
@@ -24,7 +23,7 @@ from twisted.web import http, server
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import IResource
 
-from sandboxd.auth import BearerAuth
+from sandboxd.auth import Gate
 from sandboxd.bodies import BodyError, BodyStream, whole
 from sandboxd.jsontext import dumps
 from sandboxd.settings import Settings
@@ -40,8 +39,19 @@ LAST_WORDS = 2.0
 #: Under which all routes are found too.
 PREFIX = b"/koyeb-sandbox"
 
-#: The route that needs no token.
-OPEN_PATHS = (b"/health", PREFIX + b"/health")
+
+def _both(*paths: bytes) -> frozenset[bytes]:
+    return frozenset(prefix + path for prefix in (b"", PREFIX) for path in paths)
+
+
+#: The routes that need no token.
+OPEN_PATHS = _both(b"/health", b"/ready")
+
+#: Those that only look at the daemon: whoever asks them first must not come to own it.
+WATCHING_PATHS = _both(b"/status", b"/metrics", b"/metrics.json", b"/openapi.json")
+
+
+_log = Logger()
 
 
 class Refusal(NamedTuple):
@@ -50,6 +60,26 @@ class Refusal(NamedTuple):
     status: int
     error: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class RouteMap(Protocol):
+    """What the server must know of the routes."""
+
+    def on_error(self, path: str) -> dict[str, object]:
+        """What an error on a path has beside its text."""
+
+    def knows(self, path: str) -> bool:
+        """Whether there is a route for a path, whatever the method."""
+
+    def streams(self, method: bytes, path: bytes) -> bool:
+        """Whether the route of a method and a path reads its body as it arrives."""
+
+
+UNAUTHORIZED = Refusal(
+    401,
+    "missing or wrong token; send the header 'Authorization: Bearer <SANDBOX_SECRET>'",
+    ((b"WWW-Authenticate", b"Bearer"),),
+)
 
 
 class Request(server.Request):
@@ -63,6 +93,7 @@ class Request(server.Request):
     stream: BodyStream | None = None
     _called = False
     refusal: Refusal | None = None
+    claim: bytes | None = None  #: an ``Authorization`` that would claim the daemon, which is to be tried first
     template: str | None = None  #: the path of the route that answers, with its parameters as ``<name>``
     body = b""
 
@@ -123,10 +154,23 @@ class Request(server.Request):
 
     def process(self) -> None:
         """All has arrived: hand it to the routes, unless it was refused before."""
-        if self.path in OPEN_PATHS:
+        if self.claim is not None:
+            Deferred.fromCoroutine(self._claim(self.claim))
+        elif self.path in OPEN_PATHS:
             self._process()  # whoever asks after our health gets the truth, not a place in a queue
         else:
             self.channel.site.turns.take(self._process)
+
+    async def _claim(self, authorization: bytes) -> None:
+        """Claim the daemon, and go on if that has succeeded."""
+        self.claim = None
+        try:
+            if not await self.channel.site.gate.claim(authorization):
+                self.refusal = UNAUTHORIZED
+        except Exception:
+            _log.failure("the daemon could not be claimed")
+            self.refusal = Refusal(503, "the token could not be stored; the daemon's log has the details")
+        self.process()
 
     def _process(self) -> None:
         if self._disconnected:
@@ -147,7 +191,7 @@ class Request(server.Request):
     def answer(self, refusal: Refusal) -> None:
         """Send a refusal as the whole response."""
         path = self.path.removeprefix(PREFIX).decode("ascii", "replace")
-        body = dumps({**self.channel.site.on_error(path), "error": refusal.error})
+        body = dumps({**self.channel.site.routes.on_error(path), "error": refusal.error})
         self.setResponseCode(refusal.status)
         self.setHeader(b"Content-Type", b"application/json")
         self.setHeader(b"Content-Length", b"%d" % len(body))
@@ -226,7 +270,7 @@ class Channel(HTTPChannel):
         self._path = origin_form(self._path)
         refusal = self.site.admit(request, self._command, self._path, self.length)
         if refusal is None:
-            if self.site.streams(self._command, self._path.partition(b"?")[0]):
+            if self.site.routes.streams(self._command, self._path.partition(b"?")[0]):
                 self._stream_body(request)
             else:
                 super().allHeadersReceived()
@@ -359,9 +403,8 @@ class Site(server.Site):
     The HTTP server.
 
     :param resource: the routes.
-    :param auth: who may call.
-    :param on_error: what an error on a path has beside its text.
-    :param streams: whether the route of a method and a path reads its body as it arrives.
+    :param gate: who may call.
+    :param routes: what is known of the routes.
     :param turns: shares out the time of the reactor.
     :param settings: how much of a request is taken, and how slowly it may come.
     """
@@ -373,19 +416,17 @@ class Site(server.Site):
     def __init__(
         self,
         resource: IResource,
-        auth: BearerAuth,
+        gate: Gate,
         settings: Settings,
-        on_error: Callable[[str], dict[str, object]],
-        streams: Callable[[bytes, bytes], bool],
+        routes: RouteMap,
         turns: Turns,
         reactor: IReactorTime,
     ) -> None:
         super().__init__(resource, requestFactory=Request, reactor=reactor, parsePOSTFormSubmission=False)
         self.displayTracebacks = False
-        self.auth = auth
+        self.gate = gate
         self.settings = settings
-        self.on_error = on_error
-        self.streams = streams
+        self.routes = routes
         self.turns = turns
         self.channels: set[Channel] = set()
         self._all_lost: Deferred[None] | None = None
@@ -420,12 +461,13 @@ class Site(server.Site):
         :param length: bytes of its body, or None if that is not said.
         """
         path = uri.partition(b"?")[0]
-        if path not in OPEN_PATHS and not self.auth.allows(
-            request.requestHeaders.getRawHeaders(b"Authorization", [None])[0]
-        ):
-            error = "missing or wrong token; send the header 'Authorization: Bearer <SANDBOX_SECRET>'"
-            return Refusal(401, error, ((b"WWW-Authenticate", b"Bearer"),))
-        limit = self.settings.max_upload if self.streams(method, path) else self.settings.max_body
+        if path not in OPEN_PATHS:
+            authorization = request.requestHeaders.getRawHeaders(b"Authorization", [None])[0]
+            if not self.gate.allows(authorization):
+                if not (self.gate.may_claim(authorization) and self._claimable(path)):
+                    return UNAUTHORIZED
+                request.claim = authorization
+        limit = self.settings.max_upload if self.routes.streams(method, path) else self.settings.max_body
         if length is not None and limit is not None and length > limit:
             return too_large(limit)
         if not path.startswith(b"/") or b"//" in path or b"%2f" in path.lower():
@@ -435,6 +477,10 @@ class Site(server.Site):
         except UnicodeDecodeError:
             return Refusal(404, "no such route: the path is not UTF-8")
         return None
+
+    def _claimable(self, path: bytes) -> bool:
+        """Whether a request of a path may claim the daemon."""
+        return path not in WATCHING_PATHS and self.routes.knows(path.removeprefix(PREFIX).decode("ascii", "replace"))
 
     def log(self, request: http.Request) -> None:
         """Log a request that was answered; never its query, headers or body."""

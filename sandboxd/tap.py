@@ -105,7 +105,9 @@ def makeService(options: Options) -> Sandboxd:
     environ = dict(os.environ)
     for name in MANAGER:
         os.environ.pop(name, None)
-    for secret in {options["secret"], os.environ.pop("SANDBOX_SECRET", "")} - {""}:
+    credentials = options["credentials"]
+    given = () if credentials.path else credentials.tokens
+    for secret in {*given, os.environ.pop("SANDBOX_SECRET", "")} - {""}:
         erase(secret)
     umask = os.umask(0)
     os.umask(umask)
@@ -118,11 +120,11 @@ def makeService(options: Options) -> Sandboxd:
     reactor.callWhenRunning(_settle, reloads)
     reactor.callWhenRunning(manager.ready, status)
     reactor.addSystemEventTrigger("before", "shutdown", manager.stopping, "ending what runs")
-    return Sandboxd(
+    sandboxd = Sandboxd(
         reactor,
         http,
         proxy,
-        options["secret"],
+        credentials,
         environ,
         settings=options["settings"],
         guarded=True,
@@ -130,6 +132,9 @@ def makeService(options: Options) -> Sandboxd:
         umask=umask if keep_umask else None,
         root=root,
     )
+    if credentials.path is not None:
+        reloads.add("the tokens", sandboxd.gate.reload)
+    return sandboxd
 
 
 def _root(directory: str | None) -> Root:

@@ -30,7 +30,6 @@ LAYERS = [
     {"sandboxd.api.dispatch", "sandboxd.api.operations"},
     {"sandboxd.files.text", "sandboxd.messages", "sandboxd.portforward", "sandboxd.site", "sandboxd.sse"},
     {
-        "sandboxd.auth",
         "sandboxd.bodies",
         "sandboxd.files.removal",
         "sandboxd.files.root",
@@ -49,7 +48,13 @@ LAYERS = [
     {"sandboxd.execution.table"},
     {"sandboxd.execution.execution"},
     {"sandboxd.execution.protocol", "sandboxd.execution.spawn"},
-    {"sandboxd.execution.log", "sandboxd.execution.tree", "sandboxd.execution.environment", "sandboxd.execution.pipes"},
+    {
+        "sandboxd.auth",
+        "sandboxd.execution.log",
+        "sandboxd.execution.tree",
+        "sandboxd.execution.environment",
+        "sandboxd.execution.pipes",
+    },
     {
         "sandboxd.execution.lines",
         "sandboxd.execution.marks",
@@ -59,6 +64,7 @@ LAYERS = [
         "sandboxd.execution.oneshot",
         "sandboxd.files.errors",
         "sandboxd.settings",
+        "sandboxd.tokens",
         "sandboxd.workers",
         "sandboxd.turns",
     },

@@ -26,6 +26,7 @@ from sandboxd.api.routing import Reply
 from sandboxd.service import Sandboxd
 from sandboxd.settings import Settings
 from sandboxd.sockets import ListeningSocket
+from sandboxd.tokens import Credentials
 from tests.client import Api
 from tests.daemon import Daemon
 
@@ -437,7 +438,7 @@ def test_http_1_0_is_answered_and_closed(connection: Connection) -> None:
 async def in_process() -> AsyncIterator[tuple[Sandboxd, Api]]:
     """A daemon in this process with two routes that fail, and a client of it."""
     http, proxy = (ListeningSocket(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
-    service = Sandboxd(reactor, [http], [proxy], "secret", os.environ)
+    service = Sandboxd(reactor, [http], [proxy], Credentials(("secret",)), os.environ)
 
     @service.routes.get("/broken")
     async def broken(request: Request) -> Reply:

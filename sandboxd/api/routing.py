@@ -166,6 +166,10 @@ class Routes:
         """What an error on a path has beside its text."""
         return {"success": False} if any(pattern.fullmatch(path) for pattern in self._success) else {}
 
+    def knows(self, path: str) -> bool:
+        """Whether there is a route for a path, whatever the method."""
+        return bool(self.app.url_map.bind("").allowed_methods(path))
+
     def _http_exception(self, request: Request, failure: Failure) -> bytes:
         """No route, or not with this method."""
         error = failure.value

@@ -1,0 +1,132 @@
+"""
+The files that tokens are kept in. Everything here blocks, and no error or log has a token in it.
+
+A file has one token a line: more than one while they are being rotated.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+#: Most bytes of such a file.
+MAX_FILE = 64 * 1024
+
+#: What file systems without hard links say of one.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+#: Most characters of a token that claims the daemon.
+MAX_TOKEN = 4096
+
+
+class BadTokens(Exception):
+    """There are no usable tokens where they should be; the text says where and why."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """
+    Whom the daemon knows when it starts.
+
+    :ivar tokens: the tokens that are accepted; none if it waits to be claimed.
+    :ivar path: the file that they came from, or None.
+    :ivar pool: whether the first token that is sent claims the daemon, and is stored at ``path``.
+    """
+
+    tokens: tuple[str, ...] = field(repr=False)
+    path: Path | None = None
+    pool: bool = False
+
+
+def check_token(token: str) -> str:
+    """
+    A token that can be sent in a header.
+
+    :raise ValueError: if it cannot.
+    """
+    if not token:
+        raise ValueError("must not be empty")
+    if any(character.isspace() or not character.isprintable() for character in token):
+        raise ValueError("must not have white space or control characters in it")
+    return token
+
+
+def read_tokens(path: Path) -> tuple[str, ...]:
+    """
+    The tokens of a file.
+
+    :raise BadTokens: if it cannot be read, has none, or has one that is none.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as error:
+        raise BadTokens(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+    if len(data) > MAX_FILE:
+        raise BadTokens(f"{path}: is larger than {MAX_FILE} bytes")
+    try:
+        lines = data.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise BadTokens(f"{path}: is not UTF-8") from None
+    tokens = []
+    for number, line in enumerate(lines, 1):
+        if token := line.strip():
+            try:
+                tokens.append(check_token(token))
+            except ValueError as error:
+                raise BadTokens(f"{path}: line {number} {error}") from None
+    if not tokens:
+        raise BadTokens(f"{path}: has no token in it")
+    return tuple(tokens)
+
+
+def stored_tokens(path: Path) -> tuple[str, ...]:
+    """
+    What is stored where a claim is kept; nothing if there was none yet.
+
+    :raise BadTokens: if something is there, but no token.
+    """
+    # A path that leads through what is no directory is no claim either: it is told when one cannot be stored.
+    return read_tokens(path) if os.path.lexists(path) else ()
+
+
+def store_token(path: Path, token: str) -> bool:
+    """
+    Keep a token, with mode 0600, so that a crash at any moment leaves all of it or nothing.
+
+    :return: whether it was kept; False if there is something else by now.
+    :raise OSError: if it could not be kept.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as file:
+            file.write(token.encode("utf-8") + b"\n")
+            file.flush()
+            os.fsync(fd)
+        try:
+            os.link(temporary, path)  # where rename(2) would replace what another daemon has put there
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.rename(temporary, path)
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+    _sync_directory(path.parent)
+    return True
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
