@@ -10,8 +10,9 @@ import json
 import os
 import re
 import signal as signals
-from collections.abc import Mapping, Sequence
-from typing import Annotated, TypeVar
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 
@@ -269,16 +270,35 @@ def decode(body: bytes, type: type[T]) -> T:
 
 def decode_query(args: Mapping[bytes, Sequence[bytes]], type: type[T]) -> T:
     """
-    A request's query as a value. Of a parameter that is given twice the first counts; an empty one is as good as none.
-    What is not UTF-8 comes as in paths; see :mod:`sandboxd.files`.
+    A request's query as a value. Of a parameter that is given twice the first counts, unless its type is a list; an
+    empty one is as good as none. What is not UTF-8 comes as in paths; see :mod:`sandboxd.files`.
 
     :raise BadRequest: if it is not of that type.
     """
-    given = {os.fsdecode(name): os.fsdecode(values[0]) for name, values in args.items()}
+    given: dict[str, object] = {}
+    for name, values in args.items():
+        texts = [os.fsdecode(value) for value in values]
+        if texts[0]:
+            given[os.fsdecode(name)] = texts if os.fsdecode(name) in _lists(cast(Hashable, type)) else texts[0]
     try:
-        return msgspec.convert({name: text for name, text in given.items() if text}, type, strict=False)
+        return msgspec.convert(given, type, strict=False)
     except msgspec.ValidationError as error:
         raise BadRequest(_validation(str(error))) from None
+
+
+@cache
+def _lists(type: Any) -> frozenset[str]:
+    """The fields of a type that are lists."""
+    found = msgspec.inspect.type_info(type)
+    assert isinstance(found, msgspec.inspect.StructType)
+    return frozenset(
+        field.encode_name for field in found.fields if isinstance(_bare(field.type), msgspec.inspect.ListType)
+    )
+
+
+def _bare(type: msgspec.inspect.Type) -> msgspec.inspect.Type:
+    """A type without what is said of it."""
+    return type.type if isinstance(type, msgspec.inspect.Metadata) else type
 
 
 def _with_surrogates(body: bytes) -> object:

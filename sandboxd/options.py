@@ -30,6 +30,8 @@ LIMITS = {
     "heartbeat": "Seconds of silence after which a stream gets a comment.",
     "keep-finished": "Executions that are remembered after their end.",
     "keep-seconds": "Seconds for which they are.",
+    "max-watches": "Directories or trees that may be watched at a time.",
+    "watch-linger": "Seconds for which a watch lives on without a client.",
 }
 
 

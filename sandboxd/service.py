@@ -22,6 +22,7 @@ from sandboxd.api.ports import add_port_routes
 from sandboxd.api.processes import add_process_routes
 from sandboxd.api.routing import Routes
 from sandboxd.api.status import add_status_route
+from sandboxd.api.watch import add_watch_routes
 from sandboxd.auth import Gate
 from sandboxd.execution.cgroup import Cgroups
 from sandboxd.execution.pipes import Reactor as ProcessReactor
@@ -37,6 +38,7 @@ from sandboxd.sse import Streams
 from sandboxd.stalls import StallMeter
 from sandboxd.tokens import Credentials
 from sandboxd.turns import Turns
+from sandboxd.watch.watches import Watches
 from sandboxd.workers import Workers
 
 DEFAULTS = Settings()
@@ -101,6 +103,7 @@ class Sandboxd(Service):
         self.forward = PortForward(reactor)
         self.streams = Streams(reactor, turns, settings.max_streams, settings.heartbeat)
         self.stalls = StallMeter(reactor)
+        self.watches = Watches(reactor, settings.max_watches, settings.watch_linger)
         store = IdempotencyStore(reactor)
         root = root or Root()
         starter = Starter(self.table, root, self._files, turns, store)
@@ -111,6 +114,7 @@ class Sandboxd(Service):
         add_process_routes(routes, self.table, starter, self.streams)
         add_execution_routes(routes, self.table, reactor)
         add_file_routes(routes, root, self._files, store)
+        add_watch_routes(routes, root, self._files, self.streams, self.watches)
         add_port_routes(routes, self.forward, self.proxy_port)
         add_openapi_route(routes, self._aside)
         self.site = Site(routes.resource(), self.gate, settings, routes, turns, reactor)
@@ -122,7 +126,7 @@ class Sandboxd(Service):
             os.umask(self._umask)
         for workers in (self._walks, self._files, self._aside):
             workers.start()
-        for part in (self.table, self.streams, self.stalls):
+        for part in (self.table, self.streams, self.stalls, self.watches):
             part.startService()
         for sockets, factory in ((self._http, self.site), (self._proxy, self.forward)):
             for sock in sockets:
@@ -146,6 +150,7 @@ class Sandboxd(Service):
         for sock in (*self._http, *self._proxy):
             sock.remove()
         await self.table.stopService()
+        self.watches.stopService()
         self.streams.stopService()
         self.stalls.stopService()
         self.forward.close_all()

@@ -22,6 +22,8 @@ class Settings:
     :ivar heartbeat: seconds of silence after which an event stream gets a comment.
     :ivar keep_finished: how many executions are remembered after their end (background processes and others each).
     :ivar keep_seconds: for how long.
+    :ivar max_watches: directories or trees that may be watched at a time.
+    :ivar watch_linger: seconds for which a watch lives on without a client, so that one that was cut off can go on.
     """
 
     max_executions: int = 4096
@@ -33,3 +35,5 @@ class Settings:
     heartbeat: int = 15
     keep_finished: int = 1000
     keep_seconds: int = 24 * 3600
+    max_watches: int = 64
+    watch_linger: int = 60

@@ -1,0 +1,171 @@
+"""``/watch``: what changes in a directory, as Server-Sent Events."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as modes
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+from sandboxd.api.commands import check_streams, resume_after
+from sandboxd.api.operations import Events
+from sandboxd.api.routing import ApiError, Routes
+from sandboxd.files.errors import FileError, told
+from sandboxd.files.patterns import Excludes, PatternError
+from sandboxd.files.root import Root
+from sandboxd.lanes import Lanes
+from sandboxd.messages import BadRequest
+from sandboxd.site import Request
+from sandboxd.sse import EventStream, Streams, event
+from sandboxd.tree_messages import WatchQuery
+from sandboxd.tree_replies import Changed, MissedChanges, Moved, Overflow, Ready, WatchEnded
+from sandboxd.watch.changes import Change, Lost
+from sandboxd.watch.watcher import Watcher
+from sandboxd.watch.watches import TooManyWatches, Watch, Watches
+
+#: Changes that are encoded at a time.
+BATCH = 256
+
+
+class _Target(NamedTuple):
+    """
+    What is to be watched.
+
+    :ivar key: the same for all that asks for the same.
+    :ivar prefix: the directory as the client calls it.
+    :ivar watcher: makes what follows it.
+    """
+
+    key: Hashable
+    prefix: bytes
+    watcher: Callable[[], Watcher]
+
+
+def add_watch_routes(routes: Routes, root: Root, in_thread: Lanes, streams: Streams, watches: Watches) -> None:
+    """
+    Add them to the API.
+
+    :param root: where paths lead.
+    :param in_thread: runs a blocking function off the reactor's thread.
+    """
+
+    @routes.get(
+        "/watch",
+        query=WatchQuery,
+        reply=Events(
+            ready=Ready,
+            created=Changed,
+            modified=Changed,
+            deleted=Changed,
+            moved=Moved,
+            overflow=Overflow,
+            gap=MissedChanges,
+            end=WatchEnded,
+        ),
+        errors=(403, 404, 409, 503, 507),
+        headers=("Last-Event-ID",),
+    )
+    async def watch(request: Request, query: WatchQuery) -> None:
+        """
+        What changes in a directory, as Server-Sent Events.
+
+        The first event, ``ready``, tells that the watch stands: all that changes from then on is told. Every event has
+        an ``id``; a client that comes back with the last one within a minute gets what it has missed, or is told by
+        ``gap`` that this cannot be had any more. ``overflow`` says that the kernel has lost changes, ``end`` why there
+        will be no more. Many modifications of a file within a moment are told as one. Links are not followed.
+        """
+        after = resume_after(request, query.after)
+        check_streams(streams)
+        target = await in_thread(query.path, _target, root, query)
+        workers = await in_thread.find(query.path)
+        try:
+            joined = await watches.join(target.key, workers, target.watcher)
+        except TooManyWatches as error:
+            raise ApiError(503, str(error)) from None
+        except OSError as error:
+            raise _refused(query.path, error) from None
+        try:
+            position = after + 1 if after else joined.log.next
+            stream = streams.open(request)
+            try:
+                ready = {
+                    "path": query.path,
+                    "recursive": query.recursive,
+                    "directories": joined.directories,
+                    "unreadable": joined.unreadable,
+                }
+                stream.write(event("ready", ready, position - 1))
+                if request.method != b"HEAD":
+                    await _follow(stream, streams, joined, position, target.prefix)
+            finally:
+                stream.finish()
+        finally:
+            watches.leave(joined)
+
+
+async def _follow(stream: EventStream, streams: Streams, watch: Watch, position: int, prefix: bytes) -> None:
+    """Send what changes, until nothing more will."""
+    while True:
+        await stream.when_ready()
+        await streams.turns.turn()
+        behind, found = watch.log.read(position, BATCH)
+        if isinstance(found, Lost):
+            stream.write(event("gap", {"dropped": found.number}, behind - 1))
+        elif found:
+            stream.write(b"".join(_event(change, number, prefix) for number, change in enumerate(found, position)))
+        elif watch.log.end is not None:
+            stream.write(event("end", {"reason": watch.log.end}, behind - 1))
+            return
+        else:
+            await watch.log.when_more(position)
+        position = behind
+
+
+def _event(change: Change, number: int, prefix: bytes) -> bytes:
+    def full(path: bytes) -> str:
+        return os.fsdecode(os.path.join(prefix, path) if path else prefix)
+
+    if change.kind == "overflow":
+        return event("overflow", {"path": full(change.path), "reason": change.reason}, number)
+    type = "dir" if change.is_dir else "file"
+    if change.origin is not None:
+        return event("moved", {"from": full(change.origin), "to": full(change.path), "type": type}, number)
+    return event(change.kind, {"path": full(change.path), "type": type}, number)
+
+
+def _target(root: Root, query: WatchQuery) -> _Target:
+    """
+    What a request wants to have watched. A file is watched in its directory, so that it may be replaced.
+
+    :raise FileError: if there is no such thing.
+    :raise BadRequest: if a pattern is malformed.
+    """
+    try:
+        excluded = Excludes(query.exclude)
+    except PatternError as error:
+        raise BadRequest(f"exclude: {error}") from None
+    only = None
+    with told("watch", query.path):
+        real = root.real(query.path)
+        info = root.stat(real, follow=False)
+        prefix = os.fsencode(root.absolute(query.path))
+        if not modes.S_ISDIR(info.st_mode):
+            real, _, only = real.rpartition(b"/")
+            real = real or b"/"
+            prefix = real
+            info = root.stat(real, follow=False)
+    recursive = query.recursive and only is None
+
+    def open_top() -> int:
+        return root.open(real, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+    key = (info.st_dev, info.st_ino, real, recursive, only, tuple(query.exclude))
+    return _Target(key, prefix, lambda: Watcher(open_top, recursive, only, excluded if excluded else None))
+
+
+def _refused(path: str, error: OSError) -> Exception:
+    """Why a watch cannot be."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return ApiError(503, f"watch {path}: too many watches in this system (fs.inotify.max_user_instances)")
+    return FileError("watch", path, (error.strerror or str(error)).lower(), error.errno or 0)

@@ -1,0 +1,157 @@
+"""
+Patterns of paths: ``*``, ``?`` and ``[...]`` within a name, ``**`` for any number of directories, ``{a,b}`` for either.
+
+A pattern is followed down a tree name by name, so that what cannot match is not walked, and the time is bounded
+whatever the pattern: there is no backtracking over whole paths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from fnmatch import translate
+from functools import lru_cache
+from typing import TypeAlias
+
+#: Alternatives that the braces of one pattern may make.
+MAX_ALTERNATIVES = 256
+
+#: Characters of a pattern.
+MAX_LENGTH = 4096
+
+_ANY_DIRECTORIES = None
+
+#: Where in a pattern one is: the alternative, and how many of its segments are behind.
+State: TypeAlias = "frozenset[tuple[int, int]]"
+
+
+class PatternError(ValueError):
+    """A pattern is none."""
+
+
+class Pattern:
+    """
+    One pattern.
+
+    :param hidden: whether wildcards match names that begin with a dot.
+    :ivar start: the state above the first name.
+    :raise PatternError: if it is malformed.
+    """
+
+    def __init__(self, pattern: str, hidden: bool = True) -> None:
+        if len(pattern) > MAX_LENGTH:
+            raise PatternError(f"it is longer than {MAX_LENGTH} characters")
+        self._hidden = hidden
+        self._alternatives: list[list[Callable[[str], object] | None]] = []
+        self._dotted: list[list[bool]] = []
+        for text in _alternatives(pattern):
+            segments = [segment for segment in text.split("/") if segment not in ("", ".")]
+            if not segments:
+                raise PatternError("it is empty")
+            if ".." in segments:
+                raise PatternError("'..' is in no path that is found")
+            self._alternatives.append([_ANY_DIRECTORIES if s == "**" else _segment(s) for s in segments])
+            self._dotted.append([segment.startswith(".") for segment in segments])
+        self.start: State = self._closed({(index, 0) for index in range(len(self._alternatives))})
+
+    def step(self, state: State, name: str) -> State:
+        """
+        The state below a name; empty if nothing below it can match, nor itself.
+
+        :param name: as :func:`os.fsdecode` makes it.
+        """
+        dotted = name.startswith(".") and not self._hidden
+        found = set()
+        for alternative, position in state:
+            segments = self._alternatives[alternative]
+            if position == len(segments):
+                continue
+            segment = segments[position]
+            if segment is _ANY_DIRECTORIES:
+                if not dotted:
+                    found.add((alternative, position))
+            elif (not dotted or self._dotted[alternative][position]) and segment(name):
+                found.add((alternative, position + 1))
+        return self._closed(found)
+
+    def matches(self, state: State) -> bool:
+        """Whether what led to this state is a match."""
+        return any(position == len(self._alternatives[alternative]) for alternative, position in state)
+
+    def matches_path(self, path: str) -> bool:
+        """Whether a relative path matches."""
+        state = self.start
+        for name in path.split("/"):
+            state = self.step(state, name)
+        return self.matches(state)
+
+    def _closed(self, states: set[tuple[int, int]]) -> State:
+        """With those in which ``**`` stands for no directory; at the end of a pattern it stands for all below."""
+        left = list(states)
+        while left:
+            alternative, position = left.pop()
+            segments = self._alternatives[alternative]
+            if position < len(segments) and segments[position] is _ANY_DIRECTORIES:
+                behind = (alternative, position + 1)
+                if behind not in states:
+                    states.add(behind)
+                    left.append(behind)
+        return frozenset(states)
+
+
+class Excludes:
+    """
+    Patterns of what is left out: one without a slash is of a name anywhere, others are of paths from the top.
+
+    :raise PatternError: if one is malformed.
+    """
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        patterns = [pattern.rstrip("/") for pattern in patterns]
+        self._names = [Pattern(pattern) for pattern in patterns if "/" not in pattern]
+        self._paths = [Pattern(pattern) for pattern in patterns if "/" in pattern]
+
+    def __bool__(self) -> bool:
+        return bool(self._names or self._paths)
+
+    def __call__(self, path: str) -> bool:
+        """Whether something is left out, by its path from the top; what is below it is not asked for."""
+        name = path.rpartition("/")[2]
+        return any(pattern.matches_path(name) for pattern in self._names) or any(
+            pattern.matches_path(path) for pattern in self._paths
+        )
+
+
+@lru_cache(1024)
+def _segment(segment: str) -> Callable[[str], object]:
+    """
+    Matches one name. fnmatch's expressions do not backtrack over more than one star at a time.
+
+    :raise PatternError: if it is malformed.
+    """
+    if "**" in segment:
+        segment = re.sub(r"\*+", "*", segment)
+    try:
+        return re.compile(translate(segment)).match
+    except re.error as error:
+        raise PatternError(str(error)) from None
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """
+    A pattern without braces for each way to choose in them. Those without a comma, or not closed, stand for themselves.
+
+    :raise PatternError: if there are too many.
+    """
+    done: list[str] = []
+    left = [pattern]
+    while left:
+        text = left.pop()
+        found = re.search(r"\{([^{}]*,[^{}]*)\}", text)
+        if found is None:
+            done.append(text)
+        else:
+            left += [text[: found.start()] + choice + text[found.end() :] for choice in found[1].split(",")]
+        if len(done) + len(left) > MAX_ALTERNATIVES:
+            raise PatternError(f"its braces make more than {MAX_ALTERNATIVES} alternatives")
+    return done

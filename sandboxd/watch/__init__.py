@@ -1,0 +1,1 @@
+"""Watches: what changes in a directory, as it happens. Knows no HTTP."""

@@ -1,0 +1,402 @@
+"""
+Follows a directory, and those below it, by inotify. All of it blocks: it is called in a thread, one call at a time.
+
+The rules that lose nothing: a new directory is watched first and read then, and what is found in it is told as
+created; what the kernel tells once more of the same names is left out. Directories are known by their watch, not by
+their path, so that a move of one moves all below it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sandboxd.watch import inotify
+from sandboxd.watch.changes import Change
+from sandboxd.watch.inotify import Inotify, Raw
+
+#: Directories that one watch may have.
+MAX_DIRECTORIES = 100_000
+
+#: Changes after which a step ends, though there are more.
+STEP = 4096
+
+#: Seconds for which the second half of a move is waited for; the kernel tells both in one call.
+PATIENCE = 0.02
+
+#: A directory that is not there any more, or no directory any more: somebody was faster.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
+
+
+class WatchLimit(OSError):
+    """No more directories can be watched."""
+
+
+class _Node:
+    """
+    A directory that is watched.
+
+    :ivar children: the directories in it, by name.
+    :ivar told: names in it that were told as created, of which the kernel may yet tell the same.
+    """
+
+    __slots__ = ("children", "name", "parent", "told", "wd")
+
+    def __init__(self, parent: _Node | None, name: bytes) -> None:
+        self.wd = -1
+        self.parent = parent
+        self.name = name
+        self.children: dict[bytes, _Node] = {}
+        self.told: set[bytes] = set()
+
+    def names(self) -> list[bytes]:
+        """The way to it from what is watched."""
+        names = []
+        node = self
+        while node.parent is not None:
+            names.append(node.name)
+            node = node.parent
+        return names[::-1]
+
+    def path(self, name: bytes) -> bytes:
+        """The path of something in it."""
+        return b"/".join([*self.names(), name])
+
+
+class _Move(NamedTuple):
+    """The first half of a move."""
+
+    path: bytes
+    is_dir: bool
+    node: _Node | None
+
+
+class Watcher:
+    """
+    Follows a directory.
+
+    :param open_top: opens it, ``O_PATH``. It is not kept open, see :meth:`~sandboxd.watch.inotify.Inotify.add`.
+    :param recursive: whether to follow the directories below it too. Links are not followed.
+    :param only: the one name in it that matters, or None for all.
+    :param excluded: whether something is of no interest, by its path.
+    :ivar end: why there is nothing more to follow, or None.
+    :ivar unreadable: directories that may not be read, and so are not followed.
+    """
+
+    def __init__(
+        self,
+        open_top: Callable[[], int],
+        recursive: bool,
+        only: bytes | None = None,
+        excluded: Callable[[str], bool] | None = None,
+    ) -> None:
+        self.end: str | None = None
+        self.unreadable = 0
+        self._open_top = open_top
+        self._recursive = recursive
+        self._only = only
+        self._excluded = excluded
+        self._identity: tuple[int, int] | None = None
+        self._inotify = Inotify()
+        self._nodes: dict[int, _Node] = {}
+        self._moves: dict[int, _Move] = {}
+        self._top = _Node(None, b"")
+        self._fresh: set[_Node] = set()
+        self._changes: list[Change] = []
+
+    def fileno(self) -> int:
+        """The descriptor that tells when :meth:`step` has something to do. It may be another after each step."""
+        return self._inotify.fileno()
+
+    @property
+    def directories(self) -> int:
+        """How many are watched."""
+        return len(self._nodes)
+
+    def begin(self) -> None:
+        """
+        Watch all there is.
+
+        :raise WatchLimit: if there is too much.
+        :raise OSError: if it is no directory, or may not be read.
+        """
+        top = self._open_top()
+        try:
+            self._identity = _identity(top)
+            self._top.wd = self._inotify.add(top)
+        except OSError as error:
+            raise _limit(error) from None
+        finally:
+            os.close(top)
+        self._nodes[self._top.wd] = self._top
+        if self._recursive:
+            self._follow([self._top], tell=False)
+
+    def close(self) -> None:
+        """Follow nothing any more."""
+        self._inotify.close()
+        self._nodes.clear()
+
+    def step(self) -> tuple[list[Change], bool]:
+        """
+        What has changed since the last step.
+
+        :return: that, and whether there is more already.
+        """
+        self._changes = []
+        while self.end is None and len(self._changes) < STEP:
+            events = self._inotify.read(PATIENCE if self._moves else 0.0)
+            if not events:
+                self._settle()
+                return self._changes, False
+            for event in events:
+                if event.mask & inotify.Q_OVERFLOW:
+                    self._begin_anew()
+                    break  # what came with it is of watches that are no more
+                self._take(event)
+                if self.end is not None:
+                    break
+        return self._changes, self.end is None
+
+    def _settle(self) -> None:
+        """All that the kernel had to tell was taken."""
+        for move in self._moves.values():
+            self._moved_away(move)
+        self._moves.clear()
+        for node in self._fresh:
+            node.told.clear()
+        self._fresh.clear()
+
+    def _ignored(self, node: _Node, name: bytes) -> bool:
+        return self._excluded is not None and self._excluded(os.fsdecode(node.path(name)))
+
+    def _tell(self, change: Change) -> None:
+        if self._only is None or change.path in (b"", self._only):
+            self._changes.append(change)
+
+    def _take(self, event: Raw) -> None:
+        node = self._nodes.get(event.wd)
+        if node is None:
+            return
+        if event.mask & inotify.IGNORED:
+            del self._nodes[event.wd]
+            if node is self._top:
+                self.end = "deleted"
+        elif not event.name:
+            if node is self._top:
+                self._take_own(event.mask)
+        elif not self._ignored(node, event.name):
+            self._take_named(node, event)
+
+    def _take_own(self, mask: int) -> None:
+        """Something happened to the top itself."""
+        if mask & inotify.DELETE_SELF:
+            self.end = "deleted"
+        elif mask & inotify.MOVE_SELF:
+            self.end = "moved"
+        elif mask & inotify.UNMOUNT:
+            self.end = "unmounted"
+        elif mask & inotify.ATTRIB:
+            self._tell(Change("modified", b"", True))
+
+    def _take_named(self, node: _Node, event: Raw) -> None:
+        name, mask = event.name, event.mask
+        path = node.path(name)
+        is_dir = bool(mask & inotify.ISDIR)
+        if mask & inotify.CREATE:
+            if name in node.told:
+                node.told.discard(name)
+                return
+            self._tell(Change("created", path, is_dir))
+            self._arrived(node, name, is_dir)
+        elif mask & inotify.MOVED_FROM:
+            node.told.discard(name)
+            self._moves[event.cookie] = _Move(path, is_dir, node.children.pop(name, None))
+        elif mask & inotify.MOVED_TO:
+            self._moved_to(node, name, is_dir, self._moves.pop(event.cookie, None))
+        elif mask & inotify.DELETE:
+            node.told.discard(name)
+            node.children.pop(name, None)
+            self._tell(Change("deleted", path, is_dir))
+        else:
+            self._tell(Change("modified", path, is_dir))
+
+    def _moved_to(self, node: _Node, name: bytes, is_dir: bool, move: _Move | None) -> None:
+        if name in node.told:  # it was found there before, and told as created
+            node.told.discard(name)
+            if move is not None:
+                self._moved_away(move)
+            return
+        path = node.path(name)
+        if move is None or (self._only is not None and name == self._only):
+            self._tell(Change("created", path, is_dir))
+        elif self._only is not None:
+            self._tell(Change("deleted", move.path, is_dir))
+        else:
+            self._tell(Change("moved", path, is_dir, origin=move.path))
+        if move is not None and move.node is not None:
+            move.node.parent, move.node.name = node, name
+            node.children[name] = move.node
+        else:
+            self._arrived(node, name, is_dir)
+
+    def _moved_away(self, move: _Move) -> None:
+        """Something has left what is watched, or was told as created where it is now."""
+        self._tell(Change("deleted", move.path, move.is_dir))
+        node = move.node
+        if node is None or (node.parent is not None and node.parent.children.get(node.name) is node):
+            return
+        forgotten = [node]
+        while forgotten:
+            node = forgotten.pop()
+            forgotten += node.children.values()
+            self._inotify.remove(node.wd)
+            self._nodes.pop(node.wd, None)
+
+    def _arrived(self, parent: _Node, name: bytes, is_dir: bool) -> None:
+        """Something new is there; follow it if it is a directory."""
+        fd = self._open(parent) if is_dir and self._recursive else None
+        if fd is None:
+            return
+        try:
+            found = self._watch_and_tell(fd, parent, name)
+        finally:
+            os.close(fd)
+        if found is not None:
+            self._follow([found], tell=True)
+
+    def _watch_and_tell(self, parent_fd: int, parent: _Node, name: bytes) -> _Node | None:
+        """As :meth:`_watch`, but the limit is told to whoever follows."""
+        try:
+            return self._watch(parent_fd, parent, name)
+        except WatchLimit as error:
+            self._tell(Change("overflow", parent.path(name), True, reason=error.strerror))
+            return None
+
+    def _begin_anew(self) -> None:
+        """The kernel has lost events: look at everything again."""
+        self._inotify.close()
+        self._inotify = Inotify()
+        self._nodes.clear()
+        self._moves.clear()
+        self._fresh.clear()
+        self._top = _Node(None, b"")
+        try:
+            self.begin()
+        except WatchLimit as error:
+            self._tell(Change("overflow", b"", True, reason=error.strerror))
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            self.end = "deleted"
+            return
+        self._tell(Change("overflow", b"", True, reason="the kernel's queue of events was full"))
+
+    def _follow(self, nodes: list[_Node], tell: bool) -> None:
+        """
+        Read directories that are watched, and watch those in them.
+
+        :param tell: whether what is found is told as created.
+        """
+        watch = self._watch_and_tell if tell else self._watch
+        while nodes:
+            node = nodes.pop()
+            fd = self._open(node)
+            if fd is None:
+                continue
+            try:
+                for name, is_dir in _entries(fd):
+                    if self._ignored(node, name):
+                        continue
+                    if tell:
+                        node.told.add(name)
+                        self._tell(Change("created", node.path(name), is_dir))
+                    child = watch(fd, node, name) if is_dir else None
+                    if child is not None:
+                        nodes.append(child)
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
+            finally:
+                os.close(fd)
+            if tell:
+                self._fresh.add(node)
+
+    def _watch(self, parent_fd: int, parent: _Node, name: bytes) -> _Node | None:
+        """
+        Watch a directory in one that is open.
+
+        :return: it, or None if it is gone again.
+        :raise WatchLimit: if there are too many.
+        """
+        try:
+            fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+        except OSError as error:
+            if error.errno in _GONE:
+                return None
+            raise
+        try:
+            if len(self._nodes) >= MAX_DIRECTORIES:
+                raise WatchLimit(errno.ENOSPC, f"more than {MAX_DIRECTORIES} directories; watch less")
+            wd = self._inotify.add(fd)
+        except PermissionError:
+            self.unreadable += 1
+            return None
+        except OSError as error:
+            raise _limit(error) from None
+        finally:
+            os.close(fd)
+        node = self._nodes.get(wd)
+        if node is None:
+            node = self._nodes[wd] = _Node(parent, name)
+            node.wd = wd
+        elif node.parent is not None and (node.parent is not parent or node.name != name):
+            # It was moved here, and the kernel's word of that is yet to be read.
+            if node.parent.children.get(node.name) is node:
+                del node.parent.children[node.name]
+            node.parent, node.name = parent, name
+        parent.children[name] = node
+        return node
+
+    def _open(self, node: _Node) -> int | None:
+        """A watched directory, step by step, so that no link leads elsewhere; None if it is gone."""
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = self._open_top()
+        except OSError:
+            return None
+        if _identity(fd) != self._identity:
+            os.close(fd)
+            return None
+        for name in [*node.names(), b"."]:
+            try:
+                inner = os.open(name, flags if name != b"." else os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+            except OSError as error:
+                if error.errno == errno.EACCES:
+                    self.unreadable += 1
+                elif error.errno not in _GONE:
+                    raise
+                return None
+            finally:
+                os.close(fd)
+            fd = inner
+        return fd
+
+
+def _entries(fd: int) -> list[tuple[bytes, bool]]:
+    """The names in a directory, and whether each is a directory."""
+    with os.scandir(fd) as entries:
+        return [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    info = os.fstat(fd)
+    return info.st_dev, info.st_ino
+
+
+def _limit(error: OSError) -> OSError:
+    if error.errno == errno.ENOSPC:
+        return WatchLimit(errno.ENOSPC, "the kernel's limit of watches, fs.inotify.max_user_watches, is reached")
+    return error
