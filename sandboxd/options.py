@@ -6,6 +6,7 @@ The environment is not read here, but given.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -57,8 +58,11 @@ class ServiceOptions(usage.Options):
 
     environ: ClassVar[Mapping[str, str]] = {}
 
-    synopsis = "[options]"
-    longdesc = "An HTTP API to this machine for agents: commands, processes, files, a TCP proxy."
+    synopsis = "[options] [-- command [arguments]]"
+    longdesc = (
+        "An HTTP API to this machine for agents: commands, processes, files, a TCP proxy. "
+        "A command after -- is run beside it; the daemon ends when it does, with its exit code."
+    )
 
     optParameters: ClassVar[list[list[str | None]]] = [
         ["secret", "s", None, "The bearer token of the API. [SANDBOX_SECRET]"],
@@ -90,10 +94,21 @@ class ServiceOptions(usage.Options):
         :raise SystemExit: if something is wrong; its one line goes to stderr. (``twistd`` would print the whole
             usage text to stdout.)
         """
+        self._given = list(sys.argv[1:] if options is None else options)
         try:
-            super().parseOptions(options)
+            super().parseOptions(self._given)
         except usage.UsageError as error:
             raise SystemExit(f"twistd sandboxd: {error}") from None
+
+    def parseArgs(self, *args: str) -> None:
+        """
+        Take a command that stands behind ``--``.
+
+        :raise usage.UsageError: if there is something else that is no option.
+        """
+        if args and self._given[-len(args) - 1 : -len(args)] != ["--"]:
+            raise usage.UsageError(f"{args[0]!r} is no option; a command to run beside the daemon stands behind --")
+        self["companion"] = args
 
     def postOptions(self) -> None:
         """

@@ -25,6 +25,7 @@ from sandboxd.api.status import add_status_route
 from sandboxd.api.watch import add_watch_routes
 from sandboxd.auth import Gate
 from sandboxd.execution.cgroup import Cgroups
+from sandboxd.execution.companion import Companion, why_not_started
 from sandboxd.execution.pipes import Reactor as ProcessReactor
 from sandboxd.execution.table import ProcessTable
 from sandboxd.files.root import Root
@@ -77,8 +78,12 @@ class Sandboxd(Service):
         cgroups: Cgroups | None = None,
         umask: int | None = None,
         root: Root | None = None,
+        companion: Sequence[str] = (),
     ) -> None:
         self._reactor = reactor
+        self._companion_argv = companion
+        self._companion: Companion | None = None
+        self.exit_code = 0
         self._umask = umask
         self._http, self._proxy = http, proxy
         self.proxy_port: int = next((sock.port for sock in proxy if sock.port is not None), 0)
@@ -131,6 +136,8 @@ class Sandboxd(Service):
         for sockets, factory in ((self._http, self.site), (self._proxy, self.forward)):
             for sock in sockets:
                 self._listening.append(sock.serve(self._reactor, cast("ServerFactory[Any]", factory)))
+        if self._companion_argv:
+            self._reactor.callWhenRunning(self._start_companion)
         self.log.info(
             "sandboxd {version} listens on {http}, proxy on {proxy}",
             version=__version__,
@@ -145,6 +152,8 @@ class Sandboxd(Service):
 
     async def _stop(self) -> None:
         self.log.info("sandboxd stops")
+        if self._companion is not None:
+            await self._companion.stop()  # first, as it may need the rest
         for port in self._listening:
             await maybeDeferred(port.stopListening)
         for sock in (*self._http, *self._proxy):
@@ -158,3 +167,29 @@ class Sandboxd(Service):
         for workers in (self._walks, self._files, self._aside):
             workers.stop()
         self.log.info("sandboxd has stopped")
+
+    def forward_signal(self, signum: int, *, to_end: bool = False) -> None:
+        """
+        Pass a signal on to the companion, if it runs.
+
+        :param to_end: whether that signal means the end.
+        """
+        if self._companion is not None:
+            (self._companion.ask_to_end if to_end else self._companion.signal)(signum)
+
+    def _start_companion(self) -> None:
+        try:
+            self._companion = companion = self.table.start_companion(self._companion_argv)
+        except OSError as error:
+            self.log.error("cannot run {name}: {why}", name=self._companion_argv[0], why=error.strerror)
+            self._end_with(why_not_started(error))
+        except Exception:
+            self.log.failure("cannot run {name}", name=self._companion_argv[0])
+            self._end_with(1)
+        else:
+            companion.when_ended().addCallback(lambda _: self._end_with(companion.exit_code or 0))
+
+    def _end_with(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+        if self.running:
+            self._reactor.stop()

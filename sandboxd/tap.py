@@ -6,14 +6,17 @@ The only module that reads the environment or imports the global reactor.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import (
     FilteringLogObserver,
     ILogObserver,
@@ -33,6 +36,9 @@ from sandboxd.reload import Reloads
 from sandboxd.service import Reactor, Sandboxd
 from sandboxd.sockets import ListeningSocket, listen_at, listen_on_port
 from sandboxd.systemd import ActivationError, ServiceManager, inherited_sockets
+
+#: Signals that mean something to a companion only.
+FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGWINCH)
 
 
 class Options(ServiceOptions):
@@ -117,10 +123,7 @@ def makeService(options: Options) -> Sandboxd:
     reloads = Reloads(manager.reloading, lambda: manager.ready(status))
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(0))  # until the reactor runs
     signal.signal(signal.SIGHUP, lambda signum, frame: None)  # likewise; what it would read again was just read
-    reactor.callWhenRunning(_settle, reloads)
-    reactor.callWhenRunning(manager.ready, status)
-    reactor.addSystemEventTrigger("before", "shutdown", manager.stopping, "ending what runs")
-    sandboxd = Sandboxd(
+    service = Sandboxd(
         reactor,
         http,
         proxy,
@@ -131,10 +134,15 @@ def makeService(options: Options) -> Sandboxd:
         cgroups=_cgroups(options["cgroup"]),
         umask=umask if keep_umask else None,
         root=root,
+        companion=options["companion"],
     )
     if credentials.path is not None:
-        reloads.add("the tokens", sandboxd.gate.reload)
-    return sandboxd
+        reloads.add("the tokens", service.gate.reload)
+    reactor.callWhenRunning(_settle, service, reloads, accompanied=bool(options["companion"]))
+    reactor.callWhenRunning(manager.ready, status)
+    reactor.addSystemEventTrigger("before", "shutdown", manager.stopping, "ending what runs")
+    atexit.register(_exit, service)
+    return service
 
 
 def _root(directory: str | None) -> Root:
@@ -170,25 +178,43 @@ def _reactor() -> Reactor:
     return cast(Reactor, reactor)
 
 
-def _settle(reloads: Reloads) -> None:
+def _settle(service: Sandboxd, reloads: Reloads, accompanied: bool) -> None:
     """What this process is told about itself, once it is the daemon: what fork and setuid undo comes after them."""
     become_subreaper()
     prepare_process()
     forbid_inspection()
-    _handle_signals(reloads)
+    _handle_signals(service, reloads, accompanied)
 
 
-def _handle_signals(reloads: Reloads) -> None:
+def _handle_signals(service: Sandboxd, reloads: Reloads, accompanied: bool) -> None:
     """
-    Exit with 0 on SIGTERM; twistd's own handler makes the process die of the signal once it has stopped.
+    Exit with 0 on SIGTERM, or with the code of a companion: twistd's own handlers make the process die of the signal.
 
-    Reload on SIGHUP.
+    Reload on SIGHUP. The companion gets the others.
     """
     reactor = _reactor()
 
-    def stop() -> None:
-        if reactor.running:
+    def stop(signum: int) -> None:
+        service.forward_signal(signum, to_end=True)
+        with suppress(ReactorNotRunning):  # it stops already
             reactor.stop()
 
-    signal.signal(signal.SIGTERM, lambda signum, frame: reactor.callFromThread(stop))
+    for signum in (signal.SIGTERM, *([signal.SIGINT] if accompanied else [])):
+        signal.signal(signum, lambda signum, frame: reactor.callFromThread(stop, signum))
     signal.signal(signal.SIGHUP, lambda signum, frame: reactor.callFromThread(reloads.run))
+    if accompanied:
+        for signum in FORWARDED:
+            signal.signal(signum, lambda signum, frame: reactor.callFromThread(service.forward_signal, signum))
+
+
+def _exit(service: Sandboxd) -> None:
+    """
+    Exit with the service's code, which ``twistd`` has no way to pass on.
+
+    Runs as the last of what is done at the exit, since it was registered before the rest.
+    """
+    if service.exit_code:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(service.exit_code)

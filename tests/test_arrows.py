@@ -60,7 +60,7 @@ LAYERS = [
     {"sandboxd.watch.changes", "sandboxd.watch.inotify"},
     {"sandboxd.execution.table"},
     {"sandboxd.execution.execution"},
-    {"sandboxd.execution.protocol", "sandboxd.execution.spawn"},
+    {"sandboxd.execution.companion", "sandboxd.execution.protocol", "sandboxd.execution.spawn"},
     {
         "sandboxd.auth",
         "sandboxd.execution.log",

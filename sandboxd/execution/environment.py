@@ -31,19 +31,20 @@ class Environment:
     Makes the environment of each child.
 
     :param environ: the daemon's own.
+    :ivar inherited: the same, less what is private to the daemon.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._base = {name: value for name, value in environ.items() if name not in PRIVATE}
+        self.inherited = {name: value for name, value in environ.items() if name not in PRIVATE}
         # The clients match English messages ("No such file"), so those stay English; the encoding is kept.
-        self._english = {name: value for name, value in self._base.items() if name not in ("LANGUAGE", "LC_ALL")}
-        if everything := self._base.get("LC_ALL"):  # empty is as good as absent
+        self._english = {name: value for name, value in self.inherited.items() if name not in ("LANGUAGE", "LC_ALL")}
+        if everything := self.inherited.get("LC_ALL"):  # empty is as good as absent
             self._english.update(LANG=everything, LC_CTYPE=everything)
         self._english["LC_MESSAGES"] = "C"
 
     def merged(self, command: Command) -> dict[str, str]:
         """The base with the command's own over it. Messages are in English unless the command sets a locale."""
-        base = self._english if _LOCALE.isdisjoint(command.env) else self._base
+        base = self._english if _LOCALE.isdisjoint(command.env) else self.inherited
         user = command.user
         login = {} if user is None else {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}
         return {**base, **login, **command.env}

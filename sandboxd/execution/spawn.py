@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, fail
@@ -62,17 +62,30 @@ class SpawnError(Exception):
         self.at_cwd = cwd is not None and error.filename == cwd
 
 
+class Started(Protocol):
+    """
+    A child that reads its own exit status.
+
+    :ivar pid: its process id.
+    """
+
+    pid: int
+
+    def reap(self) -> None:
+        """Read it, if there is one."""
+
+
 class Children:
     """The children that have been started and whose exit has not been seen, by pid."""
 
     def __init__(self) -> None:
-        self._unreaped: dict[int, Child] = {}
+        self._unreaped: dict[int, Started] = {}
 
-    def add(self, child: Child) -> None:
+    def add(self, child: Started) -> None:
         """A child was started."""
         self._unreaped[child.pid] = child
 
-    def remove(self, child: Child) -> None:
+    def remove(self, child: Started) -> None:
         """Its exit status was read."""
         self._unreaped.pop(child.pid, None)
 

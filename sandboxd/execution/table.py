@@ -7,7 +7,7 @@ import signal
 import subprocess
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from sandboxd.execution.cgroup import CgroupError, Cgroups
 from sandboxd.execution.command import Command
+from sandboxd.execution.companion import Companion
 from sandboxd.execution.environment import Environment
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.log import OutputLog
@@ -159,6 +160,17 @@ class ProcessTable(Service):
         if background:
             self._background[id] = execution
         return execution
+
+    def start_companion(self, argv: Sequence[str]) -> Companion:
+        """
+        Start the command that the daemon was started with.
+
+        :raise OSError: if it cannot be started.
+        """
+        companion = Companion(self._reactor, self._turns, self._trees, argv, self._environment.inherited)
+        self._children.add(companion)
+        companion.when_ended().addCallback(lambda _: self._children.remove(companion))
+        return companion
 
     def background(self) -> Iterable[Execution]:
         """The background processes that are remembered, in the order of their start."""

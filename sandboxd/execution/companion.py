@@ -1,0 +1,107 @@
+"""
+The companion: a command that the daemon was started with, and ends with.
+
+It is no execution: nobody reads its output, which goes where the daemon's goes, and it shares the daemon's terminal,
+session and process group. It is found by a mark like all others, so that nothing of it is left.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.logger import Logger
+
+from sandboxd.execution.limits import inherited_nofile, inherited_oom_score
+from sandboxd.execution.marks import inherited_mark
+from sandboxd.execution.oneshot import OneShot
+from sandboxd.execution.pipes import ExitWatch, Reactor
+from sandboxd.execution.tree import Trees
+from sandboxd.turns import Turns
+
+#: Seconds that it gets to end by itself when the daemon stops.
+GRACE = 5.0
+
+#: What a shell's exit code is when a signal has ended its command; when it was not found; when it cannot be run.
+SIGNALLED = 128
+NOT_FOUND = 127
+NOT_EXECUTABLE = 126
+
+
+class Companion:
+    """
+    The command, started.
+
+    :ivar pid: its process id.
+    :ivar exit_code: what the daemon is to exit with, or None while it runs: what it has exited with, or 128 and the
+        number of the signal that has ended it. 0 if that signal was the one by which the daemon was told to stop.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, reactor: Reactor, turns: Turns, trees: Trees, argv: Sequence[str], env: Mapping[str, str]
+    ) -> None:
+        """
+        Start it.
+
+        :raise OSError: if it cannot be started.
+        """
+        self._reactor = reactor
+        self._trees = trees
+        self._mark = trees.marks.new()
+        self._asked: int | None = None
+        self._end: OneShot[None] = OneShot()
+        self.exit_code: int | None = None
+        with inherited_mark(self._mark), inherited_oom_score(), inherited_nofile([0, 1, 2]):
+            self._popen = subprocess.Popen(argv, env=env)
+        self.pid: int = self._popen.pid
+        self._exit_watch = ExitWatch(reactor, turns, os.pidfd_open(self.pid), self.reap)
+        self._exit_watch.resume()
+        self._log.info("the command {argv} runs beside, as pid {pid}", argv=argv[0], pid=self.pid)
+
+    def when_ended(self) -> Deferred[None]:
+        """Fires when it has exited."""
+        return self._end.when_fired()
+
+    def signal(self, signum: int) -> None:
+        """Forward a signal to it."""
+        if self.exit_code is None:
+            os.kill(self.pid, signum)
+
+    def ask_to_end(self, signum: int) -> None:
+        """Forward a signal that means the end."""
+        self._asked = signum
+        self.signal(signum)
+
+    async def stop(self) -> None:
+        """Have it end, by SIGTERM if nothing else has been sent; returns when it has, killed if it takes too long."""
+        if self.exit_code is None and self._asked is None:
+            self.ask_to_end(signal.SIGTERM)
+        with suppress(TimeoutError):
+            await self.when_ended().addTimeout(GRACE, self._reactor)
+        if self.exit_code is None:
+            self._log.warn("the command has not ended within {grace} seconds, and is killed", grace=GRACE)
+            if not await self._trees.end(self._mark):
+                await self.when_ended()
+
+    def reap(self) -> None:
+        """Read its exit status, if there is one."""
+        if self.exit_code is not None or self._popen.poll() is None:
+            return
+        self._exit_watch.close()
+        code: int = self._popen.returncode
+        if code < 0:
+            code = 0 if -code == self._asked else SIGNALLED - code
+        self.exit_code = code
+        self._log.info("the command has ended with code {code}", code=code)
+        self._end.fire(None)
+
+
+def why_not_started(error: OSError) -> int:
+    """The exit code that a shell has when a command cannot be started."""
+    return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
