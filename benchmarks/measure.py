@@ -49,7 +49,7 @@ class Scale(NamedTuple):
 
 
 FULL = Scale(
-    seconds=1.5,
+    seconds=0.7,
     requests=300,
     lines=1_000_000,
     log_lines=200_000,
@@ -142,23 +142,27 @@ class Bench(NamedTuple):
     :ivar measure: returns a value for each row.
     :ivar limit: returns what the machine could do at best, or is None if nothing says so.
     :ivar fresh: whether it is about a server that has done nothing before.
+    :ivar most: how often it is repeated, at most, if it takes long.
     """
 
     rows: Sequence[Row]
     measure: Measure
     limit: Limit | None
     fresh: bool
+    most: int | None
 
 
 #: All of them, in the table's order.
 BENCHES: list[Bench] = []
 
 
-def measures(*rows: Row, limit: Limit | None = None, fresh: bool = False) -> Callable[[Measure], Measure]:
+def measures(
+    *rows: Row, limit: Limit | None = None, fresh: bool = False, most: int | None = None
+) -> Callable[[Measure], Measure]:
     """Make a function that returns a value for each of ``rows`` a part of the benchmark; see :class:`Bench`."""
 
     def add(measure: Measure) -> Measure:
-        BENCHES.append(Bench(rows, measure, limit, fresh))
+        BENCHES.append(Bench(rows, measure, limit, fresh, most))
         return measure
 
     return add

@@ -83,6 +83,7 @@ def run(
     """Measure the servers and the limit in turn; a server that fails is left out from then on."""
     series = [Series() for _ in targets]
     limits: list[Sequence[float]] = []
+    repeat = min(repeat, bench.most or repeat)
     servers: list[Server | None] = [None for _ in targets]
     try:
         for number in range(repeat):

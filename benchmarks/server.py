@@ -103,7 +103,13 @@ class Started(Server):
         with self._log.open("wb") as log:
             began = time.perf_counter()
             self._process = subprocess.Popen(
-                command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command,
+                cwd=folder,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # as a daemon; its share of the processors is its own, sched(7) on autogroups
             )
         address = ("127.0.0.1", port)
         try:

@@ -101,6 +101,7 @@ def thirty_two_at_once(trial: Trial) -> Sequence[float]:
     Row("run-p99-crowded", "  the same, p99", "ms", less=True),
     Row("run-8-crowded", "  the same, 8 at once", "/s"),
     Row("run-32-crowded", "  the same, 32 at once", "/s"),
+    most=3,
 )
 def crowded(trial: Trial) -> Sequence[float]:
     """All of these beside a crowd. The limit is what the same server does without it, just before."""

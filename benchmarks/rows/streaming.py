@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 
@@ -20,6 +21,7 @@ FRAME = 130
 FIRST = "echo first; exec sleep 0.02"
 
 
+@cache
 def numbers(count: int) -> bytes:
     """What ``seq 1 count`` writes."""
     return b"".join([b"%d\n" % number for number in range(1, count + 1)])
@@ -36,22 +38,22 @@ def streamed(trial: Trial, command: str, expected: bytes, lines: int) -> float:
     return window.seconds
 
 
+@cache
 def wide(scale: Scale, folder: Path) -> tuple[Path, bytes]:
     """A file of lines of 1,000 bytes, each different, and its content."""
     content = b"".join([b"%0999d\n" % (number * 7919) for number in range(scale.megabytes * 1000)])
-    return _file(folder / f"wide-{scale.megabytes}", content), content
+    path = folder / f"wide-{scale.megabytes}"
+    path.write_bytes(content)
+    return path, content
 
 
+@cache
 def long(scale: Scale, folder: Path) -> tuple[Path, bytes]:
     """A file that is one line, and its content."""
     content = b"".join([b"%099d" % (number * 104729) for number in range(scale.megabytes * 1_000_000 // 99)]) + b"\n"
-    return _file(folder / f"long-{scale.megabytes}", content), content
-
-
-def _file(path: Path, content: bytes) -> Path:
-    if not path.exists():
-        path.write_bytes(content)
-    return path
+    path = folder / f"long-{scale.megabytes}"
+    path.write_bytes(content)
+    return path, content
 
 
 def seq_limit(scale: Scale, folder: Path) -> Sequence[float]:
