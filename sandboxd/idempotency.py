@@ -82,6 +82,16 @@ class IdempotencyStore:
             raise KeyConflict("Idempotency-Key: the request was executed, but its answer is no longer kept")
         return cast(Entry[T], known)
 
+    def forget(self, entry: Entry[T]) -> None:
+        """Nothing has come of a request after all: the same key may be used again."""
+        if entry.keyed:
+            entry.keyed = False
+            self._bytes -= entry.size
+            for key, known in self._entries.items():
+                if known is entry:
+                    del self._entries[key]
+                    return
+
     def holds(self, entry: Entry[T], size: int) -> None:
         """Tell how many bytes of memory an entry's value holds."""
         if not entry.keyed or entry.value is None:

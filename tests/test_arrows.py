@@ -63,11 +63,13 @@ LAYERS = [
     {"sandboxd.execution.companion", "sandboxd.execution.protocol", "sandboxd.execution.spawn"},
     {
         "sandboxd.auth",
-        "sandboxd.execution.log",
-        "sandboxd.execution.tree",
         "sandboxd.execution.environment",
-        "sandboxd.execution.pipes",
+        "sandboxd.execution.launcher",
+        "sandboxd.execution.log",
+        "sandboxd.execution.orphans",
+        "sandboxd.execution.tree",
     },
+    {"sandboxd.execution.pipes", "sandboxd.execution.spawner"},
     {
         "sandboxd.execution.lines",
         "sandboxd.execution.marks",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,8 @@ VARIABLES = st.dictionaries(st.sampled_from(["PATH", "A", "LANG", "LC_ALL", "LC_
 
 def merged(environ: dict[str, str], extra: dict[str, str], user: User | None = None) -> dict[str, str]:
     """The environment of a child whose caller gives ``extra``."""
-    return Environment(environ).merged(Command("", env=extra, user=user))
+    child = Environment(environ).merged(Command("", env=extra, user=user))
+    return {os.fsdecode(name): os.fsdecode(value) for name, value in child.items()}
 
 
 def messages_locale(environ: dict[str, str]) -> str:
@@ -74,8 +77,8 @@ def test_a_caller_that_sets_a_locale_gets_it(name: str) -> None:
 
 def test_one_child_cannot_change_what_the_next_one_gets() -> None:
     environment = Environment({"A": "1"})
-    environment.merged(Command(""))["A"] = "2"
-    assert environment.merged(Command(""))["A"] == "1"
+    environment.merged(Command(""))[b"A"] = b"2"
+    assert environment.merged(Command(""))[b"A"] == b"1"
 
 
 def test_a_command_of_another_user_gets_that_users_login_variables() -> None:

@@ -7,9 +7,12 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from twisted.internet.defer import Deferred
+
+from sandboxd.execution.launcher import SPAWNERS
 from tests.client import Api
 from tests.daemon import Daemon, alive
-from tests.waiting import gone, pids_in, until
+from tests.waiting import Gate, gone, pids_in, until
 
 
 def children(pid: int) -> dict[int, str]:
@@ -26,10 +29,22 @@ def children(pid: int) -> dict[int, str]:
     return found
 
 
-def guardian_of(daemon: Daemon) -> int:
-    """The pid of the guardian, the only child of a daemon that runs nothing."""
-    (pid,) = children(daemon.pid)
-    return pid
+def state(pid: int) -> str:
+    """The state of a process, as ps(1) shows it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def guardians_of(daemon: Daemon) -> list[int]:
+    """The pids of the spawners, the only children of a daemon that runs nothing. Each is a guardian, too."""
+    pids = list(children(daemon.pid))
+    assert len(pids) == SPAWNERS
+    return pids
+
+
+def made_gate(folder: Path) -> Gate:
+    """A gate in a folder of its own."""
+    folder.mkdir()
+    return Gate(folder)
 
 
 def lasting(folder: Path, name: str) -> str:
@@ -42,7 +57,7 @@ async def test_a_daemon_that_is_killed_leaves_nothing_running(
 ) -> None:
     daemon = start_daemon()
     api = Api(daemon.url, daemon.secret)
-    guardian = guardian_of(daemon)
+    guardians = guardians_of(daemon)
     names = ["plain", "streamed", "session", "orphan", "bare", "stubborn", "left", "left_session"]
     plain, streamed, session, orphan, bare, stubborn, left, left_session = (lasting(tmp_path, name) for name in names)
     await api.start(plain)
@@ -56,7 +71,7 @@ async def test_a_daemon_that_is_killed_leaves_nothing_running(
     pids = {name: (await pids_in(tmp_path / name))[0] for name in names}
     assert all(map(alive, pids.values()))
     daemon.stop(signal.SIGKILL)
-    await gone([*pids.values(), guardian])
+    await gone([*pids.values(), *guardians])
     stream.close()
 
 
@@ -66,7 +81,7 @@ async def test_a_stopped_process_does_not_outlive_a_daemon_that_is_killed(
     daemon = start_daemon()
     await Api(daemon.url, daemon.secret).start(f"echo $$ > {tmp_path}/pid; kill -STOP $$")
     pids = await pids_in(tmp_path / "pid")
-    await until(lambda: children(daemon.pid)[pids[0]] == "T")
+    await until(lambda: state(pids[0]) == "T")
     daemon.stop(signal.SIGKILL)
     await gone(pids)
 
@@ -76,7 +91,7 @@ async def test_what_is_to_survive_a_daemon_that_is_killed_does(
 ) -> None:
     daemon = start_daemon()
     api = Api(daemon.url, daemon.secret)
-    guardian = guardian_of(daemon)
+    guardians = guardians_of(daemon)
     await api.start(lasting(tmp_path, "survivor"), survive=True)
     await api.start(f"setsid {lasting(tmp_path, 'session')}; sleep 300", survive=True)
     await api.start(lasting(tmp_path, "other"))
@@ -84,7 +99,7 @@ async def test_what_is_to_survive_a_daemon_that_is_killed_does(
     others = await pids_in(tmp_path / "other")
     try:
         daemon.stop(signal.SIGKILL)
-        await gone([*others, guardian])
+        await gone([*others, *guardians])
         assert all(map(alive, survivors))
     finally:
         for pid in filter(alive, survivors):
@@ -104,42 +119,43 @@ async def test_what_may_survive_a_death_does_not_survive_a_stop(
 async def test_what_another_daemon_runs_is_left_alone(start_daemon: Callable[..., Daemon], api: Api) -> None:
     id = await api.start("sleep 300")
     daemon = start_daemon()
-    guardian = guardian_of(daemon)
+    guardians = guardians_of(daemon)
     daemon.stop(signal.SIGKILL)
-    await gone([guardian])
+    await gone(guardians)
     assert (await api.process(id))["status"] == "running"
     await api.post("/kill_process", {"id": id})
 
 
 async def test_the_guardian_ends_with_a_daemon_that_stops(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon()
-    guardian = guardian_of(daemon)
-    assert alive(guardian)
+    guardians = guardians_of(daemon)
+    assert all(map(alive, guardians))
     assert daemon.stop() == 0
-    await gone([guardian])
+    await gone(guardians)
 
 
 async def test_the_guardian_ignores_what_ends_the_daemon(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     daemon = start_daemon()
-    guardian = guardian_of(daemon)
+    guardians = guardians_of(daemon)
     await Api(daemon.url, daemon.secret).start(lasting(tmp_path, "pid"))
     pids = await pids_in(tmp_path / "pid")
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        os.kill(guardian, signum)
+    for guardian in guardians:
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(guardian, signum)
     daemon.stop(signal.SIGKILL)
-    await gone([*pids, guardian])
+    await gone([*pids, *guardians])
 
 
 async def test_orphans_that_have_ended_are_reaped(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     daemon = start_daemon()
     api = Api(daemon.url, daemon.secret)
-    guardian = guardian_of(daemon)
+    guardians = guardians_of(daemon)
     file = tmp_path / "pids"
     for _ in range(30):
         await api.run(f"(setsid sh -c 'echo $$ >> {file}' > /dev/null 2>&1 &)")
     orphans = await pids_in(file, 30)
     await gone(orphans)
-    await until(lambda: list(children(daemon.pid)) == [guardian])
+    await until(lambda: sorted(children(daemon.pid)) == sorted(guardians))
     assert not any(Path(f"/proc/{pid}").exists() for pid in orphans)
 
 
@@ -148,4 +164,55 @@ async def test_commands_that_have_ended_are_reaped(start_daemon: Callable[..., D
     api = Api(daemon.url, daemon.secret)
     for cmd in ("true", "exit 3", "kill -9 $$"):
         await api.run(cmd)
-    guardian_of(daemon)
+    guardians_of(daemon)
+
+
+async def test_what_a_spawner_has_started_outlives_it(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    daemon = start_daemon()
+    api = Api(daemon.url, daemon.secret)
+    gates = [made_gate(tmp_path / name) for name in ("first", "second")]
+    ids = [await api.start(f"{gate.wait}; echo out; exit 3") for gate in gates]
+    spawners = guardians_of(daemon)
+    for spawner in spawners:
+        os.kill(spawner, signal.SIGKILL)
+    await gone(spawners)
+    assert (await api.run("echo more"))["stdout"] == "more\n"
+    killed = await api.start("setsid sleep 300; sleep 300")
+    assert (await api.post("/kill_process", {"id": killed})).status == 200
+    for gate, id in zip(gates, ids, strict=True):
+        gate.open()
+        ended = (await api.post(f"/processes/{id}/wait", {"timeout": 10})).json()
+        assert (ended["status"], ended["exit_code"]) == ("failed", 3)
+        records = (await api.get(f"/processes/{id}/logs")).json()["records"]
+        assert [record["data"] for record in records] == ["out"]
+        gate.close()
+    assert "another takes its place" in daemon.log.read_text()
+    guardians_of(daemon)
+
+
+async def test_what_a_dead_spawner_has_started_can_be_killed(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon()
+    api = Api(daemon.url, daemon.secret)
+    ids = [await api.start("sleep 300 & setsid sleep 300") for _ in range(4)]
+    for spawner in guardians_of(daemon):
+        os.kill(spawner, signal.SIGKILL)
+    for id in ids:
+        assert (await api.post("/kill_process", {"id": id})).status == 200
+        assert (await api.process(id))["status"] == "killed"
+
+
+async def test_commands_started_while_spawners_die_are_answered_for(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon()
+    api = Api(daemon.url, daemon.secret)
+    for _ in range(5):
+        runs = [Deferred.fromCoroutine(api.post("/run", {"cmd": "echo x"})) for _ in range(20)]
+        for spawner in children(daemon.pid):
+            os.kill(spawner, signal.SIGKILL)
+        for run in runs:
+            response = await run
+            body = response.json()
+            if response.status == 200 and body["code"] == 0:
+                assert body["stdout"] == "x\n"
+            else:
+                assert response.status == 500 or body["signal"] == "SIGKILL", response
+    assert (await api.run("echo x"))["stdout"] == "x\n"

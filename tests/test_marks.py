@@ -7,11 +7,13 @@ import sys
 
 WALK = """
 import os, resource, signal, subprocess
-from sandboxd.execution.marks import Marks, inherited_mark, sweep
+from sandboxd.execution.marks import Marks, sweep
 
 mark = Marks().new()
-with inherited_mark(mark):
-    children = [subprocess.Popen(["sleep", "300"]) for _ in range(30)]
+soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
+resource.setrlimit(resource.RLIMIT_RTTIME, (mark, hard))
+children = [subprocess.Popen(["sleep", "300"]) for _ in range(30)]
+resource.setrlimit(resource.RLIMIT_RTTIME, (soft, hard))
 choose = {mark: signal.SIGKILL}.get
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 10, hard))

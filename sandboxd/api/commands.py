@@ -164,21 +164,23 @@ class Starter:
         await self._turns.turn()  # for the caller starts it now
         return command
 
-    def start_once(self, request: Request, command: Command, background: bool = False) -> tuple[Execution, bool]:
+    async def start_once(self, request: Request, command: Command, background: bool = False) -> tuple[Execution, bool]:
         """
         Start it, unless this very request has come before.
 
-        :return: the execution, and whether the request may come again.
+        :return: the execution, which runs, and whether the request may come again.
         :raise KeyConflict: if the request's key is another's, or its execution was forgotten.
         :raise ApiError: if the working directory cannot be entered.
         :raise SpawnError: if it cannot be started for another reason.
         """
-        entry = self.once(request, lambda: self.start(command, background).id)
+        entry = self.once(request, lambda: self._table.start(command, background=background).id)
         assert entry.value is not None
         try:
-            return self._table.get(entry.value), entry.keyed
+            execution = self._table.get(entry.value)
         except KeyError:
             raise KeyConflict("Idempotency-Key: the command was executed, but its record is no longer kept") from None
+        await self.until_started(execution, entry)
+        return execution, entry.keyed
 
     def once(self, request: Request, start: Callable[[], T]) -> Entry[T]:
         """
@@ -188,18 +190,33 @@ class Starter:
         """
         return self.store.once(request.idempotency_key, request.fingerprint, start)
 
-    def start(self, command: Command, background: bool = False) -> Execution:
+    def buffered(self, command: Command, limit: int) -> Buffered:
         """
-        Start it.
+        Start it, and keep its output.
 
+        :param limit: bytes of each stream to keep, at most.
+        :raise SpawnError: if that cannot even be tried.
+        """
+        return Buffered(self._table.start(command, background=False), limit)
+
+    async def until_started(self, execution: Execution, entry: Entry[T]) -> None:
+        """
+        Wait until an execution runs.
+
+        :param entry: what its request has started. If it could not be, the request may be sent again.
         :raise ApiError: if the working directory cannot be entered.
         :raise SpawnError: if it cannot be started for another reason.
         """
         try:
-            return self._table.start(command, background=background)
+            await execution.when_started()
         except SpawnError as error:
+            self.store.forget(entry)
             if error.at_cwd:
-                raise _bad_cwd(command.cwd or "") from None
+                raise _bad_cwd(execution.command.cwd or "") from None
+            raise
+        except CancelledError:
+            if not entry.keyed:
+                execution.abandon()
             raise
 
 
@@ -275,12 +292,13 @@ def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> No
         command = await starter.check(body)
         limit = MAX_OUTPUT if body.max_output is None else body.max_output
         try:
-            entry = starter.once(request, lambda: Buffered(starter.start(command), limit))
+            entry = starter.once(request, lambda: starter.buffered(command, limit))
+            buffered = entry.value
+            assert buffered is not None
+            execution = buffered.execution
+            await starter.until_started(execution, entry)
         except SpawnError as error:
             raise cannot_start(error) from None
-        buffered = entry.value
-        assert buffered is not None
-        execution = buffered.execution
         name_execution(request, execution)
         execution.when_ended().addCallback(lambda _: starter.store.holds(entry, buffered.cost))
         try:
@@ -319,7 +337,7 @@ def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> No
         after = resume_after(request, query.after)
         check_streams(streams)
         try:
-            execution, keyed = starter.start_once(request, command)
+            execution, keyed = await starter.start_once(request, command)
         except SpawnError as error:
             if error.errno in EXHAUSTED:
                 raise cannot_start(error) from None

@@ -45,7 +45,7 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter, st
             raise BadRequest("Command is required")
         command = await starter.check(body)
         try:
-            execution, _ = starter.start_once(request, command, background=True)
+            execution, _ = await starter.start_once(request, command, background=True)
         except SpawnError as error:
             raise cannot_start(error) from None
         name_execution(request, execution)

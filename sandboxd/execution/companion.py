@@ -16,12 +16,12 @@ from contextlib import suppress
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 
-from sandboxd.execution.limits import inherited_nofile, inherited_oom_score
+from sandboxd.execution.limits import inherited_nofile, own_nofile
 from sandboxd.execution.marks import inherited_mark
 from sandboxd.execution.oneshot import OneShot
-from sandboxd.execution.pipes import ExitWatch, Reactor
+from sandboxd.execution.orphans import Orphans
+from sandboxd.execution.pipes import Reactor
 from sandboxd.execution.tree import Trees
-from sandboxd.turns import Turns
 
 #: Seconds that it gets to end by itself when the daemon stops.
 GRACE = 5.0
@@ -44,7 +44,7 @@ class Companion:
     _log = Logger()
 
     def __init__(
-        self, reactor: Reactor, turns: Turns, trees: Trees, argv: Sequence[str], env: Mapping[str, str]
+        self, reactor: Reactor, trees: Trees, orphans: Orphans, argv: Sequence[str], env: Mapping[str, str]
     ) -> None:
         """
         Start it.
@@ -57,11 +57,11 @@ class Companion:
         self._asked: int | None = None
         self._end: OneShot[None] = OneShot()
         self.exit_code: int | None = None
-        with inherited_mark(self._mark), inherited_oom_score(), inherited_nofile([0, 1, 2]):
-            self._popen = subprocess.Popen(argv, env=env)
-        self.pid: int = self._popen.pid
-        self._exit_watch = ExitWatch(reactor, turns, os.pidfd_open(self.pid), self.reap)
-        self._exit_watch.resume()
+        with inherited_mark(self._mark), inherited_nofile(own_nofile()):
+            popen = subprocess.Popen(argv, env=env)
+        popen.returncode = 0  # it is reaped as any child is, not by subprocess
+        self.pid: int = popen.pid
+        orphans.expect(reactor, self.pid, self._exited)
         self._log.info("the command {argv} runs beside, as pid {pid}", argv=argv[0], pid=self.pid)
 
     def when_ended(self) -> Deferred[None]:
@@ -89,12 +89,8 @@ class Companion:
             if not await self._trees.end(self._mark):
                 await self.when_ended()
 
-    def reap(self) -> None:
-        """Read its exit status, if there is one."""
-        if self.exit_code is not None or self._popen.poll() is None:
-            return
-        self._exit_watch.close()
-        code: int = self._popen.returncode
+    def _exited(self, status: int) -> None:
+        code = os.waitstatus_to_exitcode(status)
         if code < 0:
             code = 0 if -code == self._asked else SIGNALLED - code
         self.exit_code = code

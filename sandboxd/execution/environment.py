@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from sandboxd.execution.command import Command
@@ -42,9 +43,18 @@ class Environment:
             self._english.update(LANG=everything, LC_CTYPE=everything)
         self._english["LC_MESSAGES"] = "C"
 
-    def merged(self, command: Command) -> dict[str, str]:
+        self._inherited_bytes = _encoded(self.inherited)
+        self._english_bytes = _encoded(self._english)
+
+    def merged(self, command: Command) -> dict[bytes, bytes]:
         """The base with the command's own over it. Messages are in English unless the command sets a locale."""
-        base = self._english if _LOCALE.isdisjoint(command.env) else self.inherited
+        base = self._english_bytes if _LOCALE.isdisjoint(command.env) else self._inherited_bytes
         user = command.user
+        if user is None and not command.env:
+            return base.copy()
         login = {} if user is None else {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}
-        return {**base, **login, **command.env}
+        return {**base, **_encoded(login), **_encoded(command.env)}
+
+
+def _encoded(environ: Mapping[str, str]) -> dict[bytes, bytes]:
+    return {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}

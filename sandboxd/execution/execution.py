@@ -19,7 +19,7 @@ from sandboxd.execution.command import Command
 from sandboxd.execution.log import OutputLog
 from sandboxd.execution.oneshot import OneShot
 from sandboxd.execution.protocol import CaptureProtocol
-from sandboxd.execution.spawn import Child
+from sandboxd.execution.spawn import Child, SpawnError
 from sandboxd.execution.tree import Trees
 
 Status = Literal["running", "completed", "failed", "killed"]
@@ -32,7 +32,7 @@ class Execution:
     :ivar id: its name, a UUID.
     :ivar command: what was asked for.
     :ivar log: its output.
-    :ivar pid: the process id of its ``sh``.
+    :ivar pid: the process id of its ``sh``; None until it is known, which :meth:`when_started` tells.
     :ivar started_at: seconds since the epoch.
     :ivar ended_at: likewise, or None while it runs.
     :ivar exit_code: what ``sh`` exited with; -1 if a signal ended it; None while it runs.
@@ -59,12 +59,12 @@ class Execution:
         cgroup: Cgroup | None = None,
     ) -> None:
         """
-        Start it.
+        Have it started.
 
-        :param launch: starts the child, given its protocol and its mark.
-        :param ended: called when it has ended.
+        :param launch: has the child started, given its protocol and its mark.
+        :param ended: called when it has ended, or could not be started.
         :param cgroup: what its processes are put into; it is asked whether any was killed for memory.
-        :raise SpawnError: if it cannot be started.
+        :raise SpawnError: if it cannot even be tried.
         """
         self.id = id
         self.command = command
@@ -83,16 +83,13 @@ class Execution:
         self.cgroup = cgroup
         self._pauses_seen = 0
         self._mark = trees.marks.new(command.survive)
+        self._start: OneShot[None] = OneShot()
         self._end: OneShot[None] = OneShot()
         self._timers: list[IDelayedCall] = []
         self.started_at = clock.seconds()
-        self._child: Child | None = launch(CaptureProtocol(log, clock, self._exited), self._mark)
-        self.pid = self._child.pid
+        self.pid: int | None = None
+        self._child: Child | None = launch(CaptureProtocol(log, clock, self._started, self._exited), self._mark)
         log.register_producer(self._child)
-        if command.timeout is not None:
-            self._timers.append(clock.callLater(command.timeout, self._time_out))
-        if command.idle_timeout is not None:
-            self._watch_idle(command.idle_timeout, command.idle_timeout)
 
     @property
     def status(self) -> Status:
@@ -102,6 +99,10 @@ class Execution:
         if self._killed:
             return "killed"
         return "completed" if self.exit_code == 0 else "failed"
+
+    def when_started(self) -> Deferred[None]:
+        """Fires when it runs; fails with :exc:`SpawnError` if it could not be started. Can be cancelled."""
+        return self._start.when_fired()
 
     def when_ended(self) -> Deferred[None]:
         """Fires when it has ended and its log is complete. Can be cancelled."""
@@ -116,6 +117,11 @@ class Execution:
         :return: when all is gone and the status is known. The pids that could not be killed, normally none.
         """
         self._killed = self._killed or self.ended_at is None
+        if not self._start.fired:
+            with suppress(SpawnError):
+                await self.when_started()
+        if self.pid is None:
+            return []
         if signum == signal.SIGKILL:
             if self.cgroup is not None:
                 self.cgroup.kill()
@@ -187,12 +193,21 @@ class Execution:
             self.idle_timed_out = True
             self.abandon()
 
+    def _started(self) -> None:
+        assert self._child is not None
+        self.pid = self._child.pid
+        if self.command.timeout is not None:
+            self._timers.append(self._clock.callLater(self.command.timeout, self._time_out))
+        if self.command.idle_timeout is not None:
+            self._watch_idle(self.command.idle_timeout, self.command.idle_timeout)
+        self._start.fire(None)
+
     def _exited(self, reason: Failure) -> None:
         for timer in self._timers:
             if timer.active():
                 timer.cancel()
         self._timers.clear()
-        self.exit_code = 0
+        self.exit_code = 0 if self.pid is not None else -1
         if isinstance(reason.value, ProcessTerminated):
             self.signal = reason.value.signal
             self.exit_code = -1 if reason.value.exitCode is None else reason.value.exitCode
@@ -203,4 +218,6 @@ class Execution:
         self._child = None
         self.ended_at = self._clock.seconds()
         self._ended(self)
+        if self.pid is None:
+            self._start.fire(reason)
         self._end.fire(None)

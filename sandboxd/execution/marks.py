@@ -7,8 +7,7 @@ real-time CPU time (``RLIMIT_RTTIME``, in microseconds). The numbers are so larg
 fork, exec and setsid keep it; and ``prlimit`` reads it from any process. So a walk over ``/proc`` finds a
 tree whatever its members did, except one that sets this very limit for itself.
 
-Run as a program, this file is the guardian: it waits until the daemon is gone, however that came about, and then
-kills what the daemon's executions have left running. It imports the standard library only, so as to be small.
+It imports the standard library only, and little of it: the spawner (:mod:`sandboxd.execution.spawner`) uses it too.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ import os
 import resource
 import select
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 
 #: Marks are ``base + n``: the base is random for each daemon, so that two of them never touch each other's.
@@ -95,18 +93,19 @@ def mark_of(pid: int) -> int:
     return -1
 
 
-def sweep(choose: Callable[[int], int | None], patience: float) -> dict[int, list[int]]:
+def sweep(choose: Callable[[int], int | None], patience: float, spared: Container[int] = ()) -> dict[int, list[int]]:
     """
     Walk over all processes once, signal those that are chosen, and give them a moment to end. Blocks.
 
     :param choose: for a mark, the signal that its processes get: 0 for none, None to pass them over.
     :param patience: seconds to wait, at most, for all that were signalled to be gone.
+    :param spared: pids that are passed over, beside our own.
     :return: the live pids that were met, by mark. One that is missing here has no process left.
     """
     found: dict[int, list[int]] = {}
     pidfds: list[int] = []
     try:
-        for mark, pid, pidfd in _chosen(choose):
+        for mark, pid, pidfd in _chosen(choose, spared):
             found.setdefault(mark, []).append(pid)
             pidfds.append(pidfd)
             signum = choose(mark)
@@ -125,14 +124,14 @@ def sweep(choose: Callable[[int], int | None], patience: float) -> dict[int, lis
     return found
 
 
-def _chosen(choose: Callable[[int], int | None]) -> Iterator[tuple[int, int, int]]:
+def _chosen(choose: Callable[[int], int | None], spared: Container[int]) -> Iterator[tuple[int, int, int]]:
     """Mark, pid and pidfd of each live process that is chosen. Zombies are not alive."""
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         pid = int(name)
-        # While it starts a child, the daemon itself has the child's mark.
-        if pid == os.getpid() or choose(mark_of(pid)) is None:
+        # While it starts a child, a process has the child's mark.
+        if pid == os.getpid() or pid in spared or choose(mark_of(pid)) is None:
             continue
         try:
             pidfd = os.pidfd_open(pid)
@@ -156,15 +155,10 @@ def _exited(pidfd: int, timeout: float) -> bool:
 
 def guard(base: int) -> None:
     """
-    Wait for the end of stdin, which is a pipe that only the daemon holds open, and kill what it has left.
+    Kill what a daemon that is gone has left. Blocks, for a minute at most.
 
     :param base: the base of the daemon's marks. Executions that were started to survive are spared.
     """
-    # Whoever stops the daemon may signal everything around it; this process must outlive the daemon.
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_IGN)
-    while os.read(0, 1):
-        pass
 
     def choose(mark: int) -> int | None:
         return signal.SIGKILL if given_by(base, mark) and not mark & _SURVIVE else None
@@ -172,7 +166,3 @@ def guard(base: int) -> None:
     deadline = time.monotonic() + 60
     while sweep(choose, 0.1) and time.monotonic() < deadline:
         pass
-
-
-if __name__ == "__main__":
-    guard(int(sys.argv[1]))

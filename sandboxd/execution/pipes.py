@@ -23,7 +23,7 @@ class Reactor(IReactorFDSet, IReactorTime):
     """What a descriptor asks of a reactor."""
 
 
-def _close(reactor: Reactor, fd: int) -> None:
+def close_later(reactor: Reactor, fd: int) -> None:
     """
     Close a descriptor that the reactor has watched, once it has dealt with the events that it already has.
 
@@ -33,20 +33,27 @@ def _close(reactor: Reactor, fd: int) -> None:
     reactor.callLater(0, os.close, fd)
 
 
-def _nothing() -> None:
-    pass
-
-
 @implementer(IReadDescriptor)
-class _Descriptor:
-    """A descriptor that is watched for reading, and served in turns with all others."""
+class OutputPipe:
+    """The reading end of a child's stdout or stderr. It is served in turns with all others."""
 
-    def __init__(self, reactor: Reactor, turns: Turns, fd: int) -> None:
+    def __init__(
+        self, reactor: Reactor, turns: Turns, fd: int, received: Callable[[bytes], None], closed: Callable[[], None]
+    ) -> None:
+        """
+        Own ``fd``.
+
+        :param received: called with what the pipe delivers.
+        :param closed: called once it has no writer any more, or :meth:`close` was called.
+        """
         self._reactor = reactor
         self._turns = turns
         self._fd = fd
         self._queued = False
         self._paused = True
+        self._received = received
+        self._closed = closed
+        os.set_blocking(fd, False)
 
     def fileno(self) -> int:
         return self._fd
@@ -76,40 +83,6 @@ class _Descriptor:
             if self._paused or self._fd < 0:
                 return
             self._reactor.addReader(self)
-        self._serve()
-
-    def _serve(self) -> None:
-        raise AssertionError("a subclass reads")
-
-    def connectionLost(self, reason: Failure) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close it, if it is open."""
-        if self._fd >= 0:
-            self._reactor.removeReader(self)
-            _close(self._reactor, self._fd)
-            self._fd = -1
-
-
-class OutputPipe(_Descriptor):
-    """The reading end of a child's stdout or stderr."""
-
-    def __init__(
-        self, reactor: Reactor, turns: Turns, fd: int, received: Callable[[bytes], None], closed: Callable[[], None]
-    ) -> None:
-        """
-        Own ``fd``.
-
-        :param received: called with what the pipe delivers.
-        :param closed: called once it has no writer any more, or :meth:`close` was called.
-        """
-        super().__init__(reactor, turns, fd)
-        self._received = received
-        self._closed = closed
-        os.set_blocking(fd, False)
-
-    def _serve(self) -> None:
         try:
             data = os.read(self._fd, READ_SIZE)
         except BlockingIOError:
@@ -133,25 +106,48 @@ class OutputPipe(_Descriptor):
             left -= len(data)
             self._received(data)
 
+    def connectionLost(self, reason: Failure) -> None:
+        self.close()
+
     def close(self) -> None:
+        """Close it, if it is open."""
         if self._fd >= 0:
-            super().close()
+            self._reactor.removeReader(self)
+            close_later(self._reactor, self._fd)
+            self._fd = -1
             self._closed()
 
 
-class ExitWatch(_Descriptor):
+@implementer(IReadDescriptor)
+class ExitWatch:
     """A pidfd, which becomes readable when its process exits: no SIGCHLD, and no search among all children."""
 
-    def __init__(self, reactor: Reactor, turns: Turns, pidfd: int, exited: Callable[[], None]) -> None:
-        super().__init__(reactor, turns, pidfd)
-        self._exited = exited
+    def __init__(self, reactor: Reactor, pid: int, exited: Callable[[], object]) -> None:
+        """
+        Watch a process.
 
-    def _serve(self) -> None:
+        :param exited: called once, when it has exited.
+        :raise OSError: if there is no such process, or no descriptor to be had.
+        """
+        self._reactor = reactor
+        self._exited = exited
+        self._fd = os.pidfd_open(pid)
+        reactor.addReader(self)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def logPrefix(self) -> str:
+        return type(self).__name__
+
+    def doRead(self) -> None:
+        self._reactor.removeReader(self)
+        close_later(self._reactor, self._fd)
+        self._fd = -1
         self._exited()
 
-    def close(self) -> None:
-        super().close()
-        self._exited = _nothing  # or the child and this would keep each other in memory
+    def connectionLost(self, reason: Failure) -> None:
+        """A pidfd does not hang up."""
 
 
 @implementer(IWriteDescriptor)
@@ -214,7 +210,7 @@ class InputPipe:
         if self._fd < 0:
             return
         self._reactor.removeWriter(self)
-        _close(self._reactor, self._fd)
+        close_later(self._reactor, self._fd)
         self._fd = -1
         pending, self._pending = self._pending, deque()
         for _, taken in pending:

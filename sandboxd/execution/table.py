@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
-import subprocess
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -20,10 +21,12 @@ from sandboxd.execution.command import Command
 from sandboxd.execution.companion import Companion
 from sandboxd.execution.environment import Environment
 from sandboxd.execution.execution import Execution
+from sandboxd.execution.launcher import Launched, Launcher
 from sandboxd.execution.log import OutputLog
+from sandboxd.execution.orphans import Orphans
 from sandboxd.execution.pipes import Reactor
 from sandboxd.execution.protocol import CaptureProtocol
-from sandboxd.execution.spawn import Child, Children, SpawnError, spawn, start_guardian
+from sandboxd.execution.spawn import Child, SpawnError, spawn
 from sandboxd.execution.tree import Trees
 from sandboxd.turns import Turns
 from sandboxd.workers import Workers
@@ -83,7 +86,7 @@ class ProcessTable(Service):
     :param in_thread: runs a blocking function off the reactor's thread.
     :param turns: shares out the time of the reactor.
     :param guarded: whether this process owns all its children: as PID 1 or a subreaper it reaps the orphans that
-        come to it, and a guardian kills what executions have left if it dies without having stopped.
+        come to it.
     :param cgroups: makes the cgroups of commands with limits for their whole tree, if the daemon has one of its own.
     :param max_live: how many commands may run at a time.
     :param keep_count: how many that have ended are remembered; background processes and others each.
@@ -110,8 +113,9 @@ class ProcessTable(Service):
     ) -> None:
         self._reactor = reactor
         self._environment = Environment(environ)
-        self._trees = Trees(reactor, in_thread)
-        self._children = Children()
+        self._trees = Trees(reactor, in_thread, lambda: self._launcher.pids)
+        self._orphans = Orphans()
+        self._launcher = Launcher(reactor, turns, self._trees.marks.base, self._adopt)
         self._turns = turns
         self._max_live = max_live
         self.live: dict[str, Execution] = {}
@@ -120,7 +124,6 @@ class ProcessTable(Service):
         self._finished = {background: Finished(keep_count, keep_bytes, keep_seconds) for background in (True, False)}
         self._guarded = guarded
         self._cgroups = cgroups
-        self._guardian: subprocess.Popen[bytes] | None = None
         self._housekeeping = LoopingCall(self._housekeep)
 
     def start(self, command: Command, *, background: bool) -> Execution:
@@ -132,9 +135,9 @@ class ProcessTable(Service):
         :raise SpawnError: if it cannot be started, there are too many, or the daemon is stopping.
         """
         if not self.running:
-            raise SpawnError(OSError(errno.EAGAIN, "the daemon is stopping"), None)
+            raise SpawnError(OSError(errno.EAGAIN, "the daemon is stopping"))
         if len(self.live) >= self._max_live:
-            raise SpawnError(OSError(errno.EAGAIN, f"{self._max_live} commands are running, which is the limit"), None)
+            raise SpawnError(OSError(errno.EAGAIN, f"{self._max_live} commands are running, which is the limit"))
         id = str(uuid.uuid4())
         env = self._environment.merged(command)
 
@@ -145,7 +148,7 @@ class ProcessTable(Service):
             cgroup = self._cgroups.make(id, command.tree_limits)
 
         def launch(protocol: CaptureProtocol, mark: int) -> Child:
-            return spawn(self._reactor, self._turns, self._children, protocol, command, env, mark, cgroup)
+            return spawn(self._reactor, self._turns, self._launcher, protocol, command, env, mark, cgroup)
 
         try:
             execution = Execution(
@@ -167,14 +170,11 @@ class ProcessTable(Service):
 
         :raise OSError: if it cannot be started.
         """
-        companion = Companion(self._reactor, self._turns, self._trees, argv, self._environment.inherited)
-        self._children.add(companion)
-        companion.when_ended().addCallback(lambda _: self._children.remove(companion))
-        return companion
+        return Companion(self._reactor, self._trees, self._orphans, argv, self._environment.inherited)
 
     def background(self) -> Iterable[Execution]:
         """The background processes that are remembered, in the order of their start."""
-        return self._background.values()
+        return (execution for execution in self._background.values() if execution.pid is not None)
 
     def get(self, id: str) -> Execution:
         """
@@ -187,8 +187,7 @@ class ProcessTable(Service):
     def startService(self) -> None:
         """Begin to accept commands."""
         super().startService()
-        if self._guarded:
-            self._guardian = start_guardian(self._trees.marks)
+        self._launcher.start()
         self._housekeeping.clock = self._reactor
         self._housekeeping.start(HOUSEKEEPING, now=False).addErrback(self._housekeeping_broke)
 
@@ -198,6 +197,9 @@ class ProcessTable(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        for execution in list(self.live.values()):
+            with suppress(SpawnError):
+                await execution.when_started()
         if await self._trees.end_all(signal.SIGTERM, STOP_GRACE):
             survivors = await self._trees.end_all(signal.SIGKILL, STOP_PATIENCE)
             if survivors:
@@ -208,15 +210,30 @@ class ProcessTable(Service):
         if self._housekeeping.running:
             self._housekeeping.stop()
             self._housekeep()
-        if self._guardian is not None and self._guardian.stdin is not None:
-            self._guardian.stdin.close()
+        self._launcher.stop()
 
     def _ended(self, execution: Execution) -> None:
         self.live.pop(execution.id, None)
         if self._cgroups is not None and execution.cgroup is not None:
             self._cgroups.retire(execution.cgroup)
+        if execution.pid is None:  # it never was
+            self._known.pop(execution.id, None)
+            self._background.pop(execution.id, None)
+            return
         self._finished[execution.background].add(execution)
         self._forget()
+
+    def _adopt(self, children: dict[int, Launched]) -> None:
+        """The process that has started these is dead: they are our own now."""
+        for pid, child in children.items():
+            try:
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                self._log.error("process {pid}: its exit status was lost", pid=pid)
+                child.exited(signal.SIGKILL)
+            else:
+                child.adopted()
+                self._orphans.expect(self._reactor, pid, child.exited)
 
     def _forget(self) -> None:
         now = self._reactor.seconds()
@@ -228,7 +245,7 @@ class ProcessTable(Service):
     def _housekeep(self) -> None:
         self._forget()
         if self._guarded:
-            self._children.reap_orphans()
+            self._orphans.reap()
         if self._cgroups is not None:
             self._cgroups.remove_retired()
 

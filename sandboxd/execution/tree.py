@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred
@@ -33,14 +34,16 @@ class Trees:
 
     :param clock: tells the time.
     :param in_thread: runs a walk off the reactor's thread.
+    :param spared: tells the pids that a walk passes over, beside our own.
     """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, in_thread: Workers) -> None:
+    def __init__(self, clock: IReactorTime, in_thread: Workers, spared: Callable[[], frozenset[int]]) -> None:
         self.marks = Marks()
         self._clock = clock
         self._in_thread = in_thread
+        self._spared = spared
         self._doomed: dict[int, _Doomed] = {}
         self._sweeping = False
 
@@ -71,7 +74,7 @@ class Trees:
 
     async def signal(self, mark: int, signum: int) -> None:
         """Send a signal once to every process of a tree."""
-        await self._in_thread(sweep, lambda found: signum if found == mark else None, 0.0)
+        await self._sweep(lambda found: signum if found == mark else None, 0.0)
 
     async def end_all(self, signum: int, patience: float) -> list[int]:
         """
@@ -86,7 +89,7 @@ class Trees:
             return send if self.marks.owns(mark) else None
 
         while True:
-            found = await self._in_thread(sweep, choose, _SWEEP)
+            found = await self._sweep(choose, _SWEEP)
             if signum != signal.SIGKILL:
                 send = 0  # once is enough; KILL is repeated for what was forked meanwhile
             if not found or self._clock.seconds() >= deadline:
@@ -100,7 +103,7 @@ class Trees:
                 for mark, doomed in self._doomed.items():
                     send[mark] = signal.SIGKILL if now >= doomed.kill_at else doomed.first_signal
                     doomed.first_signal = 0
-                found = await self._in_thread(sweep, send.get, _SWEEP)
+                found = await self._sweep(send.get, _SWEEP)
                 for mark in send:
                     pids = found.get(mark, [])
                     if not pids or now >= self._doomed[mark].give_up_at:
@@ -108,6 +111,9 @@ class Trees:
                             waiter.callback(pids)
         finally:
             self._sweeping = False
+
+    def _sweep(self, choose: Callable[[int], int | None], patience: float) -> Deferred[dict[int, list[int]]]:
+        return self._in_thread(sweep, choose, patience, self._spared())
 
     def _broke(self, failure: Failure) -> None:
         self._log.failure("the walk over the process table failed", failure)

@@ -1,0 +1,279 @@
+"""
+The program that starts commands on the daemon's behalf, and the words that the two exchange.
+
+A process of its own, because starting a child takes as long as the kernel needs to run its ``exec``: tens of
+milliseconds when every processor is busy, in which the daemon would serve nobody. The daemon sends a request with
+the child's ends of its pipes over a socket; the spawner starts the child, tells its pid, and later its exit status.
+What children inherit that is not the daemon's own (rlimits, the kernel's choice when memory is short) is set here,
+so the daemon never has to change itself for a child.
+
+It is also the guardian: when the daemon is gone, however that came about, it kills what executions have left
+running, which it finds by :mod:`sandboxd.execution.marks`.
+
+Both ends are of one version of this code, so messages are :mod:`marshal` data. This module imports the standard
+library only, and little of it, so as to start fast and to be small.
+"""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+import select
+import signal
+import socket
+from contextlib import suppress
+from typing import Any
+
+from sandboxd.execution.limits import inherited_nofile
+from sandboxd.execution.marks import guard, inherited_mark
+
+#: The shell, by its full name: the PATH of a command's environment is the command's business.
+SH = "/bin/sh"
+
+#: What a record says, told apart by its second item.
+STARTED, FAILED, EXITED = range(3)
+
+#: Bytes of a request that are sent as one message; a longer one is sent as a memfd.
+INLINE = 64 * 1024
+
+#: Requests that are served before those that started or exited are told.
+BURST = 8
+
+#: What Python ignores, and a child should not; and what this process ignores.
+_RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
+_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+#: How much more willing the kernel is to kill a command than the daemon when memory is short; see proc(5).
+OOM_SCORE_STEP = 200
+OOM_SCORE_MAX = 1000
+
+
+class Spawner:
+    """
+    Starts children as it is told, until the daemon hangs up.
+
+    :param control: the socket to the daemon.
+    :param nofile: how many files a child may open, as its soft limit.
+    """
+
+    def __init__(self, control: socket.socket, nofile: int) -> None:
+        self._control = control
+        self._epoll = select.epoll()
+        self._epoll.register(control.fileno(), select.EPOLLIN)
+        self._children: dict[int, tuple[int, int]] = {}  # number and pid of each child, by pidfd
+        self._pidfds: dict[int, int] = {}  # and back, by number
+        self._records: list[tuple[int, ...]] = []
+        self._home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._nofile = nofile
+
+    def run(self) -> None:
+        """Serve."""
+        control = self._control.fileno()
+        while True:
+            for fd, _ in self._epoll.poll():
+                if fd != control:
+                    self._exited(fd)
+                elif not self._listen():
+                    return
+            self._tell()
+
+    def _tell(self) -> None:
+        """Send what has become known."""
+        while self._records:
+            some, self._records = self._records[:256], self._records[256:]
+            with suppress(BrokenPipeError, ConnectionResetError):  # the end of the socket is seen by the next read
+                self._control.send(marshal.dumps(some))
+
+    def _listen(self) -> bool:
+        """Serve some requests; return whether the daemon is still there."""
+        for _ in range(BURST):
+            try:
+                message, fds = _receive(self._control)
+            except BlockingIOError:
+                return True
+            except ConnectionResetError:
+                return False
+            if not message:
+                return False
+            try:
+                self._serve(marshal.loads(message), fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        return True
+
+    def _serve(self, request: tuple[Any, ...], fds: list[int]) -> None:
+        if len(request) == 2:
+            self._signal(*request)
+            return
+        number = request[0]
+        try:
+            pid = self._start(fds, *request[1:])
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                _undo(pid)
+                raise
+        except OSError as error:
+            self._records.append((number, FAILED, error.errno or 0, int(isinstance(error, _CannotEnter))))
+            return
+        except ValueError:  # what Python itself would not pass to the kernel
+            self._records.append((number, FAILED, errno.EINVAL, 0))
+            return
+        self._epoll.register(pidfd, select.EPOLLIN)
+        self._children[pidfd] = (number, pid)
+        self._pidfds[number] = pidfd
+        self._records.append((number, STARTED, pid))
+
+    def _signal(self, number: int, signum: int) -> None:
+        """Signal a child's process group; this process has not reaped the child, so its pid cannot be another's."""
+        pidfd = self._pidfds.get(number)
+        if pidfd is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._children[pidfd][1], signum)
+
+    def _exited(self, pidfd: int) -> None:
+        number, pid = self._children.pop(pidfd)
+        del self._pidfds[number]
+        self._epoll.unregister(pidfd)
+        os.close(pidfd)
+        self._records.append((number, EXITED, os.waitpid(pid, 0)[1]))
+
+    def _start(
+        self,
+        fds: list[int],
+        argv: list[bytes],
+        env: dict[bytes, bytes],
+        mark: int,
+        has_stdin: bool,
+        cwd: bytes | None,
+        identity: tuple[int, int, tuple[int, ...]] | None,
+        cgroup: bytes | None,
+    ) -> int:
+        """
+        Start a child.
+
+        :param fds: its stdout, its stderr, its stdin if it has one, and if it is to wait until it is in its cgroup,
+            the other end of that.
+        :return: its pid.
+        """
+        if len(fds) < 2 + has_stdin + (cgroup is not None):  # there was no room for them
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        stdout, stderr, *rest = fds
+        stdin = rest.pop(0) if has_stdin else 0
+        if cwd is not None:
+            try:
+                os.chdir(cwd)
+            except OSError as error:
+                raise _CannotEnter(error.errno, error.strerror) from None
+        try:
+            with inherited_mark(mark), inherited_nofile(self._nofile):
+                if identity is None:
+                    pid = _posix_spawn(argv, env, stdin, stdout, stderr)
+                else:
+                    pid = _fork(argv, env, stdin, stdout, stderr, identity)
+        finally:
+            if cwd is not None:
+                os.fchdir(self._home)
+        if cgroup is not None:
+            try:
+                with open(os.path.join(cgroup, b"cgroup.procs"), "wb", buffering=0) as procs:
+                    procs.write(b"%d" % pid)
+                os.write(rest[0], b"\n")
+            except OSError:
+                _undo(pid)
+                raise
+        return pid
+
+
+class _CannotEnter(OSError):
+    """The working directory cannot be entered."""
+
+
+def _undo(pid: int) -> None:
+    """End a child that was just started."""
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def _posix_spawn(argv: list[bytes], env: dict[bytes, bytes], stdin: int, stdout: int, stderr: int) -> int:
+    """Start a child as this process's own user. posix_spawn(3) uses ``vfork``: nothing of us is copied."""
+    ends = [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
+    if stdin:
+        ends.append((os.POSIX_SPAWN_DUP2, stdin, 0))
+    return os.posix_spawn(SH, argv, env, file_actions=ends, setsid=True, setsigdef=_RESTORED)
+
+
+def _fork(
+    argv: list[bytes],
+    env: dict[bytes, bytes],
+    stdin: int,
+    stdout: int,
+    stderr: int,
+    identity: tuple[int, int, tuple[int, ...]],
+) -> int:
+    """Start a child as another user, which takes a ``fork``."""
+    import subprocess
+
+    popen = subprocess.Popen(
+        argv,
+        executable=SH,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env=env,
+        start_new_session=True,
+        user=identity[0],
+        group=identity[1],
+        extra_groups=identity[2],
+    )
+    popen.returncode = 0  # it is reaped as all others are, not by subprocess
+    return popen.pid
+
+
+def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
+    """A request and the descriptors that came with it; an empty one if the other end has hung up."""
+    message, ancillary, _, _ = control.recvmsg(INLINE + 1024, 256, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+    fds: list[int] = []
+    for _, _, data in ancillary:
+        fds.extend(memoryview(data).cast("i"))
+    if message == LONG:
+        memfd = fds.pop()
+        message = os.pread(memfd, os.fstat(memfd).st_size, 0)
+        os.close(memfd)
+    return message, fds
+
+
+#: The message whose text is in its last descriptor.
+LONG = b"L"
+
+
+def _ignore(signum: int, frame: object) -> None:
+    """Do nothing. Not SIG_IGN, which children would inherit."""
+
+
+def main(fd: int, base: int, nofile: int) -> None:
+    """
+    Start commands until the daemon is gone, then kill what it has left.
+
+    :param fd: the socket to the daemon.
+    :param base: the base of the daemon's marks.
+    :param nofile: how many files a child may open, as its soft limit.
+    """
+    # Whoever stops the daemon may signal everything around it; this process must outlive the daemon.
+    for signum in _IGNORED:
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, _ignore)
+    _raise_oom_score()
+    control = socket.socket(fileno=fd)
+    control.set_inheritable(False)
+    Spawner(control, nofile).run()
+    guard(base)
+
+
+def _raise_oom_score() -> None:
+    """Have this process and its children killed before the daemon when memory is short; see proc(5)."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
+        own = int(os.pread(file.fileno(), 16, 0))
+        os.pwrite(file.fileno(), b"%d" % min(own + OOM_SCORE_STEP, OOM_SCORE_MAX), 0)
