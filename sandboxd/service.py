@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from sandboxd import __version__
 from sandboxd.api.commands import Starter, add_command_routes
+from sandboxd.api.downloads import add_download_routes
 from sandboxd.api.executions import add_execution_routes
 from sandboxd.api.files import add_file_routes
 from sandboxd.api.health import add_health_route
@@ -22,6 +23,7 @@ from sandboxd.api.ports import add_port_routes
 from sandboxd.api.processes import add_process_routes
 from sandboxd.api.routing import Routes
 from sandboxd.api.status import add_status_route
+from sandboxd.api.uploads import add_upload_routes
 from sandboxd.api.watch import add_watch_routes
 from sandboxd.auth import Gate
 from sandboxd.execution.cgroup import Cgroups
@@ -120,6 +122,8 @@ class Sandboxd(Service):
         add_execution_routes(routes, self.table, reactor)
         add_file_routes(routes, root, self._files, store)
         add_watch_routes(routes, root, self._files, self.streams, self.watches)
+        add_download_routes(routes, root, self._files)
+        add_upload_routes(routes, root, self._files)
         add_port_routes(routes, self.forward, self.proxy_port)
         add_openapi_route(routes, self._aside)
         self.site = Site(routes.resource(), self.gate, settings, routes, turns, reactor)

@@ -147,6 +147,11 @@ class Request(server.Request):
         value = self.getHeader(name)
         return None if value is None else value.decode("utf-8", "backslashreplace")
 
+    def text_header_of(self, name: str) -> str | None:
+        """All values of a header that may be a list; what is not UTF-8 in them is escaped."""
+        values = self.requestHeaders.getRawHeaders(name.encode("ascii"))
+        return None if values is None else b", ".join(values).decode("utf-8", "backslashreplace")
+
     @property
     def fingerprint(self) -> bytes:
         """What makes this request different from another: its path, without the prefix, and its body."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,6 +69,20 @@ def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
 def api(daemon: Daemon) -> Api:
     """A client of the shared daemon."""
     return Api(daemon.url, daemon.secret)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for 1 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True, text=True, check=False, timeout=5
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"NOT TESTED: cannot mount a small disk: {mounted.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", path], check=True, timeout=5)
 
 
 @pytest.fixture(autouse=True)

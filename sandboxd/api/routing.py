@@ -7,7 +7,6 @@ if it has written the response itself.
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -37,17 +36,6 @@ Route: TypeAlias = "Callable[..., Awaitable[Reply | None]]"
 Adder: TypeAlias = Callable[[Route], None]
 
 _log = Logger()
-
-
-#: The status of what the file system has refused. The contract's routes do not come to this: they answer 200.
-_STATUS = {
-    **dict.fromkeys((errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG), 400),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV), 403),
-    errno.ENOENT: 404,
-    **dict.fromkeys((errno.EBUSY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ETXTBSY), 409),
-    errno.EFBIG: 413,
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 507),
-}
 
 
 class Reply(NamedTuple):
@@ -205,17 +193,19 @@ async def _answered(
     except BodyError as error:
         reply = Reply({**on_error, "error": str(error)}, error.status)
     except FileError as error:
-        reply = Reply({**on_error, "error": str(error)}, _STATUS.get(error.errno, 500))
+        reply = Reply({**on_error, "error": str(error)}, error.status)
     except ApiError as error:
         reply = Reply({**on_error, **error.fields}, error.status)
     except Exception:
         _log.failure("{method} {path} failed", method=request.method, path=request.path)
-        if request.startedWriting:
-            # Half a response cannot be taken back, but it must not look like a whole one.
-            request.channel.abort()
-            return None
         reply = Reply({**on_error, "error": "internal error; the daemon's log has the details"}, 500)
-    return None if reply is None else _json(request, reply)
+    if reply is None:
+        return None
+    if request.startedWriting:
+        # Half a response cannot be taken back, but it must not look like a whole one.
+        request.channel.abort()
+        return None
+    return _json(request, reply)
 
 
 def _json(request: Request, reply: Reply) -> bytes:

@@ -10,6 +10,17 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+#: The HTTP status of what the file system has refused. The contract's routes have no use for it: they answer 200.
+_STATUS = {
+    **dict.fromkeys((errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG), 400),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV), 403),
+    errno.ENOENT: 404,
+    **dict.fromkeys((errno.EBUSY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ETXTBSY), 409),
+    errno.ENXIO: 409,
+    errno.EFBIG: 413,
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 507),
+}
+
 
 class FileError(Exception):
     """
@@ -21,6 +32,11 @@ class FileError(Exception):
     def __init__(self, op: str, path: str, why: str, errno: int = 0) -> None:
         super().__init__(f"{op} {path}: {why}")
         self.errno = errno
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that says so."""
+        return _STATUS.get(self.errno, 500)
 
 
 class OutsideRoot(OSError):

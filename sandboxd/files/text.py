@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat as modes
-from contextlib import suppress
 from datetime import datetime, timezone
 
 from sandboxd.files.errors import FileError, RootItself, told
 from sandboxd.files.removal import remove_tree
 from sandboxd.files.root import Root
+from sandboxd.files.swaps import swapping
+from sandboxd.files.upload import Check, Incoming, Patch, Replacement
 
 #: Most bytes that :func:`read` takes into memory.
 MAX_READ = 64 * 1024 * 1024
@@ -56,64 +56,41 @@ def write(root: Root, path: str, content: str) -> None:
     :raise FileError: if it cannot be written, or is there and is not a regular file.
     """
     data = content.encode("utf-8", "surrogateescape")
-    # A link keeps pointing to the file.
-    with told("open", path), root.parent(root.real(path)) as (directory, name):
-        try:
-            old = os.lstat(name, dir_fd=directory)
-        except FileNotFoundError:
-            old = None
-        if old is not None and modes.S_ISLNK(old.st_mode):
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        if path.endswith("/") or (old is not None and modes.S_ISDIR(old.st_mode)):
-            raise FileError("open", path, "is a directory")
-        if old is not None and not modes.S_ISREG(old.st_mode):
-            raise FileError("open", path, "not a regular file")
-        if old is not None and not os.access(name, os.W_OK, dir_fd=directory):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        try:
-            _replace(directory, name, data, old, path)
-        except OSError as error:
-            if old is None or error.errno not in _CANNOT_REPLACE:
-                raise
-            fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-            with open(fd, "r+b", buffering=0) as file, told("write", path):
-                _write_all(fd, data)
-                file.truncate()
-
-
-def _replace(directory: int, name: bytes, data: bytes, old: os.stat_result | None, path: str) -> None:
-    temporary = f".sandboxd-{secrets.token_hex(8)}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
     try:
-        try:
-            with told("write", path):
-                _write_all(fd, data)
-            if old is not None and (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
-                os.fchown(fd, old.st_uid, old.st_gid)
-            os.fchmod(fd, 0o644 if old is None else modes.S_IMODE(old.st_mode))
-        finally:
-            os.close(fd)
-        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary, dir_fd=directory)
-        raise
+        _write(Replacement(root, path, lambda old: None, durable=False), data)
+    except FileError as error:
+        if error.errno not in _CANNOT_REPLACE or not _is_file(root, path):
+            raise
+        _write(Patch(root, path, lambda old: None, offset=0, size=len(data), durable=False), data)
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(fd, left) :]
+def _write(upload: Incoming, data: bytes) -> None:
+    try:
+        upload.open(None)
+        upload.write(data)
+        upload.commit()
+    finally:
+        upload.discard()
 
 
-def delete(root: Root, path: str) -> None:
+def _is_file(root: Root, path: str) -> bool:
+    try:
+        return modes.S_ISREG(root.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def delete(root: Root, path: str, check: Check = lambda info: None) -> None:
     """
     Remove a file, a link, or an empty directory.
 
+    :param check: whether it may be.
     :raise FileError: if it cannot be removed.
     """
-    with told("remove", path), root.parent(path) as (directory, name):
-        if modes.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode):
+    with told("remove", path), root.parent(path) as (directory, name), swapping(directory, name):
+        info = os.lstat(name, dir_fd=directory)
+        check(info)
+        if modes.S_ISDIR(info.st_mode):
             os.rmdir(name, dir_fd=directory)
         else:
             os.unlink(name, dir_fd=directory)

@@ -1,0 +1,158 @@
+"""``GET`` and ``HEAD /files``: the bytes of a file, streamed from disk as its client takes them."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+import secrets
+from urllib.parse import quote
+
+from twisted.logger import Logger
+
+from sandboxd.api.exchange import CONDITIONS, conditions, failed, let_go
+from sandboxd.api.operations import Raw
+from sandboxd.api.routing import ApiError, Reply, Routes
+from sandboxd.conditions import Conditions, http_date, if_range
+from sandboxd.file_messages import FileQuery
+from sandboxd.files.download import Opened
+from sandboxd.files.root import Root
+from sandboxd.lanes import Lanes
+from sandboxd.ranges import Span, Unsatisfiable, parse_range, part_heads
+from sandboxd.responses import ResponseStream
+from sandboxd.site import Request
+from sandboxd.workers import Workers
+
+_log = Logger()
+
+#: Without a look at the machine's own tables, which are not the same everywhere.
+_TYPES = mimetypes.MimeTypes()
+
+_HEADERS = (*CONDITIONS, "If-Modified-Since")
+_ERRORS = (304, 403, 404, 409, 412)
+
+
+def add_download_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
+    """
+    Add them to the API.
+
+    :param root: where paths lead.
+    :param in_thread: runs a blocking function off the reactor's thread.
+    """
+
+    async def get(request: Request, query: FileQuery) -> Reply | None:
+        """
+        A file's bytes, of any size and kind.
+
+        `Range` asks for parts of it, and the conditional headers for nothing if it is, or is not, what the client has.
+        """
+        asked = conditions(request)
+        lane = await in_thread.find(query.path)
+        file = Opened(root, query.path)
+        try:
+            await lane(file.open)
+            return await _send(request, lane, file, asked)
+        finally:
+            if not file.closed:
+                let_go(lane, file.close)
+
+    async def head(request: Request, query: FileQuery) -> Reply | None:
+        """What `GET` would say of a file, without its bytes."""
+        return await get(request, query)
+
+    routes.get("/files", query=FileQuery, reply=Raw(), errors=(206, *_ERRORS, 416), headers=(*_HEADERS, "Range"))(get)
+    routes.route("HEAD", "/files", query=FileQuery, reply=Raw(), errors=_ERRORS, headers=_HEADERS)(head)
+
+
+async def _send(request: Request, lane: Workers, file: Opened, asked: Conditions) -> Reply | None:
+    """Answer with a file, or with what its conditions make of it."""
+    if file.tag:
+        request.setHeader(b"ETag", file.tag.encode("ascii"))
+        request.setHeader(b"Last-Modified", http_date(file.modified).encode("ascii"))
+    status = asked.status(file.tag, file.modified, safe=True)
+    if status == 412:
+        raise failed(file.tag)
+    if status is not None:
+        request.setResponseCode(status)
+        return None
+    media_type = _media_type(file.name)
+    request.setHeader(b"Content-Type", media_type.encode("ascii"))
+    request.setHeader(b"X-Content-Type-Options", b"nosniff")
+    request.setHeader(b"Content-Disposition", disposition(file.name))
+    if file.size is None:
+        await _send_spans(request, lane, file, [(b"", Span(0, 1 << 62))], b"")
+        return None
+    request.setHeader(b"Accept-Ranges", b"bytes" if file.tag else b"none")
+    spans = _spans(request, file, file.size)
+    parts, tail = [(b"", span) for span in spans or [Span(0, file.size)]], b""
+    if spans is not None:
+        request.setResponseCode(206)
+        if len(spans) == 1:
+            request.setHeader(b"Content-Range", spans[0].of(file.size).encode("ascii"))
+        else:
+            boundary = secrets.token_hex(16)
+            request.setHeader(b"Content-Type", f"multipart/byteranges; boundary={boundary}".encode("ascii"))
+            heads, tail = part_heads(spans, file.size, media_type, boundary)
+            parts = list(zip(heads, spans, strict=True))
+    length = sum(len(head) + span.end - span.start for head, span in parts) + len(tail)
+    request.setHeader(b"Content-Length", b"%d" % length)
+    if request.method != b"HEAD":
+        await _send_spans(request, lane, file, parts, tail)
+    return None
+
+
+def _spans(request: Request, file: Opened, size: int) -> list[Span] | None:
+    """
+    The parts that are asked for; None for all of it.
+
+    :raise ApiError: if there are none.
+    """
+    wanted = request.text_header(b"Range")
+    # RFC 9110 section 14.2 defines it for GET alone.
+    if request.method != b"GET" or not file.tag:
+        return None
+    if not if_range(request.text_header(b"If-Range"), file.tag, file.modified):
+        return None
+    try:
+        return parse_range(wanted, size)
+    except Unsatisfiable as error:
+        request.setHeader(b"Content-Range", b"bytes */%d" % size)
+        raise ApiError(416, f"Range: {wanted!r}: {error} (the file has {size} bytes)") from None
+
+
+async def _send_spans(
+    request: Request, lane: Workers, file: Opened, parts: list[tuple[bytes, Span]], tail: bytes
+) -> None:
+    stream = ResponseStream(request)
+    try:
+        for head, (position, end) in parts:
+            stream.write(head)
+            while position < end:
+                data = file.known(position, end) or await lane(file.read, position, end)
+                if not data:
+                    break
+                await stream.when_ready()
+                stream.write(data)
+                position += len(data)
+            if position < end and file.size is not None:
+                _log.warn("{path} became shorter while it was sent", path=file.name)
+                request.channel.abort()
+                return
+        stream.write(tail)
+    finally:
+        stream.finish()
+
+
+def _media_type(name: str) -> str:
+    media_type, encoding = _TYPES.guess_type(name)
+    if encoding is not None:
+        return "application/gzip" if encoding == "gzip" else "application/octet-stream"
+    return media_type or "application/octet-stream"
+
+
+def disposition(name: str) -> bytes:
+    """``Content-Disposition`` for a file to save: RFC 6266, with the name once more in UTF-8 if it is not ASCII."""
+    plain = "".join(c if " " <= c <= "~" and c not in '"\\%' else "_" for c in name)
+    value = f'attachment; filename="{plain}"'
+    if plain != name:
+        value += f"; filename*=UTF-8''{quote(os.fsencode(name).decode('utf-8', 'replace'), safe='')}"
+    return value.encode("ascii")

@@ -1,0 +1,178 @@
+"""``PUT``, ``POST`` and ``DELETE /files``: files that are written as they arrive, and replaced in one step."""
+
+from __future__ import annotations
+
+import os
+
+from sandboxd.api.exchange import CONDITIONS, checker, conditions, let_go
+from sandboxd.api.operations import Raw
+from sandboxd.api.routing import ApiError, Reply, Routes
+from sandboxd.bodies import BodyStream
+from sandboxd.conditions import entity_tag
+from sandboxd.digests import Digests
+from sandboxd.file_messages import Deleted, FileQuery, FormQuery, Stored, StoredFiles, UploadQuery
+from sandboxd.files.errors import FileError
+from sandboxd.files.form import Form, FormError, boundary
+from sandboxd.files.owners import Owner, owner
+from sandboxd.files.root import Root
+from sandboxd.files.text import delete
+from sandboxd.files.upload import Corrupt, Incoming, Patch, Replacement, Written
+from sandboxd.lanes import Lanes
+from sandboxd.messages import BadRequest
+from sandboxd.ranges import parse_content_range
+from sandboxd.site import Request
+from sandboxd.workers import Workers
+
+_ERRORS = (400, 403, 404, 409, 412, 413, 415, 507)
+
+
+def add_upload_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
+    """
+    Add them to the API.
+
+    :param root: where paths lead.
+    :param in_thread: runs a blocking function off the reactor's thread.
+    """
+
+    @routes.route(
+        "PUT",
+        "/files",
+        Raw(),
+        query=UploadQuery,
+        reply=Stored,
+        status=201,
+        errors=(200, *_ERRORS),
+        headers=(*CONDITIONS, "Content-Digest", "Want-Content-Digest", "Content-Range"),
+    )
+    async def put(request: Request, body: BodyStream, query: UploadQuery) -> Reply:
+        """
+        Make a file of the body, or replace one (200), in one step once all has arrived.
+
+        A reader sees the old file or the new one, and an upload that breaks off leaves the old one. With `offset`, or
+        a `Content-Range`, the body is written into its place in the file instead, which can be done in parallel.
+        """
+        if request.text_header(b"Content-Encoding") not in (None, "identity"):
+            raise ApiError(415, "Content-Encoding: the body is stored as it comes; leave it out")
+        check = checker(conditions(request))
+        try:
+            digests = Digests(request.text_header(b"Content-Digest"), request.text_header(b"Want-Content-Digest"))
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+        offset = _offset(request, body, query)
+        mode, whose = query.permissions, await _owner(in_thread, query.owner)
+        upload: Incoming
+        if offset is None:
+            upload = Replacement(root, query.path, check, mode, whose, digests, parents=query.parents)
+        else:
+            upload = Patch(root, query.path, check, mode, whose, digests, offset=offset, size=query.size)
+        written = await _receive(await in_thread.find(query.path), upload, body)
+        stored = _stored(query.path, written)
+        request.setHeader(b"ETag", str(stored["etag"]).encode("ascii"))
+        if (digest := digests.header()) is not None:
+            request.setHeader(b"Content-Digest", digest.encode("ascii"))
+        return Reply(stored, 201 if written.created else 200)
+
+    @routes.route(
+        "POST",
+        "/files",
+        Raw("multipart/form-data"),
+        query=FormQuery,
+        reply=StoredFiles,
+        status=201,
+        errors=_ERRORS,
+    )
+    async def post(request: Request, body: BodyStream, query: FormQuery) -> Reply:
+        """
+        Put the files of a form into a directory, each in one step once all of it has arrived.
+
+        If one cannot be written, those before it are: the error lists them.
+        """
+        whose = await _owner(in_thread, query.owner)
+        lane = await in_thread.find(query.path)
+
+        def upload(name: str) -> Incoming:
+            path = os.path.join(query.path, name)
+            return Replacement(root, path, lambda old: None, query.permissions, whose, parents=query.parents)
+
+        try:
+            form = Form(boundary(request.text_header(b"Content-Type")), upload)
+        except FormError as error:
+            raise BadRequest(str(error)) from None
+        try:
+            while data := await body.read():
+                await lane(form.feed, data)
+            form.end()
+        except FormError as error:
+            raise ApiError(400, str(error), files=_files(query.path, form)) from None
+        except FileError as error:
+            raise ApiError(error.status, str(error), files=_files(query.path, form)) from None
+        finally:
+            if not form.over:
+                let_go(lane, form.discard)
+        return Reply({"files": _files(query.path, form)}, 201)
+
+    @routes.route(
+        "DELETE", "/files", query=FileQuery, reply=Deleted, errors=(400, 403, 404, 409, 412), headers=CONDITIONS
+    )
+    async def delete_file(request: Request, query: FileQuery) -> Reply:
+        """Remove a file, a link, or an empty directory."""
+        await in_thread(query.path, delete, root, query.path, checker(conditions(request)))
+        return Reply({"path": query.path})
+
+
+async def _receive(lane: Workers, upload: Incoming, body: BodyStream) -> Written:
+    """
+    Write what arrives.
+
+    :raise ApiError: if it is not what its digest says.
+    """
+    try:
+        await lane(upload.open, body.length)
+        while data := await body.read():
+            await lane(upload.write, data)
+        return await lane(upload.commit)
+    except Corrupt as error:
+        raise ApiError(400, str(error)) from None
+    finally:
+        if not upload.over:
+            let_go(lane, upload.discard)
+
+
+async def _owner(in_thread: Lanes, text: str | None) -> Owner | None:
+    """
+    Whom a file is to belong to.
+
+    :raise BadRequest: if there is no such user or group.
+    """
+    try:
+        return None if text is None else await in_thread("/", owner, text)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def _offset(request: Request, body: BodyStream, query: UploadQuery) -> int | None:
+    """
+    Where the body belongs, if it is a part.
+
+    :raise BadRequest: if ``Content-Range`` is malformed, or says another thing.
+    """
+    text = request.text_header(b"Content-Range")
+    if text is None:
+        return query.offset
+    part = parse_content_range(text)
+    if part is None:
+        raise BadRequest(f"Content-Range: {text!r} is not as in bytes 0-99/1000")
+    if query.offset not in (None, part.start):
+        raise BadRequest(f"offset: is {query.offset}, but Content-Range says {part.start}")
+    if body.length not in (None, part.end - part.start):
+        raise BadRequest(f"Content-Range: says {part.end - part.start} bytes, but the body has {body.length}")
+    return part.start
+
+
+def _stored(path: str, written: Written) -> dict[str, object]:
+    info = written.info
+    return {"path": path, "size": info.st_size, "etag": entity_tag(info), "created": written.created}
+
+
+def _files(directory: str, form: Form) -> list[dict[str, object]]:
+    return [_stored(os.path.join(directory, name), written) for name, written in form.written]

@@ -1,0 +1,96 @@
+"""
+A file that is sent. All of it blocks: it is called in a thread.
+
+As with uploads, the steps exclude each other, and :meth:`Opened.close` may come at any time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as modes
+from threading import Lock
+
+from sandboxd.conditions import entity_tag
+from sandboxd.files.errors import told
+from sandboxd.files.root import Root
+
+#: Bytes that are read at a time.
+CHUNK = 512 * 1024
+
+#: A file of no more than these is read when it is opened.
+SMALL = 64 * 1024
+
+
+class Opened:
+    """
+    A regular file to read. The facts are known once it is open.
+
+    :ivar name: the last component of its path.
+    :ivar size: its bytes; None if it does not tell, as many files of the kernel do not.
+    :ivar tag: its entity tag; empty if its size is not what it tells.
+    :ivar modified: when it was, in seconds since 1970.
+    :ivar closed: whether it is no longer open, or never was and will not be.
+    """
+
+    def __init__(self, root: Root, path: str) -> None:
+        self.name = os.path.basename(path.rstrip("/"))
+        self.size: int | None = None
+        self.tag = ""
+        self.modified = 0.0
+        self.closed = False
+        self._root = root
+        self._path = path
+        self._head = b""
+        self._fd = -1
+        self._step = Lock()
+
+    def open(self) -> None:
+        """
+        Open it, and read it if it is small.
+
+        :raise FileError: if it cannot be read, or is no regular file.
+        """
+        with self._step, told("open", self._path):
+            if self.closed:
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            # O_NONBLOCK, or opening a FIFO would wait for a writer that may never come.
+            self._fd = self._root.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
+            info = os.fstat(self._fd)
+            if modes.S_ISDIR(info.st_mode):
+                raise OSError(errno.EISDIR, "is a directory")
+            if not modes.S_ISREG(info.st_mode):
+                raise OSError(errno.EEXIST, "not a regular file")
+            self.modified, self.size, self.tag = info.st_mtime, info.st_size, entity_tag(info)
+            if info.st_size > SMALL:
+                return
+            self._head = os.pread(self._fd, SMALL + 1, 0)
+            if len(self._head) != info.st_size:
+                self.size = len(self._head) if len(self._head) <= SMALL else None
+                self.tag = ""
+            if self.size is not None:
+                self._close()
+
+    def known(self, start: int, end: int) -> bytes:
+        """What is between two offsets, as far as it was read already. Does not block."""
+        return self._head[start:end]
+
+    def read(self, start: int, end: int) -> bytes:
+        """
+        Some bytes between two offsets, at most :data:`CHUNK`; nothing at the end of the file.
+
+        :raise FileError: if it cannot be read.
+        """
+        with self._step, told("read", self._path):
+            return b"" if self.closed else os.pread(self._fd, min(CHUNK, end - start), start)
+
+    def close(self) -> None:
+        """It is no longer needed."""
+        with self._step:
+            self._close()
+
+    def _close(self) -> None:
+        self.closed = True
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,387 @@
+"""
+Files that arrive piece by piece. All of it blocks: it is called in a thread.
+
+The steps of one upload exclude each other, and :meth:`discard` may come at any time, from another thread too: whoever
+waits for a step can be cancelled, and the step itself cannot.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import stat as modes
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from threading import Lock
+from typing import NamedTuple
+
+from sandboxd.digests import Digests
+from sandboxd.files.errors import told
+from sandboxd.files.owners import Owner
+from sandboxd.files.root import Root
+from sandboxd.files.swaps import swapping
+
+#: Called with what is known of the file that is there, or None if there is none; raises if it is not to be changed.
+Check = Callable[["os.stat_result | None"], None]
+
+#: How the names of temporary files begin.
+NAMED = b".sandboxd-"
+
+#: Seconds after which a temporary file that nobody has locked is taken for one that a killed daemon has left.
+STALE = 60
+
+#: What a file system without ``O_TMPFILE`` says.
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
+
+
+class Written(NamedTuple):
+    """
+    What became of an upload.
+
+    :ivar created: whether there was no such file before.
+    :ivar info: what is known of it.
+    """
+
+    created: bool
+    info: os.stat_result
+
+
+class Corrupt(Exception):
+    """What has arrived is not what its digest says."""
+
+
+class Incoming(ABC):
+    """
+    An upload.
+
+    :param path: the file.
+    :param check: whether it may be changed; asked at the beginning, and once more at the end.
+    :param mode: its permissions; None to leave them, or for 0644 if it is new.
+    :param owner: whose it is to be.
+    :param digests: of what arrives.
+    :param durable: whether it is to outlive a power failure, once it is committed.
+    :ivar over: whether nothing is left to be discarded.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        path: str,
+        check: Check,
+        mode: int | None = None,
+        owner: Owner | None = None,
+        digests: Digests | None = None,
+        *,
+        durable: bool = True,
+    ) -> None:
+        self._root = root
+        self._path = path
+        self._check = check
+        self._mode = mode
+        self._owner = owner
+        self._digests = digests or Digests(None)
+        self._durable = durable
+        self._step = Lock()
+        self._resources = ExitStack()
+        self.over = False
+
+    def open(self, length: int | None) -> None:
+        """
+        Begin.
+
+        :param length: bytes that will come, if that is known.
+        :raise FileError: if it cannot be written, or there is no room for it.
+        """
+        with self._step, told("open", self._path):
+            if self.over:
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            self._open(length)
+
+    def write(self, data: bytes) -> None:
+        """
+        Some more has arrived.
+
+        :raise FileError: if it cannot be written.
+        """
+        with self._step, told("write", self._path):
+            if not self.over:
+                self._digests.update(data)
+                self._write(data)
+
+    def commit(self) -> Written:
+        """
+        All has arrived: make it what the name stands for.
+
+        :raise Corrupt: if it is not what its digest says.
+        :raise FileError: if it cannot be.
+        """
+        with self._step, told("write", self._path):
+            mismatch = self._digests.mismatch()
+            if mismatch is not None:
+                raise Corrupt(mismatch)
+            written = self._commit()
+        self.discard()
+        return written
+
+    def discard(self) -> None:
+        """Leave no trace, unless it has been committed."""
+        with self._step:
+            self.over = True
+            self._resources.close()
+
+    @abstractmethod
+    def _open(self, length: int | None) -> None: ...
+
+    @abstractmethod
+    def _write(self, data: bytes) -> None: ...
+
+    @abstractmethod
+    def _commit(self) -> Written: ...
+
+
+def _regular(info: os.stat_result) -> None:
+    """
+    Make sure that what is there is a file.
+
+    :raise OSError: if it is something else.
+    """
+    if modes.S_ISDIR(info.st_mode):
+        raise OSError(errno.EISDIR, "is a directory")
+    if modes.S_ISLNK(info.st_mode):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if not modes.S_ISREG(info.st_mode):
+        raise OSError(errno.EEXIST, "not a regular file")
+
+
+def _room(fd: int, needed: int) -> None:
+    """
+    Make sure that there is room.
+
+    :raise OSError: ``ENOSPC`` if there is not.
+    """
+    disk = os.fstatvfs(fd)
+    free = disk.f_bfree if os.geteuid() == 0 else disk.f_bavail
+    if disk.f_blocks and needed > free * disk.f_frsize:
+        raise OSError(errno.ENOSPC, f"no space left on device: {needed} bytes are needed, {free * disk.f_frsize} free")
+
+
+def _write_all(fd: int, data: bytes, offset: int | None = None) -> None:
+    left = memoryview(data)
+    while left:
+        done = os.write(fd, left) if offset is None else os.pwrite(fd, left, offset)
+        left = left[done:]
+        offset = None if offset is None else offset + done
+
+
+class Replacement(Incoming):
+    """
+    An upload of a whole file: whoever reads the name gets the old file, or all of the new one.
+
+    It arrives in a file without a name (``O_TMPFILE``), which is gone with the daemon, however that ends. Where the
+    file system has none, it has a name that begins with ``.sandboxd-``, and what a killed daemon has left of such is
+    removed by the next upload into that directory.
+
+    :param parents: whether to make the directories above it.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        path: str,
+        check: Check,
+        mode: int | None = None,
+        owner: Owner | None = None,
+        digests: Digests | None = None,
+        *,
+        parents: bool = False,
+        durable: bool = True,
+    ) -> None:
+        super().__init__(root, path, check, mode, owner, digests, durable=durable)
+        self._parents = parents
+        self._named: bytes | None = None
+
+    def _open(self, length: int | None) -> None:
+        if self._parents:
+            self._root.make_directories(os.path.dirname(os.fsencode(self._path)) or b".")
+        # A link keeps pointing to the file.
+        target = self._root.parent(self._root.real(self._path))
+        self._directory, self._name = self._resources.enter_context(target)
+        if self._path.endswith("/"):
+            raise OSError(errno.EISDIR, "is a directory")
+        old = self._old()
+        self._check(old)
+        if old is not None and not os.access(self._name, os.W_OK, dir_fd=self._directory):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        _room(self._directory, length or 0)
+        self._fd = self._temporary()
+        self._resources.callback(os.close, self._fd)
+
+    def _old(self) -> os.stat_result | None:
+        try:
+            info = os.lstat(self._name, dir_fd=self._directory)
+        except FileNotFoundError:
+            return None
+        _regular(info)
+        return info
+
+    def _temporary(self) -> int:
+        try:
+            return os.open(b".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+        _remove_stale(self._directory)
+        self._named = NAMED + secrets.token_hex(8).encode("ascii")
+        self._resources.callback(self._unlink, self._named)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(self._named, flags, 0o600, dir_fd=self._directory)
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fd
+
+    def _unlink(self, name: bytes) -> None:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=self._directory)
+
+    def _write(self, data: bytes) -> None:
+        _write_all(self._fd, data)
+
+    def _commit(self) -> Written:
+        if self._durable:
+            os.fsync(self._fd)
+        with swapping(self._directory, self._name):
+            old = self._old()
+            self._check(old)
+            _dress(self._fd, old, self._mode, self._owner)
+            self._rename(old)
+        if self._durable:
+            _sync_directory(self._directory)
+        return Written(old is None, os.fstat(self._fd))
+
+    def _rename(self, old: os.stat_result | None) -> None:
+        if self._named is not None:
+            os.rename(self._named, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            return
+        unnamed = f"/proc/self/fd/{self._fd}"
+        if old is None:
+            # Unlike a rename, this fails if a command has made one meanwhile.
+            with suppress(FileExistsError):
+                os.link(unnamed, self._name, dst_dir_fd=self._directory)
+                return
+            self._check(self._old())
+        # There is one such name for a target, so that what a kill leaves behind is in the way of the next upload only.
+        name = NAMED + hashlib.sha256(self._name).hexdigest()[:16].encode("ascii")
+        self._unlink(name)
+        os.link(unnamed, name, dst_dir_fd=self._directory)
+        try:
+            os.rename(name, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except BaseException:
+            self._unlink(name)
+            raise
+
+
+class Patch(Incoming):
+    """
+    An upload of a part of a file, into its place in the file that is there, or in a new one.
+
+    :param offset: where the part begins, in bytes.
+    :param size: bytes that the file has in the end; None for as many as it takes.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        path: str,
+        check: Check,
+        mode: int | None = None,
+        owner: Owner | None = None,
+        digests: Digests | None = None,
+        *,
+        offset: int,
+        size: int | None = None,
+        durable: bool = True,
+    ) -> None:
+        super().__init__(root, path, check, mode, owner, digests, durable=durable)
+        self._offset = offset
+        self._size = size
+        self._created = False
+
+    def _open(self, length: int | None) -> None:
+        try:
+            old = self._root.stat(self._path)
+            _regular(old)
+        except FileNotFoundError:
+            old = None
+        self._check(old)
+        self._created = old is None
+        if old is None:
+            with self._root.parent(self._root.real(self._path)) as (directory, _):
+                _room(directory, self._offset + (length or 0))
+        flags = os.O_WRONLY | os.O_NONBLOCK | (os.O_CREAT if old is None else 0)
+        self._fd = self._root.open(self._path, flags, 0o644)
+        self._resources.callback(os.close, self._fd)
+        info = os.fstat(self._fd)
+        _regular(info)
+        if self._created:
+            os.fchmod(self._fd, 0o644)  # whatever the umask is
+        _room(self._fd, max(0, self._offset + (length or 0) - info.st_size))
+
+    def _write(self, data: bytes) -> None:
+        _write_all(self._fd, data, self._offset)
+        self._offset += len(data)
+
+    def _commit(self) -> Written:
+        if self._size is not None and os.fstat(self._fd).st_size != self._size:
+            os.ftruncate(self._fd, self._size)
+        if self._owner is not None:
+            os.fchown(self._fd, self._owner.uid, self._owner.gid)
+        if self._mode is not None:
+            os.fchmod(self._fd, self._mode)
+        if self._durable:
+            os.fsync(self._fd)
+        return Written(self._created, os.fstat(self._fd))
+
+
+def _dress(fd: int, old: os.stat_result | None, mode: int | None, owner: Owner | None) -> None:
+    """Give a new file owner and mode: those that are asked for, or those of the old one."""
+    uid, gid = (-1, -1) if old is None else (old.st_uid, old.st_gid)
+    if owner is not None:
+        uid, gid = (owner.uid if owner.uid != -1 else uid), (owner.gid if owner.gid != -1 else gid)
+    own = os.fstat(fd)
+    if uid not in (-1, own.st_uid) or gid not in (-1, own.st_gid):
+        os.fchown(fd, uid, gid)
+    os.fchmod(fd, mode if mode is not None else 0o644 if old is None else modes.S_IMODE(old.st_mode))
+
+
+def _sync_directory(directory: int) -> None:
+    """Let a new name outlive a power failure. A directory that cannot be read cannot be synced."""
+    with suppress(PermissionError):
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _remove_stale(directory: int) -> None:
+    """Remove what uploads into a directory have left that ended with a killed daemon."""
+    with suppress(OSError):
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            names = [name for name in map(os.fsencode, os.listdir(fd)) if name.startswith(NAMED)]
+        finally:
+            os.close(fd)
+        for name in names:
+            with suppress(OSError):
+                fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if os.fstat(fd).st_mtime < time.time() - STALE:
+                        os.unlink(name, dir_fd=directory)
+                finally:
+                    os.close(fd)

@@ -1,0 +1,114 @@
+"""Parts of a file: ``Range``, ``Content-Range`` and multipart/byteranges; RFC 9110 section 14."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import NamedTuple
+
+#: Ranges of one request, at most.
+MAX_RANGES = 64
+
+_SPEC = re.compile(r"(\d{1,19})-(\d{0,19})|-(\d{1,19})", re.ASCII)
+_CONTENT_RANGE = re.compile(r"bytes[ \t]+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
+
+
+class Span(NamedTuple):
+    """Bytes of a file from ``start`` to before ``end``."""
+
+    start: int
+    end: int
+
+    def of(self, size: int) -> str:
+        """As the value of ``Content-Range``."""
+        return f"bytes {self.start}-{self.end - 1}/{size}"
+
+
+class Unsatisfiable(Exception):
+    """No range is in the file, or there are too many: 416. The text says which."""
+
+
+def parse_range(text: str | None, size: int) -> list[Span] | None:
+    """
+    What of a file is asked for, in the order in which it is.
+
+    Where ranges overlap or touch, those that do are sent as one, so that a file is never sent more than once.
+
+    :param text: the value of ``Range``, or None.
+    :param size: bytes of the file.
+    :return: None for all of it: if nothing was asked, or not in bytes, or what the RFC does not allow.
+    :raise Unsatisfiable: if there is nothing to be sent.
+    """
+    unit, separator, rest = (text or "").partition("=")
+    if not separator or unit.strip().lower() != "bytes":
+        return None
+    spans = []
+    specs = [spec.strip(" \t") for spec in rest.split(",")]
+    specs = [spec for spec in specs if spec]
+    if not specs:
+        return None
+    for spec in specs:
+        found = _SPEC.fullmatch(spec)
+        if found is None:
+            return None
+        if found[3] is not None:
+            span = Span(max(0, size - int(found[3])), size)
+        else:
+            first = int(found[1])
+            last = int(found[2]) if found[2] else size
+            if last < first and found[2]:
+                return None
+            span = Span(first, min(last + 1, size))
+        if span.start < span.end:
+            spans.append(span)
+    if len(specs) > MAX_RANGES:
+        raise Unsatisfiable(f"more than {MAX_RANGES} ranges")
+    if not spans:
+        raise Unsatisfiable("none of it is in the file")
+    return _merged(spans)
+
+
+def _merged(spans: list[Span]) -> list[Span]:
+    """The same bytes, in spans that do not overlap."""
+    ordered = sorted(spans)
+    if all(one.end < other.start for one, other in itertools.pairwise(ordered)):
+        return spans
+    merged = ordered[:1]
+    for span in ordered[1:]:
+        if span.start <= merged[-1].end:
+            merged[-1] = Span(merged[-1].start, max(merged[-1].end, span.end))
+        else:
+            merged.append(span)
+    return merged
+
+
+def part_heads(spans: list[Span], size: int, media_type: str, boundary: str) -> tuple[list[bytes], bytes]:
+    """
+    What stands before each part of a multipart/byteranges body, and what after the last.
+
+    :param size: bytes of the file.
+    :param boundary: what parts them; must not occur in the file, so it is to be random.
+    """
+    heads = [
+        f"\r\n--{boundary}\r\nContent-Type: {media_type}\r\nContent-Range: {span.of(size)}\r\n\r\n".encode("ascii")
+        for span in spans
+    ]
+    return heads, f"\r\n--{boundary}--\r\n".encode("ascii")
+
+
+class ContentRange(NamedTuple):
+    """Where a part belongs: bytes ``start`` to before ``end`` of ``size``, which may not be known."""
+
+    start: int
+    end: int
+    size: int | None
+
+
+def parse_content_range(text: str) -> ContentRange | None:
+    """The value of ``Content-Range``, or None if it is no such."""
+    found = _CONTENT_RANGE.fullmatch(text.strip())
+    if found is None:
+        return None
+    size = None if found[3] == "*" else int(found[3])
+    part = ContentRange(int(found[1]), int(found[2]) + 1, size)
+    return part if part.start < part.end and (size is None or part.end <= size) else None
