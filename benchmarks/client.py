@@ -18,12 +18,17 @@ PATIENCE = 20.0
 
 Address = tuple[str, int]
 
+
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.I)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.I)
 
 
 class Failed(Exception):
     """A server did not do what the contract says; the text is the reason that the table gives."""
+
+
+class NoRoute(Failed):
+    """A server has no such route."""
 
 
 def request(method: str, path: str, secret: str, body: object = None) -> bytes:

@@ -60,9 +60,11 @@ def reset_peak(pid: int) -> None:
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def children(pid: int) -> list[int]:
-    """The children of a process."""
-    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+def family(pid: int) -> list[int]:
+    """A process, and its children that run the same program: those that it keeps, not what it was told to run."""
+    program = os.readlink(f"/proc/{pid}/exe")
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(int(child) for child in children if os.readlink(f"/proc/{child}/exe") == program)]
 
 
 class Helper:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import signal
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from benchmarks import processes
-from benchmarks.client import Failed
+from benchmarks.client import Failed, NoRoute
 from benchmarks.measure import QUICK, Bench, Row, Scale, Trial
 from benchmarks.server import Server, Target
 
@@ -36,10 +35,12 @@ class Series:
     The measurements of one server, in order.
 
     :ivar failed: why there are no more, or None.
+    :ivar absent: whether that is because the server has no such route.
     """
 
     samples: list[Sample] = field(default_factory=list)
     failed: str | None = None
+    absent: bool = False
 
 
 @dataclass
@@ -111,10 +112,7 @@ def run(
 
 
 def _measure(bench: Bench, target: Target, server: Server, scale: Scale, folder: Path) -> Sample:
-    pid = server.pid
-    if pid:
-        with suppress(OSError):
-            processes.reset_peak(pid)
+    server.reset_peak()
     trial = Trial(target, server, scale, folder)
     with _bounded(BOUND):
         values = bench.measure(trial)
@@ -123,8 +121,8 @@ def _measure(bench: Bench, target: Target, server: Server, scale: Scale, folder:
         values,
         trial.limits,
         trial.load_cpu / timed if timed else None,
-        trial.server_cpu / timed if timed and pid else None,
-        processes.memory(pid, "VmHWM") if pid else None,
+        trial.server_cpu / timed if timed and server.pid else None,
+        server.memory("VmHWM") if server.pid else None,
     )
 
 
@@ -136,6 +134,7 @@ def _failing(series: Series, servers: Sequence[Server | None], which: int) -> It
     except (Failed, OSError, ValueError, KeyError) as error:
         server = servers[which]
         crash = server.crash() if server is not None else ""
+        series.absent = isinstance(error, NoRoute)
         series.failed = crash or (str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}")
 
 

@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,7 +41,7 @@ class Server:
         self.proxy = proxy
         self.pid = pid
         self._secret = secret
-        self._helpers = processes.children(pid) if pid else []
+        self._family = processes.family(pid) if pid else []
 
     def request(self, method: str, path: str, body: object = None) -> bytes:
         """The bytes of a request to it."""
@@ -62,21 +63,23 @@ class Server:
 
     def cpu(self) -> float:
         """Seconds of processor time that it and the processes it keeps have used; not that of its commands."""
-        return processes.cpu([self.pid, *self._helpers]) if self.pid else 0.0
+        return processes.cpu(self._family)
 
-    def known_pid(self) -> int:
+    def memory(self, field: str = "VmRSS") -> int:
         """
-        Its process.
+        Bytes that are resident, the processes that it keeps included; with ``VmHWM``, the most that were.
 
-        :raise Failed: if it is not known.
+        :raise Failed: if its process is not known.
         """
-        if self.pid is None:
+        if not self._family:
             raise Failed("its process is not known: give its pid")
-        return self.pid
+        return sum(processes.memory(pid, field) for pid in self._family)
 
-    def memory(self) -> int:
-        """Bytes that are resident, the processes that it keeps included."""
-        return sum(processes.memory(pid, "VmRSS") for pid in (self.known_pid(), *self._helpers))
+    def reset_peak(self) -> None:
+        """Let the most begin anew, where that is allowed."""
+        for pid in self._family:
+            with suppress(OSError):
+                processes.reset_peak(pid)
 
     def crash(self) -> str:
         """How it has ended, or nothing if it is not known to have."""

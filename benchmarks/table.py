@@ -21,7 +21,8 @@ Values are medians. Ratios are medians of neighbouring measurements; over 1.00 i
 whatever the unit. "of limit" is held against what the machine does without a server, in the same run.
 "cpu" and "load cpu" are the processor time of the server and of the load side while the clock ran, in cores. The load
 side, the larger of its two, waits for the server where it uses less than {BUSY} of a core; a row with ! may be held
-back by it. "peak" is the server's memory. A value with * is that of the measurements before one that has failed."""
+back by it. "peak" is the server's resident memory. "none": it has no such route. A value with * is that of the measurements
+before one that has failed."""
 
 
 def short(value: float | None) -> str:
@@ -64,7 +65,7 @@ def lines(results: Sequence[Result], names: Sequence[str]) -> Iterator[str]:
     for result in results:
         if result.index == 0:
             for name, series in zip(names, result.series, strict=True):
-                if series.failed:
+                if series.failed and not series.absent:
                     yield f"FAILED: {result.row.name}, {name}: {series.failed}"
 
 
@@ -90,7 +91,7 @@ def _cells(result: Result) -> list[str]:
 
 def _value(result: Result, which: int) -> str:
     if not result.series[which].samples:
-        return "failed"
+        return "none" if result.series[which].absent else "failed"
     return short(median(result.values(which))) + ("*" if result.series[which].failed else "")
 
 
