@@ -80,6 +80,12 @@ class ServiceOptions(usage.Options):
         ["root", None, None, "The directory that file requests and working directories stay in. [SANDBOX_ROOT]"],
         ["cgroup", None, None, "A cgroup v2 directory for limits of whole commands. [SANDBOX_CGROUP]"],
         ["log-level", None, None, "debug, info, warn, error or critical. [LOG_LEVEL, default info]"],
+        ["log-format", None, None, "text, or json: an object a line. [LOG_FORMAT, default text]"],
+    ]
+
+    optFlags: ClassVar[list[list[str | None]]] = [
+        ["access-log", None, "Log every request, as debug does. [SANDBOX_ACCESS_LOG=1]"],
+        ["open-metrics", None, "Let /metrics be read without a token. [SANDBOX_OPEN_METRICS=1]"],
     ]
 
     optParameters += [
@@ -134,6 +140,19 @@ class ServiceOptions(usage.Options):
             raise usage.UsageError(
                 f"LOG_LEVEL (--log-level): {level!r} is none of debug, info, warn, error, critical"
             ) from None
+
+        self["log-format"] = (self["log-format"] or self.environ.get("LOG_FORMAT") or "text").lower()
+        if self["log-format"] not in ("text", "json"):
+            raise usage.UsageError(f"LOG_FORMAT (--log-format): {self['log-format']!r} is neither text nor json")
+        for flag in ("access-log", "open-metrics"):
+            self[flag] = self._flag(flag)
+
+    def _flag(self, option: str) -> bool:
+        variable = _variable(option)
+        text = self.environ.get(variable, "").lower()
+        if text not in ("", "0", "1", "false", "true"):
+            raise usage.UsageError(f"{variable} (--{option}): {text!r} is neither 1 nor 0")
+        return bool(self[option]) or text in ("1", "true")
 
     def _credentials(self) -> Credentials:
         """

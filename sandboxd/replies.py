@@ -232,6 +232,35 @@ class PortStatus(Struct):
     proxy_port: Port
 
 
+class Ready(Struct):
+    """The daemon would take a command now."""
+
+    ready: Yes
+
+
+class Sample(Struct):
+    """A value of a metric."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class Metric(Struct):
+    """A metric, as Prometheus has it."""
+
+    name: str
+    type: Literal["counter", "gauge", "histogram"]
+    help: str
+    samples: list[Sample]
+
+
+class MetricsReply(Struct):
+    """The daemon in numbers."""
+
+    metrics: list[Metric]
+
+
 class DaemonStatus(Struct):
     """How the daemon is doing."""
 
@@ -241,3 +270,4 @@ class DaemonStatus(Struct):
     streams: Annotated[int, Meta(description="Event streams that are open.")]
     proxy_connections: int
     longest_stall: Annotated[float, Meta(description="Seconds by which the daemon was late, at most.")]
+    idle: Annotated[float, Meta(description="Seconds since it was last used; 0 while anything runs.")]

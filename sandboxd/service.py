@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from twisted.application.service import Service
@@ -18,6 +18,7 @@ from sandboxd.api.downloads import add_download_routes
 from sandboxd.api.executions import add_execution_routes
 from sandboxd.api.files import add_file_routes
 from sandboxd.api.health import add_health_route
+from sandboxd.api.metrics import add_metrics_routes
 from sandboxd.api.openapi import add_openapi_route
 from sandboxd.api.ports import add_port_routes
 from sandboxd.api.processes import add_process_routes
@@ -33,6 +34,7 @@ from sandboxd.execution.table import ProcessTable
 from sandboxd.files.root import Root
 from sandboxd.idempotency import IdempotencyStore
 from sandboxd.lanes import Lanes
+from sandboxd.metrics import Metrics
 from sandboxd.portforward import PortForward
 from sandboxd.settings import Settings
 from sandboxd.site import Site
@@ -64,6 +66,8 @@ class Sandboxd(Service):
     :param cgroups: a cgroup that was delegated to this process, if there is one.
     :param umask: the file mode creation mask to set at the start, or None to leave it.
     :param root: where the paths of requests lead; None for anywhere.
+    :param log_access: logs a request, given a format and its fields; None for nothing.
+    :param open_metrics: whether the metrics need no token.
     """
 
     log = Logger()
@@ -81,6 +85,8 @@ class Sandboxd(Service):
         umask: int | None = None,
         root: Root | None = None,
         companion: Sequence[str] = (),
+        log_access: Callable[..., None] | None = None,
+        open_metrics: bool = False,
     ) -> None:
         self._reactor = reactor
         self._companion_argv = companion
@@ -115,8 +121,19 @@ class Sandboxd(Service):
         root = root or Root()
         starter = Starter(self.table, root, self._files, turns, store)
         self.routes = routes = Routes()
+        self.site = Site(
+            routes.resource(),
+            self.gate,
+            settings,
+            routes,
+            turns,
+            reactor,
+            log_access=log_access,
+            open_metrics=open_metrics,
+        )
+        metrics = Metrics(reactor, self.table, self.streams, self.forward, self.stalls, self.site, self.why_not_ready)
         add_health_route(routes, reactor, self.proxy_port)
-        add_status_route(routes, reactor, self.table, self.streams, self.forward, self.stalls)
+        add_status_route(routes, reactor, self.table, self.streams, self.forward, self.stalls, metrics)
         add_command_routes(routes, starter, self.streams)
         add_process_routes(routes, self.table, starter, self.streams)
         add_execution_routes(routes, self.table, reactor)
@@ -126,7 +143,15 @@ class Sandboxd(Service):
         add_upload_routes(routes, root, self._files)
         add_port_routes(routes, self.forward, self.proxy_port)
         add_openapi_route(routes, self._aside)
-        self.site = Site(routes.resource(), self.gate, settings, routes, turns, reactor)
+        add_metrics_routes(routes, metrics, self.why_not_ready, self._aside)
+
+    def why_not_ready(self) -> str | None:
+        """Why no command would be taken now, or None if one would."""
+        if not (self.running and self._listening):
+            return "the daemon does not accept requests: it is about to start or to stop"
+        if self.table.full:
+            return "as many commands run as may; try again later"
+        return None
 
     def startService(self) -> None:
         """Listen and serve."""

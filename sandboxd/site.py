@@ -9,7 +9,9 @@ reads its body as it arrives is called then, too.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from io import BytesIO
+from time import perf_counter
 from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
@@ -26,7 +28,9 @@ from twisted.web.resource import IResource
 from sandboxd.auth import Gate
 from sandboxd.bodies import BodyError, BodyStream, whole
 from sandboxd.jsontext import dumps
+from sandboxd.requestid import request_id
 from sandboxd.settings import Settings
+from sandboxd.tally import HUNG_UP, Answer, Tally
 from sandboxd.turns import Turns
 
 #: Seconds that a refused client gets to read the answer while what it still sends is dropped. Closing at once
@@ -48,7 +52,8 @@ def _both(*paths: bytes) -> frozenset[bytes]:
 OPEN_PATHS = _both(b"/health", b"/ready")
 
 #: Those that only look at the daemon: whoever asks them first must not come to own it.
-WATCHING_PATHS = _both(b"/status", b"/metrics", b"/metrics.json", b"/openapi.json")
+METRICS_PATHS = _both(b"/metrics", b"/metrics.json")
+WATCHING_PATHS = METRICS_PATHS | _both(b"/status", b"/openapi.json")
 
 
 _log = Logger()
@@ -96,6 +101,29 @@ class Request(server.Request):
     claim: bytes | None = None  #: an ``Authorization`` that would claim the daemon, which is to be tried first
     template: str | None = None  #: the path of the route that answers, with its parameters as ``<name>``
     body = b""
+    id = b""  #: what its caller or we have named it; empty until its headers are complete
+    active = False  #: whether it keeps the daemon from being idle
+    began = 0.0  #: when its headers were complete, in seconds of :func:`time.perf_counter`
+    _answered = 0.0
+
+    def begin(self, method: bytes, uri: bytes) -> None:
+        """Its headers are complete."""
+        self.began = perf_counter()
+        self.method, self.path = method, uri.partition(b"?")[0]
+        given = self.requestHeaders.getRawHeaders(b"X-Request-Id")
+        self.id = request_id(given[0] if given else None)
+        self.responseHeaders.setRawHeaders(b"X-Request-Id", [self.id])
+
+    @property
+    def latency(self) -> float:
+        """Seconds until the first byte of the answer was written; so far, if none was."""
+        return (self._answered or perf_counter()) - self.began
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The client is gone."""
+        if self.began and not self.finished:
+            self.channel.site.ended(self, HUNG_UP)
+        super().connectionLost(reason)
 
     def gotLength(self, length: int | None) -> None:
         """The headers are complete."""
@@ -122,8 +150,10 @@ class Request(server.Request):
 
     def write(self, data: bytes) -> None:
         """Send some of the response. If the body is still arriving, the rest of it is not waited for."""
-        if not self.startedWriting and self.stream is not None and not self.stream.complete and not self._disconnected:
-            self.channel.cut_off(self)
+        if not self.startedWriting:
+            self._answered = perf_counter()
+            if self.stream is not None and not self.stream.complete and not self._disconnected:
+                self.channel.cut_off(self)
         super().write(data)
 
     def body_stream(self) -> BodyStream:
@@ -273,6 +303,7 @@ class Channel(HTTPChannel):
         """Decide by the headers whether to go on."""
         request: Request = self.requests[-1]
         self._path = origin_form(self._path)
+        request.begin(self._command, self._path)
         refusal = self.site.admit(request, self._command, self._path, self.length)
         if refusal is None:
             if self.site.routes.streams(self._command, self._path.partition(b"?")[0]):
@@ -412,11 +443,13 @@ class Site(server.Site):
     :param routes: what is known of the routes.
     :param turns: shares out the time of the reactor.
     :param settings: how much of a request is taken, and how slowly it may come.
+    :param log_access: logs a request, given a format and its fields; None for nothing.
+    :param open_metrics: whether the metrics need no token.
+    :ivar tally: counts requests.
     """
 
     protocol = cast(Any, Channel)
     noisy = False
-    _access_log = Logger()
 
     def __init__(
         self,
@@ -426,6 +459,8 @@ class Site(server.Site):
         routes: RouteMap,
         turns: Turns,
         reactor: IReactorTime,
+        log_access: Callable[..., None] | None = None,
+        open_metrics: bool = False,
     ) -> None:
         super().__init__(resource, requestFactory=Request, reactor=reactor, parsePOSTFormSubmission=False)
         self.displayTracebacks = False
@@ -433,6 +468,9 @@ class Site(server.Site):
         self.settings = settings
         self.routes = routes
         self.turns = turns
+        self.tally = Tally(reactor)
+        self._log_access = log_access
+        self.open_paths = OPEN_PATHS | METRICS_PATHS if open_metrics else OPEN_PATHS
         self.channels: set[Channel] = set()
         self._all_lost: Deferred[None] | None = None
 
@@ -466,12 +504,15 @@ class Site(server.Site):
         :param length: bytes of its body, or None if that is not said.
         """
         path = uri.partition(b"?")[0]
-        if path not in OPEN_PATHS:
+        if path not in self.open_paths:
             authorization = request.requestHeaders.getRawHeaders(b"Authorization", [None])[0]
             if not self.gate.allows(authorization):
                 if not (self.gate.may_claim(authorization) and self._claimable(path)):
                     return UNAUTHORIZED
                 request.claim = authorization
+            if path not in WATCHING_PATHS:
+                request.active = True
+                self.tally.open += 1
         limit = self.settings.max_upload if self.routes.streams(method, path) else self.settings.max_body
         if length is not None and limit is not None and length > limit:
             return too_large(limit)
@@ -488,10 +529,37 @@ class Site(server.Site):
         return path not in WATCHING_PATHS and self.routes.knows(path.removeprefix(PREFIX).decode("ascii", "replace"))
 
     def log(self, request: http.Request) -> None:
-        """Log a request that was answered; never its query, headers or body."""
-        self._access_log.debug(
-            "{method} {path} {status}",
-            method=request.method.decode("ascii", "replace"),
-            path=request.path.decode("ascii", "replace"),
-            status=request.code,
+        """A request was answered."""
+        assert isinstance(request, Request)
+        self.ended(request, request.code)
+
+    def ended(self, request: Request, code: int) -> None:
+        """
+        A request is over: count it, and log it if that is wished; never its query, headers or body.
+
+        :param code: its status, or :data:`~sandboxd.tally.HUNG_UP`.
+        """
+        route = request.template or ""
+        method = request.method.decode("ascii", "replace") if route else ""
+        self.tally.answered(Answer(method, route, code), request.latency, request.sentLength)
+        if request.active:
+            self.tally.closed()
+        if self._log_access is None:
+            return
+        self._log_access(
+            "{method} {path} {status} {duration:.6f} s {sent} B to {peer} [{request_id}]",
+            method=printable(request.method),
+            path=printable(request.path),
+            route=request.template,
+            status=code,
+            latency=round(request.latency, 6),
+            duration=round(perf_counter() - request.began, 6),
+            sent=request.sentLength,
+            peer=getattr(request.getClientAddress(), "host", "a local socket"),
+            request_id=request.id.decode("ascii"),
         )
+
+
+def printable(text: bytes) -> str:
+    """Part of a request's first line, as it can be shown on a terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:1000].decode("ascii", "replace"))

@@ -7,7 +7,7 @@ batch is encoded with a handful of C-speed calls, whatever its number of lines.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timezone
 from itertools import chain, repeat
 from json.encoder import encode_basestring_ascii
@@ -84,7 +84,13 @@ class EventStream(ResponseStream):
         super().__init__(request)
         self._streams = streams
         self._written = False
+        self._cursor: Cursor | None = None
         super().write(b"")
+
+    @property
+    def lag(self) -> int:
+        """Records of the log that were not sent yet."""
+        return 0 if self._cursor is None else self._cursor.behind
 
     def write(self, data: bytes) -> None:
         """Send whole events."""
@@ -111,6 +117,7 @@ class EventStream(ResponseStream):
 
     async def send_available(self, cursor: Cursor, encode: Callable[[Batch], bytes]) -> None:
         """Send what there is to read now."""
+        self._cursor = cursor
         while True:
             await self.when_ready()
             await self._streams.turns.turn()
@@ -118,6 +125,7 @@ class EventStream(ResponseStream):
             if found is None:
                 return
             if isinstance(found, Gap):
+                self._streams.dropped += found.dropped
                 self.write(event("gap", {"dropped": found.dropped}, found.after))
             else:
                 self.write(found.encoded(encode))
@@ -133,6 +141,7 @@ class Streams(Service):
     :param turns: shares out the time of the reactor.
     :param limit: how many may be open.
     :param heartbeat: seconds between ticks.
+    :ivar dropped: records that were gone from a log when a stream got to them.
     """
 
     _log = Logger()
@@ -142,11 +151,17 @@ class Streams(Service):
         self._limit = limit
         self._open: set[EventStream] = set()
         self._interval = heartbeat
+        self.dropped = 0
         self._beats = LoopingCall(self._beat)
         self._beats.clock = clock
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def open_streams(self) -> Collection[EventStream]:
+        """Those that are open."""
+        return self._open
 
     @property
     def full(self) -> bool:

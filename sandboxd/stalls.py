@@ -5,8 +5,13 @@ from __future__ import annotations
 from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from sandboxd.tally import Histogram
+
 #: Seconds between looks.
 INTERVAL = 0.05
+
+#: Seconds by which a look may be late.
+DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class StallMeter(Service):
@@ -14,10 +19,12 @@ class StallMeter(Service):
     Asks to be called at a fixed interval, and measures by how much it is late.
 
     :ivar longest: the longest delay since the start, in seconds.
+    :ivar delays: all of them.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
         self.longest = 0.0
+        self.delays = Histogram(DELAYS)
         self._clock = clock
         self._due = 0.0
         self._call: IDelayedCall | None = None
@@ -38,5 +45,7 @@ class StallMeter(Service):
         self._call = self._clock.callLater(INTERVAL, self._look)
 
     def _look(self) -> None:
-        self.longest = max(self.longest, self._clock.seconds() - self._due)
+        delay = self._clock.seconds() - self._due
+        self.longest = max(self.longest, delay)
+        self.delays.observe(delay)
         self._schedule()

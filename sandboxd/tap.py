@@ -14,23 +14,19 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
 from twisted.internet.error import ReactorNotRunning
-from twisted.logger import (
-    FilteringLogObserver,
-    ILogObserver,
-    LogLevel,
-    LogLevelFilterPredicate,
-    textFileLogObserver,
-)
+from twisted.logger import ILogObserver, Logger, LogLevel
 from twisted.python.logfile import LogFile
 
+from sandboxd import logs
 from sandboxd.execution.cgroup import CgroupError, Cgroups, delegated
 from sandboxd.execution.environment import MANAGER
 from sandboxd.execution.limits import prepare_process
 from sandboxd.files.root import Root
 from sandboxd.hardening import become_subreaper, environment_at_exec, erase, forbid_inspection
+from sandboxd.logs import Outlet, to_descriptor
 from sandboxd.options import ServiceOptions
 from sandboxd.reload import Reloads
 from sandboxd.service import Reactor, Sandboxd
@@ -52,18 +48,49 @@ class Options(ServiceOptions):
         twistd = getattr(self, "parent", None)
         if twistd is not None and not twistd.get("logger"):
             # twistd takes the name of a function, calls it before any service exists, and passes nothing.
-            _logging.update(level=self["log-level"], file=twistd.get("logfile"))
+            file = twistd.get("logfile") or ("-" if twistd.get("nodaemon") else "twistd.log")
+            _logging.update(options=self, file=file)
             twistd["logger"] = "sandboxd.tap.log_observer"
 
 
-_logging: dict[str, Any] = {"level": LogLevel.info, "file": None}
+_logging: dict[str, Any] = {"outlet": None}
 
 
 def log_observer() -> ILogObserver:
-    """Where the log goes: as ``twistd`` has it, less what is below the level."""
-    file = _logging["file"]
-    out: TextIO = sys.stdout if file in (None, "", "-") else LogFile.fromFullPath(file)
-    return FilteringLogObserver(textFileLogObserver(out), [LogLevelFilterPredicate(_logging["level"])])
+    """What writes the log, to where ``twistd`` has it."""
+    options, file = _logging["options"], _logging["file"]
+    to_stdout = file == "-"
+    outlet = Outlet(to_descriptor(1) if to_stdout else LogFile.fromFullPath(file).write)
+    _logging["outlet"] = outlet
+    return logs.log_observer(
+        outlet,
+        options["log-level"],
+        as_json=options["log-format"] == "json",
+        to_journal=to_stdout and _is_journal(os.environ.get("JOURNAL_STREAM", ""), 1),
+    )
+
+
+def _log_in_thread(reactor: Reactor) -> None:
+    """Let no reader of the log hold up the reactor while it runs; threads would not outlive twistd's fork before."""
+    if (outlet := _logging["outlet"]) is not None:
+        outlet.start()
+        reactor.addSystemEventTrigger("after", "shutdown", outlet.stop)
+
+
+def _is_journal(stream: str, fd: int) -> bool:
+    """Whether a descriptor leads to systemd's journal, which ``JOURNAL_STREAM`` identifies (systemd.exec(5))."""
+    with suppress(OSError):
+        found = os.fstat(fd)
+        return stream == f"{found.st_dev}:{found.st_ino}"
+    return False
+
+
+def _log_access(options: Options) -> Callable[..., None] | None:
+    """What logs requests, if anything does."""
+    log = Logger("sandboxd.access")
+    if options["access-log"]:
+        return log.info
+    return log.debug if options["log-level"] == LogLevel.debug else None
 
 
 def _open_sockets(options: Options) -> tuple[list[ListeningSocket], list[ListeningSocket]]:
@@ -135,11 +162,14 @@ def makeService(options: Options) -> Sandboxd:
         umask=umask if keep_umask else None,
         root=root,
         companion=options["companion"],
+        log_access=_log_access(options),
+        open_metrics=options["open-metrics"],
     )
     if credentials.path is not None:
         reloads.add("the tokens", service.gate.reload)
     reactor.callWhenRunning(_settle, service, reloads, accompanied=bool(options["companion"]))
     reactor.callWhenRunning(manager.ready, status)
+    reactor.callWhenRunning(_log_in_thread, reactor)
     reactor.addSystemEventTrigger("before", "shutdown", manager.stopping, "ending what runs")
     atexit.register(_exit, service)
     return service

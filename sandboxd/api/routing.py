@@ -28,7 +28,7 @@ from sandboxd.idempotency import KeyConflict
 from sandboxd.jsontext import dumps
 from sandboxd.messages import BadRequest, decode, decode_query
 from sandboxd.responses import ResponseStream
-from sandboxd.site import OPEN_PATHS, PREFIX, Request
+from sandboxd.site import OPEN_PATHS, PREFIX, Request, printable
 
 Route: TypeAlias = "Callable[..., Awaitable[Reply | None]]"
 
@@ -197,7 +197,12 @@ async def _answered(
     except ApiError as error:
         reply = Reply({**on_error, **error.fields}, error.status)
     except Exception:
-        _log.failure("{method} {path} failed", method=request.method, path=request.path)
+        _log.failure(
+            "{method} {path} failed [{request_id}]",
+            method=printable(request.method),
+            path=printable(request.path),
+            request_id=request.id.decode("ascii"),
+        )
         reply = Reply({**on_error, "error": "internal error; the daemon's log has the details"}, 500)
     if reply is None:
         return None

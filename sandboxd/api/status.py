@@ -7,6 +7,7 @@ from twisted.internet.interfaces import IReactorTime
 from sandboxd import __version__
 from sandboxd.api.routing import Reply, Routes
 from sandboxd.execution.table import ProcessTable
+from sandboxd.metrics import Metrics
 from sandboxd.portforward import PortForward
 from sandboxd.replies import DaemonStatus
 from sandboxd.site import Request
@@ -15,7 +16,13 @@ from sandboxd.stalls import StallMeter
 
 
 def add_status_route(
-    routes: Routes, clock: IReactorTime, table: ProcessTable, streams: Streams, forward: PortForward, stalls: StallMeter
+    routes: Routes,
+    clock: IReactorTime,
+    table: ProcessTable,
+    streams: Streams,
+    forward: PortForward,
+    stalls: StallMeter,
+    metrics: Metrics,
 ) -> None:
     """Add it to the API."""
     started = clock.seconds()
@@ -31,5 +38,6 @@ def add_status_route(
                 "streams": len(streams),
                 "proxy_connections": len(forward.connections),
                 "longest_stall": round(stalls.longest, 4),
+                "idle": round(metrics.idle, 3),
             }
         )

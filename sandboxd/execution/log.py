@@ -308,6 +308,11 @@ class Cursor:
         """Whether all has been read and no more will come."""
         return self._log.closed and self.position >= self._log.next
 
+    @property
+    def behind(self) -> int:
+        """Records that it has yet to read."""
+        return self._log.next - self.position
+
     def when_more(self) -> Deferred[None]:
         """Fires when there may be more to read, or the log was closed. Can be cancelled."""
         return self._log._when_more(self)

@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
@@ -93,6 +93,9 @@ class ProcessTable(Service):
     :param keep_bytes: how many bytes of their output.
     :param keep_seconds: for how long.
     :ivar live: the executions that run, by id.
+    :ivar started: how many were started, of ``background`` and of ``foreground``.
+    :ivar ended: how many have ended, by status; ``unstarted`` are those that could not be started.
+    :ivar last_ended: when the last one has, in seconds since the epoch; when the table was made, if none has.
     """
 
     _log = Logger()
@@ -119,6 +122,10 @@ class ProcessTable(Service):
         self._turns = turns
         self._max_live = max_live
         self.live: dict[str, Execution] = {}
+        self.started: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
+        self.last_ended = reactor.seconds()
+        self._ended_bytes = 0
         self._known: dict[str, Execution] = {}
         self._background: dict[str, Execution] = {}
         self._finished = {background: Finished(keep_count, keep_bytes, keep_seconds) for background in (True, False)}
@@ -136,7 +143,7 @@ class ProcessTable(Service):
         """
         if not self.running:
             raise SpawnError(OSError(errno.EAGAIN, "the daemon is stopping"))
-        if len(self.live) >= self._max_live:
+        if self.full:
             raise SpawnError(OSError(errno.EAGAIN, f"{self._max_live} commands are running, which is the limit"))
         id = str(uuid.uuid4())
         env = self._environment.merged(command)
@@ -159,6 +166,7 @@ class ProcessTable(Service):
                 cgroup.remove()
             raise
         self.live[id] = execution
+        self.started["background" if background else "foreground"] += 1
         self._known[id] = execution
         if background:
             self._background[id] = execution
@@ -171,6 +179,16 @@ class ProcessTable(Service):
         :raise OSError: if it cannot be started.
         """
         return Companion(self._reactor, self._trees, self._orphans, argv, self._environment.inherited)
+
+    @property
+    def full(self) -> bool:
+        """Whether no more commands may be started until one ends."""
+        return len(self.live) >= self._max_live
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes that all executions have written."""
+        return self._ended_bytes + sum(execution.log.total_bytes for execution in self.live.values())
 
     def background(self) -> Iterable[Execution]:
         """The background processes that are remembered, in the order of their start."""
@@ -214,6 +232,9 @@ class ProcessTable(Service):
 
     def _ended(self, execution: Execution) -> None:
         self.live.pop(execution.id, None)
+        self.ended["unstarted" if execution.pid is None else execution.status] += 1
+        self.last_ended = self._reactor.seconds()
+        self._ended_bytes += execution.log.total_bytes
         if self._cgroups is not None and execution.cgroup is not None:
             self._cgroups.retire(execution.cgroup)
         if execution.pid is None:  # it never was

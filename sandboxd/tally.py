@@ -1,0 +1,95 @@
+"""What is counted as requests come and go, in constant time each. Whoever wants to see it reads it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from twisted.internet.interfaces import IReactorTime
+
+#: Seconds, of a request.
+LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+#: The status of a request whose client has hung up before all was answered, as nginx has it.
+HUNG_UP = 499
+
+
+class Histogram:
+    """
+    How often a value fell between which bounds.
+
+    :param bounds: the upper bounds, ascending; what is above the last is counted too.
+    :ivar counts: how often, by bound.
+    :ivar sum: of all values.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """One more."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def copy(self) -> Histogram:
+        """As it is now."""
+        copy = Histogram(self.bounds)
+        copy.counts, copy.sum = self.counts.copy(), self.sum
+        return copy
+
+
+class Answer(NamedTuple):
+    """
+    A kind of answer.
+
+    :ivar method: the request's; empty if there is no such route, for the client may have invented it.
+    :ivar route: the route's path with its parameters as ``<name>``; empty if there is none, or none was asked.
+    :ivar code: the status.
+    """
+
+    method: str
+    route: str
+    code: int
+
+
+class Tally:
+    """
+    Counts requests.
+
+    :ivar answers: how many of each kind.
+    :ivar latencies: seconds until the first byte of the answer, by route.
+    :ivar sent: bytes of bodies that were sent.
+    :ivar open: requests that are being served and keep the daemon from being idle.
+    :ivar last: when the last of these ended, by the clock.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self.answers: Counter[Answer] = Counter()
+        self.latencies: dict[str, Histogram] = {}
+        self.sent = 0
+        self.open = 0
+        self.last = clock.seconds()
+
+    def answered(self, answer: Answer, seconds: float, sent: int) -> None:
+        """
+        One was answered.
+
+        :param seconds: until the first byte of it.
+        :param sent: bytes of its body.
+        """
+        self.answers[answer] += 1
+        self.sent += sent
+        latency = self.latencies.get(answer.route)
+        if latency is None:
+            latency = self.latencies[answer.route] = Histogram(LATENCIES)
+        latency.observe(seconds)
+
+    def closed(self) -> None:
+        """One of those that are :attr:`open` is over."""
+        self.open -= 1
+        self.last = self._clock.seconds()
