@@ -40,6 +40,9 @@ LINGER = 5.0
 #: Seconds that clients get, when the daemon stops, to take what was already written to them.
 LAST_WORDS = 2.0
 
+#: Bytes that are given to the kernel at a time; Twisted's own limit would take several turns for a batch of events.
+SEND_LIMIT = 1024 * 1024
+
 #: Under which all routes are found too.
 PREFIX = b"/koyeb-sandbox"
 
@@ -406,6 +409,7 @@ class Channel(HTTPChannel):
         self.site.channels.add(self)
         self.MAX_LENGTH = self.totalHeadersSize = self.site.settings.max_header
         keep_alive(self.transport)
+        self.transport.SEND_LIMIT = SEND_LIMIT
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

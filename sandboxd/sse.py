@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from datetime import datetime, timezone
-from itertools import chain, repeat
-from json.encoder import encode_basestring_ascii
 
 from twisted.application.service import Service
 from twisted.internet.interfaces import IReactorTime
@@ -19,7 +17,7 @@ from twisted.logger import Logger
 from twisted.web.server import Request
 
 from sandboxd.execution.log import Batch, Cursor, Gap
-from sandboxd.jsontext import dumps
+from sandboxd.jsontext import dumps, escaped
 from sandboxd.responses import ResponseStream
 from sandboxd.turns import Turns
 
@@ -49,29 +47,59 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+#: The last three digits of a sequence number.
+_DIGITS = [b"%03d" % number for number in range(1000)]
+
+
 def _events(batch: Batch, name: str, prefix: str) -> bytes:
-    head = f"event: {name}\nid: "
-    middle = f"\ndata: {prefix}"
-    tail = ',"partial":true}\n\n' if batch.partial else "}\n\n"
-    numbers = map(str, range(batch.first, batch.end))
-    pieces = zip(repeat(head), numbers, repeat(middle), _strings(batch), repeat(tail))
-    return "".join(chain.from_iterable(pieces)).encode("ascii")
+    """
+    The records of a batch as events.
+
+    Sequence numbers are put together from the thousands, which are the same for many, and the last three digits, which
+    are there already: to make a million numbers is most of what it takes to make a million events.
+    """
+    head = f"event: {name}\nid: ".encode("ascii")
+    middle = f'\ndata: {prefix}"'.encode("ascii")
+    tail = b'","partial":true}\n\n' if batch.partial else b'"}\n\n'
+    texts = _escaped(batch)
+    pieces: list[bytes] = []
+    index = 0
+    while index < batch.count:
+        thousands, rest = divmod(batch.first + index, 1000)
+        count = min(1000 - rest, batch.count - index)
+        some = [tail + head + (b"%d" % thousands if thousands else b"")] * (4 * count)
+        some[1::4] = _DIGITS[rest : rest + count] if thousands else [b"%d" % n for n in range(rest, rest + count)]
+        some[2::4] = [middle] * count
+        some[3::4] = texts[index : index + count]
+        pieces += some
+        index += count
+    pieces[0] = pieces[0].removeprefix(tail)
+    pieces.append(tail)
+    return b"".join(pieces)
 
 
 def texts(batch: Batch) -> list[str]:
     """The text of each record, without its line end; what is not UTF-8 becomes U+FFFD."""
-    data = batch.data
-    if not data.endswith(b"\n"):
-        return [data.decode("utf-8", "replace")]
-    return data[:-1].replace(b"\r\n", b"\n").removesuffix(b"\r").decode("utf-8", "replace").split("\n")
+    return [record.decode("utf-8", "replace") for record in batch.lines.records()]
 
 
-def _strings(batch: Batch) -> list[str]:
-    """:func:`texts` as JSON strings. Encodes them all with one call, unless a backslash makes that ambiguous."""
-    if batch.count == 1 or b"\\" in batch.data:
-        return list(map(encode_basestring_ascii, texts(batch)))
-    data = batch.data[:-1].replace(b"\r\n", b"\n").removesuffix(b"\r")
-    return encode_basestring_ascii(data.decode("utf-8", "replace")).replace("\\n", '"\n"').split("\n")
+def _escaped(batch: Batch) -> list[bytes]:
+    """
+    :func:`texts` as the insides of JSON strings.
+
+    All are encoded with one call, unless a backslash makes it ambiguous where one ends.
+    """
+    lines = batch.lines
+    data = lines.data
+    if lines.ends or not data.endswith(b"\n") or b"\\" in data:
+        return [escaped(record) for record in lines.records()]
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n")
+    data = data[:-1]
+    encoded = escaped(data)
+    if len(encoded) == len(data) + lines.count - 1:  # nothing had to be escaped but the newlines
+        return data.split(b"\n")
+    return encoded.split(b"\\n")
 
 
 class EventStream(ResponseStream):

@@ -37,13 +37,13 @@ def test_any_value_becomes_ascii_json_on_one_line(value: object) -> None:
 def test_escaped_is_the_inside_of_a_json_string(data: bytes) -> None:
     inside = escaped(data)
     assert inside.isascii()
-    assert json.loads(f'"{inside}"') == data.decode("utf-8", "replace")
+    assert json.loads(b'"%b"' % inside) == data.decode("utf-8", "replace")
 
 
 @settings(deadline=None)
 @given(AROUND_THE_BORDER)
 def test_a_chunk_at_a_time_is_the_same_as_at_once(data: bytes) -> None:
-    assert b"".join(escaped_chunks(data)).decode("ascii") == escaped(data)
+    assert b"".join(escaped_chunks(data)) == escaped(data)
 
 
 def test_chunks_are_bounded_and_none_is_empty() -> None:

@@ -38,6 +38,8 @@ def split(chunks: list[bytes]) -> list[Lines]:
 
 def records(lines: Lines) -> list[bytes]:
     """The records of a batch, with their newlines."""
+    if lines.ends:
+        return lines.records()
     parts = lines.data.split(b"\n")
     return [part + b"\n" for part in parts[:-1]] + [part for part in parts[-1:] if part]
 
@@ -63,7 +65,7 @@ def test_only_pieces_and_the_last_line_end_without_a_newline(chunks: list[bytes]
     found = split(chunks)
     for index, lines in enumerate(found):
         if lines.partial:
-            assert lines.count == 1
+            assert lines.count == len(lines.ends)
             assert b"\n" not in lines.data
             assert index + 1 < len(found), "a partial piece is followed by the rest of its line"
         elif index + 1 < len(found):
@@ -100,7 +102,7 @@ def test_whole_lines_come_out_at_once(chunks: list[bytes]) -> None:
 
 def test_a_line_of_exactly_one_piece_is_not_cut() -> None:
     line = b"a" * (PIECE - 1) + b"\n"
-    assert split([line]) == [Lines(line, 1, False)]
+    assert split([line]) == [Lines(line, 1)]
 
 
 def test_many_short_lines_leave_in_batches() -> None:
@@ -117,12 +119,12 @@ def test_a_stream_without_newlines_leaves_in_pieces() -> None:
 
 def test_single_bytes_without_a_newline_leave_in_pieces() -> None:
     found = split([b"x"] * (20 * PIECE))
-    assert [len(lines.data) for lines in found] == [PIECE] * 20
+    assert [len(record) for lines in found for record in records(lines)] == [PIECE] * 20
 
 
 def test_a_flushed_splitter_starts_anew() -> None:
     splitter = LineSplitter()
     splitter.feed(b"unfinished")
-    assert splitter.flush() == [Lines(b"unfinished", 1, False)]
+    assert splitter.flush() == [Lines(b"unfinished", 1)]
     assert splitter.flush() == []
-    assert splitter.feed(b"next\n") == [Lines(b"next\n", 1, False)]
+    assert splitter.feed(b"next\n") == [Lines(b"next\n", 1)]

@@ -395,5 +395,5 @@ def _run_reply(kept: dict[str, Kept], end: dict[str, object]) -> Iterator[bytes]
     for name, stream in kept.items():
         yield b'%s"%s":"' % (b"{" if name == "stdout" else b'",', name.encode("ascii"))
         for piece in stream.pieces():
-            yield escaped(piece).encode("ascii")
+            yield escaped(piece)
     yield b'",' + dumps(end)[1:]

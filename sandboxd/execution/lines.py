@@ -13,20 +13,48 @@ PIECE = 10_240
 BATCH_LINES = 4096
 
 
+#: Most pieces of a long line that go into one batch.
+BATCH_PIECES = 32
+
+
 @dataclass(frozen=True)
 class Lines:
     """
-    Consecutive lines of one stream, or one piece of a long line.
+    Consecutive lines of one stream, or consecutive pieces of a long line.
 
     :ivar data: the bytes as they came. Whole lines end with a newline; a piece, and the last line of a stream
         that ended without one, do not.
-    :ivar count: how many lines (a piece is one).
-    :ivar partial: whether this is a piece whose line goes on in the next one.
+    :ivar count: how many lines, or pieces.
+    :ivar ends: where each piece ends in the data; empty if these are whole lines.
     """
 
     data: bytes
     count: int
-    partial: bool
+    ends: tuple[int, ...] = ()
+
+    @property
+    def partial(self) -> bool:
+        """Whether these are pieces whose line goes on behind them."""
+        return bool(self.ends)
+
+    def since(self, skip: int) -> Lines:
+        """These without the first ``skip``, which must be fewer than all."""
+        if skip == 0:
+            return self
+        if not self.ends:
+            return Lines(self.data.split(b"\n", skip)[skip], self.count - skip)
+        start = self.ends[skip - 1]
+        return Lines(self.data[start:], self.count - skip, tuple(end - start for end in self.ends[skip:]))
+
+    def records(self) -> list[bytes]:
+        """Each of them, without its line end."""
+        if self.ends:
+            return [self.data[start:end] for start, end in zip((0, *self.ends), self.ends)]  # noqa: B905
+        if not self.data.endswith(b"\n"):
+            return [self.data]
+        # A lone "\r" in front of the last newline belongs to it, as in front of any other.
+        data = self.data.replace(b"\r\n", b"\n") if b"\r" in self.data else self.data
+        return data[:-1].split(b"\n")
 
 
 class LineSplitter:
@@ -52,8 +80,8 @@ class LineSplitter:
         data = b"".join((*self._tail, chunk)) if self._tail else chunk
         found: list[Lines] = []
         position = _take_lines(data, found)
-        while len(data) - position > PIECE:
-            position = _take_piece(data, position, found)
+        if len(data) - position > PIECE:
+            position = _take_pieces(data, position, len(data) - PIECE, found)
         tail = data[position:]
         self._tail = [tail] if tail else []
         self._tail_size = len(tail)
@@ -64,7 +92,7 @@ class LineSplitter:
         data = b"".join(self._tail)
         self._tail = []
         self._tail_size = 0
-        return [Lines(data, 1, False)] if data else []
+        return [Lines(data, 1)] if data else []
 
 
 def _take_lines(data: bytes, found: list[Lines]) -> int:
@@ -77,28 +105,33 @@ def _take_lines(data: bytes, found: list[Lines]) -> int:
         newline = data.rfind(b"\n", position, position + PIECE)
         if newline < 0:
             if count:
-                found.append(Lines(data[start:position], count, False))
-            start = position = _take_piece(data, position, found)
+                found.append(Lines(data[start:position], count))
+            start = position = _take_pieces(data, position, data.find(b"\n", position) + 1 - PIECE, found)
             count = 0
             continue
         count += data.count(b"\n", position, newline + 1)
         position = newline + 1
         if count >= BATCH_LINES:
-            found.append(Lines(data[start:position], count, False))
+            found.append(Lines(data[start:position], count))
             start = position
             count = 0
     if count:
-        found.append(Lines(data[start:position], count, False))
+        found.append(Lines(data[start:position], count))
     return end
 
 
-def _take_piece(data: bytes, position: int, found: list[Lines]) -> int:
-    """Append one piece of a long line to ``found``; return where the next one starts."""
-    cut = character_border(data, position + PIECE)
-    if data[cut - 1] == 0x0D:
-        cut -= 1
-    found.append(Lines(data[position:cut], 1, True))
-    return cut
+def _take_pieces(data: bytes, position: int, until: int, found: list[Lines]) -> int:
+    """Append pieces of a long line to ``found``, up to where ``until`` is reached; return where the rest starts."""
+    while position < until:
+        start = position
+        ends: list[int] = []
+        while position < until and len(ends) < BATCH_PIECES:
+            position = character_border(data, position + PIECE)
+            if data[position - 1] == 0x0D:
+                position -= 1
+            ends.append(position - start)
+        found.append(Lines(data[start:position], len(ends), tuple(ends)))
+    return position
 
 
 def character_border(data: bytes, cut: int) -> int:

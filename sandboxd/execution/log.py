@@ -37,42 +37,51 @@ class Batch:
     :ivar stream: where they came from.
     :ivar time: when, in seconds since the epoch.
     :ivar first: sequence number of the first record.
-    :ivar count: how many records.
-    :ivar data: their bytes, as they came.
-    :ivar partial: whether this is one piece of a line that goes on in the next record of the stream.
+    :ivar lines: the records.
     :ivar offset: how much the log had been given before it, as :attr:`cost` counts.
     """
 
-    __slots__ = ("_encoded", "_new", "count", "data", "first", "offset", "partial", "stream", "time")
+    __slots__ = ("_encoded", "_new", "first", "lines", "offset", "stream", "time")
 
     def __init__(self, stream: Stream, time: float, first: int, lines: Lines, offset: int = 0) -> None:
         self.stream: Stream = stream
         self.time = time
         self.first = first
-        self.data = lines.data
-        self.count = lines.count
-        self.partial = lines.partial
+        self.lines = lines
         self.offset = offset
         self._encoded: tuple[Callable[[Batch], bytes], bytes] | None = None
         self._new = True
 
     @property
+    def data(self) -> bytes:
+        """The bytes of the records, as they came."""
+        return self.lines.data
+
+    @property
+    def count(self) -> int:
+        """How many records."""
+        return self.lines.count
+
+    @property
+    def partial(self) -> bool:
+        """Whether these are pieces of a line that goes on in the next record of the stream."""
+        return self.lines.partial
+
+    @property
     def end(self) -> int:
         """The sequence number after the last record."""
-        return self.first + self.count
+        return self.first + self.lines.count
 
     @property
     def cost(self) -> int:
         """Bytes of memory that it stands for."""
-        return len(self.data) + BATCH_OVERHEAD
+        return len(self.lines.data) + BATCH_OVERHEAD
 
     def since(self, position: int) -> Batch:
         """The records from ``position`` on, which must be one of this batch's."""
-        skip = position - self.first
-        if skip == 0:
+        if position == self.first:
             return self
-        rest = self.data.split(b"\n", skip)[skip]
-        return Batch(self.stream, self.time, position, Lines(rest, self.count - skip, self.partial))
+        return Batch(self.stream, self.time, position, self.lines.since(position - self.first))
 
     def encoded(self, encode: Callable[[Batch], bytes]) -> bytes:
         """``encode(self)``, done once for all the followers that want it while the batch is among the newest."""

@@ -7,6 +7,7 @@ import fcntl
 import os
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescriptor, IWriteDescriptor
@@ -17,6 +18,10 @@ from sandboxd.turns import Turns
 
 #: Bytes asked of a pipe at a time: what a pipe holds by default.
 READ_SIZE = 64 * 1024
+
+#: What a pipe that was found full is made to hold, and what it is asked for from then on: fewer and larger reads.
+LARGE_PIPE = 1024 * 1024
+LARGE_READ = 256 * 1024
 
 
 class Reactor(IReactorFDSet, IReactorTime):
@@ -53,6 +58,7 @@ class OutputPipe:
         self._paused = True
         self._received = received
         self._closed = closed
+        self._size = READ_SIZE
         os.set_blocking(fd, False)
 
     def fileno(self) -> int:
@@ -84,13 +90,22 @@ class OutputPipe:
                 return
             self._reactor.addReader(self)
         try:
-            data = os.read(self._fd, READ_SIZE)
+            data = os.read(self._fd, self._size)
         except BlockingIOError:
             return
-        if data:
-            self._received(data)
-        else:
+        if not data:
             self.close()
+            return
+        if len(data) == READ_SIZE:
+            self._enlarge()
+        self._received(data)
+
+    def _enlarge(self) -> None:
+        """Its writer is faster than we are."""
+        self._size = LARGE_READ
+        # Refused when this user's pipes hold too much already; see pipe(7).
+        with suppress(OSError):
+            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
 
     def drain(self) -> None:
         """Deliver what is in the pipe now: at most what a pipe can hold, lest a fast writer keep us here."""
