@@ -13,6 +13,7 @@ from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
 from sandboxd import __version__
+from sandboxd.api.archive import add_archive_routes
 from sandboxd.api.commands import Starter, add_command_routes
 from sandboxd.api.downloads import add_download_routes
 from sandboxd.api.executions import add_execution_routes
@@ -138,6 +139,7 @@ class Sandboxd(Service):
         add_process_routes(routes, self.table, starter, self.streams)
         add_execution_routes(routes, self.table, reactor)
         add_file_routes(routes, root, self._files, store)
+        add_archive_routes(routes, root, self._files)
         add_watch_routes(routes, root, self._files, self.streams, self.watches)
         add_download_routes(routes, root, self._files)
         add_upload_routes(routes, root, self._files)

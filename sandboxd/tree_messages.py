@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from sandboxd.messages import After, PathRequest
+from sandboxd.files.patterns import Excludes, PatternError
+from sandboxd.messages import After, BadRequest, Count, PathRequest
 
 Recursive = Annotated[bool, Meta(description="Whether what is in the directories below is meant too.")]
 
@@ -20,9 +21,53 @@ Exclude = Annotated[
 ]
 
 
-class WatchQuery(PathRequest, kw_only=True):
+class TreeQuery(PathRequest, kw_only=True):
+    """A path, and what below it is not meant."""
+
+    exclude: Exclude = field(default_factory=list)
+
+    def excluded(self) -> Excludes:
+        """
+        What is left out.
+
+        :raise BadRequest: if a pattern is malformed.
+        """
+        try:
+            return Excludes(self.exclude)
+        except PatternError as error:
+            raise BadRequest(f"exclude: {error}") from None
+
+
+class WatchQuery(TreeQuery, kw_only=True):
     """Query of ``/watch``."""
 
     recursive: Recursive = False
-    exclude: Exclude = field(default_factory=list)
     after: After = None
+
+
+class ArchiveQuery(TreeQuery, kw_only=True):
+    """Query of ``GET /archive``."""
+
+    format: (
+        Annotated[
+            Literal["tar", "tar.gz", "tar.zst"],
+            Meta(description="What is sent, whatever Accept-Encoding says; by default a tar, compressed by that."),
+        ]
+        | None
+    ) = None
+    unreadable: Annotated[
+        Literal["fail", "skip"],
+        Meta(description="What becomes of the whole if something may not be read: it breaks off, or leaves it out."),
+    ] = "fail"
+
+
+class UnpackQuery(PathRequest, kw_only=True):
+    """Query of ``PUT /archive``."""
+
+    parents: Annotated[bool, Meta(description="Whether to make the directory, and those above it.")] = False
+    owner: Annotated[
+        Literal["keep"] | None,
+        Meta(description="keep: files get the owners that the archive names, by number. For root."),
+    ] = None
+    max_size: Annotated[Count, Meta(description="Bytes that the files may have together.")] | None = None
+    max_entries: Annotated[int, Meta(ge=1, le=1_000_000, description="Members that the archive may have.")] = 1_000_000

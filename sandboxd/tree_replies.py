@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from sandboxd.replies import Struct
 
@@ -53,3 +53,16 @@ class WatchEnded(Struct):
     """Nothing more will be told."""
 
     reason: Literal["deleted", "moved", "unmounted", "failed", "stopped"]
+
+
+class Unpacked(Struct):
+    """An archive that was unpacked."""
+
+    path: Name
+    entries: Annotated[int, Meta(description="Members that are there now.")]
+    bytes: Annotated[int, Meta(description="Bytes of their contents.")]
+    skipped: (
+        Annotated[list[Name], Meta(description="Members that were left out, devices and FIFOs: the first 100.")]
+        | UnsetType
+    ) = UNSET
+    skips: Annotated[int, Meta(description="How many those are in all.")] | UnsetType = UNSET

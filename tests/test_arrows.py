@@ -18,6 +18,7 @@ LAYERS = [
     {"sandboxd.service"},
     {
         "sandboxd.api.downloads",
+        "sandboxd.api.archive",
         "sandboxd.api.executions",
         "sandboxd.api.files",
         "sandboxd.api.health",
@@ -36,7 +37,9 @@ LAYERS = [
     {
         "sandboxd.files.download",
         "sandboxd.files.form",
+        "sandboxd.files.pack",
         "sandboxd.files.text",
+        "sandboxd.files.unpack",
         "sandboxd.messages",
         "sandboxd.portforward",
         "sandboxd.site",
@@ -47,8 +50,11 @@ LAYERS = [
     {
         "sandboxd.bodies",
         "sandboxd.files.removal",
+        "sandboxd.files.compression",
         "sandboxd.files.patterns",
         "sandboxd.files.root",
+        "sandboxd.files.tar",
+        "sandboxd.files.walk",
         "sandboxd.hardening",
         "sandboxd.idempotency",
         "sandboxd.jsontext",

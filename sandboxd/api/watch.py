@@ -12,10 +12,8 @@ from sandboxd.api.commands import check_streams, resume_after
 from sandboxd.api.operations import Events
 from sandboxd.api.routing import ApiError, Routes
 from sandboxd.files.errors import FileError, told
-from sandboxd.files.patterns import Excludes, PatternError
 from sandboxd.files.root import Root
 from sandboxd.lanes import Lanes
-from sandboxd.messages import BadRequest
 from sandboxd.site import Request
 from sandboxd.sse import EventStream, Streams, event
 from sandboxd.tree_messages import WatchQuery
@@ -141,10 +139,7 @@ def _target(root: Root, query: WatchQuery) -> _Target:
     :raise FileError: if there is no such thing.
     :raise BadRequest: if a pattern is malformed.
     """
-    try:
-        excluded = Excludes(query.exclude)
-    except PatternError as error:
-        raise BadRequest(f"exclude: {error}") from None
+    excluded = query.excluded()
     only = None
     with told("watch", query.path):
         real = root.real(query.path)

@@ -1,0 +1,156 @@
+"""``/archive``: whole trees in one request, as tar."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import quote_from_bytes
+
+from twisted.logger import Logger
+
+from sandboxd.api.operations import Raw
+from sandboxd.api.routing import ApiError, Reply, Routes
+from sandboxd.bodies import BodyStream
+from sandboxd.files.compression import CompressionError, compressor, preferred
+from sandboxd.files.errors import FileError
+from sandboxd.files.pack import Packing
+from sandboxd.files.root import Root
+from sandboxd.files.tar import TarError
+from sandboxd.files.unpack import TooMuch, Unpacking
+from sandboxd.lanes import Lanes
+from sandboxd.responses import ResponseStream
+from sandboxd.site import Request
+from sandboxd.tree_messages import ArchiveQuery, UnpackQuery
+from sandboxd.tree_replies import Unpacked
+from sandboxd.workers import Workers
+
+_log = Logger()
+
+#: By ``format``: how it is compressed, and its ``Content-Type``.
+FORMATS = {
+    "tar": ("identity", "application/x-tar"),
+    "tar.gz": ("gzip", "application/gzip"),
+    "tar.zst": ("zstd", "application/zstd"),
+}
+
+#: What ``Content-Encoding`` may be. What it is is seen from the body.
+CODINGS = (None, "identity", "gzip", "x-gzip", "zstd")
+
+
+def add_archive_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
+    """
+    Add them to the API.
+
+    :param root: where paths lead.
+    :param in_thread: runs a blocking function off the reactor's thread.
+    """
+
+    @routes.get(
+        "/archive",
+        query=ArchiveQuery,
+        reply=Raw("application/x-tar"),
+        errors=(403, 404, 409),
+        headers=("Accept-Encoding",),
+    )
+    async def get(request: Request, query: ArchiveQuery) -> None:
+        """
+        A directory's contents, or a file, as a tar archive, made while it is sent.
+
+        It is of the pax format, with times to the nanosecond, and compressed with zstd or gzip if `Accept-Encoding`
+        has them. Links are kept, sockets, FIFOs and devices are left out. A file that changes its size meanwhile is cut
+        or filled with zeros to the size that it had. If something cannot be read, the connection breaks off.
+        """
+        excluded = query.excluded()
+        coding, media_type = FORMATS[query.format or "tar"]
+        if query.format is None:
+            coding = preferred(request.text_header(b"Accept-Encoding"))
+        packing = Packing(root, query.path, excluded, compressor(coding), query.unreadable == "skip")
+        lane = await in_thread.find(query.path)
+        try:
+            await lane(packing.open)
+            piece = await lane(packing.read)
+            if query.format is None:
+                request.setHeader(b"Vary", b"Accept-Encoding")
+                if coding != "identity":
+                    request.setHeader(b"Content-Encoding", coding.encode("ascii"))
+            request.setHeader(b"Content-Type", media_type.encode("ascii"))
+            request.setHeader(b"Content-Disposition", _disposition(query))
+            if request.method != b"HEAD":
+                await _send(request, lane, packing, piece)
+        finally:
+            _let_go(lane, packing)
+
+    @routes.route(
+        "PUT",
+        "/archive",
+        Raw("application/x-tar"),
+        query=UnpackQuery,
+        reply=Unpacked,
+        errors=(400, 403, 404, 409, 413, 415, 507),
+        headers=("Content-Encoding",),
+    )
+    async def put(request: Request, body: BodyStream, query: UnpackQuery) -> Reply:
+        """
+        Unpack a tar archive into a directory, as it arrives.
+
+        It may be compressed with gzip or zstd. Nothing is written outside of the directory: names that are absolute or
+        have `..` are refused, and no link is followed. Links are made as they are; devices and FIFOs are skipped. Files
+        that are there are replaced, each in one step. Permissions are the archive's, less set-user-id, set-group-id and
+        sticky bits; the umask does not count. All belongs to the daemon's user, unless `owner` says otherwise. If it
+        breaks off, what was unpacked stays, and the error tells how much that is.
+        """
+        if (request.text_header(b"Content-Encoding") or "").lower() not in ("", *filter(None, CODINGS)):
+            raise ApiError(415, "Content-Encoding: send gzip or zstd, or neither")
+        keep_owner = query.owner == "keep"
+        if keep_owner and os.geteuid() != 0:
+            raise ApiError(403, "owner: only root can keep the owners, and the daemon is not root")
+        unpacking = Unpacking(
+            root,
+            query.path,
+            parents=query.parents,
+            keep_owner=keep_owner,
+            max_size=query.max_size,
+            max_entries=query.max_entries,
+        )
+        lane = await in_thread.find(query.path)
+        try:
+            await lane(unpacking.open)
+            while data := await body.read():
+                await lane(unpacking.feed, data)
+            await lane(unpacking.finish)
+        except (TarError, CompressionError) as error:
+            raise ApiError(400, str(error), **unpacking.report()) from None
+        except TooMuch as error:
+            raise ApiError(413, str(error), **unpacking.report()) from None
+        except FileError as error:
+            raise ApiError(error.status, str(error), **unpacking.report()) from None
+        finally:
+            _let_go(lane, unpacking)
+        return Reply({"path": query.path, **unpacking.report()})
+
+
+async def _send(request: Request, lane: Workers, packing: Packing, piece: bytes | None) -> None:
+    """Send the pieces, each made while the one before is on its way."""
+    stream = ResponseStream(request)
+    try:
+        while piece is not None:
+            await stream.when_ready()
+            if piece:
+                stream.write(piece)
+            piece = await lane(packing.read)
+    except FileError as error:
+        _log.warn("an archive breaks off: {error}", error=str(error))
+        request.channel.abort()
+    finally:
+        stream.finish()
+
+
+def _let_go(lane: Workers, work: Packing | Unpacking) -> None:
+    """Close it in a thread, for another may be at work with it still."""
+    lane(work.close).addErrback(lambda failure: _log.failure("not closed", failure))
+
+
+def _disposition(query: ArchiveQuery) -> bytes:
+    """A name to save it by, RFC 6266 and RFC 8187."""
+    name = os.path.basename(query.path.rstrip("/")) or "root"
+    name = f"{name}.{query.format or 'tar'}"
+    return b"attachment; filename*=UTF-8''" + quote_from_bytes(os.fsencode(name), safe="").encode("ascii")

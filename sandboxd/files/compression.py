@@ -1,0 +1,146 @@
+"""gzip and Zstandard, in pieces of bounded size: what comes out of a small piece may be very large."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+#: Bytes that come out at a time.
+PIECE = 1024 * 1024
+
+#: Of a stream that says how much memory it needs (base 2 logarithm of bytes), the most that it gets.
+_MAX_WINDOW_LOG = 27
+
+_GZIP_LEVEL = 4
+_ZSTD_LEVEL = 3
+
+_GZIP = 16 + zlib.MAX_WBITS
+
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+
+#: Bytes by which :func:`recognised` knows what it has.
+MAGIC_SIZE = 4
+
+
+class CompressionError(ValueError):
+    """What came is not what it says it is."""
+
+
+class Compressor(Protocol):
+    """Takes data, and gives less of it."""
+
+    def compress(self, data: bytes, /) -> bytes:
+        """Some more; what comes out may come later."""
+
+    def flush(self) -> bytes:
+        """The rest."""
+
+
+class _Identity:
+    def compress(self, data: bytes) -> bytes:
+        return data
+
+    def flush(self) -> bytes:
+        return b""
+
+
+def compressor(coding: str) -> Compressor:
+    """
+    A compressor.
+
+    :param coding: ``gzip``, ``zstd`` or ``identity``.
+    """
+    if coding == "gzip":
+        return zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP)
+    if coding == "zstd":
+        compressor: Compressor = zstd.ZstdCompressor(level=_ZSTD_LEVEL)
+        return compressor
+    return _Identity()
+
+
+def preferred(accepted: str | None) -> str:
+    """
+    The coding to use.
+
+    :param accepted: the value of ``Accept-Encoding``, RFC 9110 section 12.5.3; None if there is none.
+    """
+    quality: dict[str, float] = {}
+    for item in (accepted or "").lower().split(","):
+        name, _, parameter = (part.strip() for part in item.partition(";"))
+        try:
+            quality[name] = float(parameter.removeprefix("q=")) if parameter.startswith("q=") else 1.0
+        except ValueError:
+            quality[name] = 0.0
+    rest = quality.get("*", 0.0)
+    best, best_quality = "identity", 0.0
+    for name in ("zstd", "gzip"):
+        if quality.get(name, rest) > best_quality:
+            best, best_quality = name, quality.get(name, rest)
+    return best if best_quality >= quality.get("identity", 0.0) else "identity"
+
+
+def recognised(data: bytes) -> str:
+    """The coding of something, by its first bytes."""
+    return next((coding for magic, coding in _MAGIC.items() if data.startswith(magic)), "identity")
+
+
+class Decompressor:
+    """
+    Takes what was compressed, one stream after another, and gives what it was.
+
+    :param coding: ``gzip``, ``zstd`` or ``identity``.
+    """
+
+    def __init__(self, coding: str) -> None:
+        self._coding = coding
+        self._stream: Any = None
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """
+        Some more.
+
+        :return: what comes out, in pieces of at most :data:`PIECE`; all of them must be taken.
+        :raise CompressionError: if it is damaged.
+        """
+        if self._coding == "identity":
+            yield data
+            return
+        try:
+            while data:
+                stream = self._stream = self._stream or self._new()
+                yield stream.decompress(data, PIECE)
+                while not stream.eof and not self._is_hungry():
+                    yield stream.decompress(getattr(stream, "unconsumed_tail", b""), PIECE)
+                data = b""
+                if stream.eof:
+                    self._stream = None
+                    data = stream.unused_data.lstrip(b"\0")  # some pad the end with zeros
+        except (zlib.error, zstd.ZstdError) as error:
+            raise CompressionError(f"it is not valid {self._coding}: {error}") from None
+
+    def finish(self) -> None:
+        """
+        No more comes.
+
+        :raise CompressionError: if there should be.
+        """
+        if self._stream is not None:
+            raise CompressionError(f"its {self._coding} breaks off")
+
+    def _new(self) -> Any:
+        if self._coding == "gzip":
+            return zlib.decompressobj(_GZIP)
+        return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _MAX_WINDOW_LOG})
+
+    def _is_hungry(self) -> bool:
+        """Whether nothing more comes out before more goes in."""
+        if self._coding == "gzip":
+            return not self._stream.unconsumed_tail
+        return bool(self._stream.needs_input)

@@ -1,0 +1,217 @@
+"""
+Makes archives of directories and files, piece by piece. All of it blocks: it is called in a thread.
+
+The steps of one exclude each other: whoever waits for a step can be cancelled, and the step itself cannot.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat as modes
+from collections.abc import Callable, Generator
+from functools import cache
+from threading import Lock
+
+from sandboxd.files.compression import Compressor
+from sandboxd.files.errors import FileError, told
+from sandboxd.files.root import Root
+from sandboxd.files.tar import END, Kind, Member, header, padding
+from sandboxd.files.walk import GONE, Entry, walk
+
+#: Bytes that one step makes, about.
+PIECE = 256 * 1024
+
+#: Bytes that it compresses for that, at most.
+STEP = 8 * 1024 * 1024
+
+#: Files with several names that are remembered, to be put in once.
+_MAX_LINKS = 100_000
+
+_KINDS = {modes.S_IFREG: Kind.FILE, modes.S_IFDIR: Kind.DIRECTORY, modes.S_IFLNK: Kind.SYMLINK}
+
+
+class Packing:
+    """
+    An archive that is being made.
+
+    :param path: a directory, whose contents it is made of, or a file.
+    :param excluded: whether something is left out, by its path from the top.
+    :param compressor: what it goes through.
+    :param skip_unreadable: whether what may not be read is left out, instead of ending it all.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        path: str,
+        excluded: Callable[[str], bool],
+        compressor: Compressor,
+        skip_unreadable: bool = False,
+    ) -> None:
+        self._root = root
+        self._path = path
+        self._excluded = excluded
+        self._compressor = compressor
+        self._skip_unreadable = skip_unreadable
+        self._links: dict[tuple[int, int], str] = {}
+        self._pieces: Generator[bytes, None, None] = _nothing()
+        self._complete = False
+        self._step = Lock()
+        self._user = cache(lambda uid: _name(lambda: pwd.getpwuid(uid).pw_name))
+        self._group = cache(lambda gid: _name(lambda: grp.getgrgid(gid).gr_name))
+
+    def open(self) -> None:
+        """
+        Begin.
+
+        :raise FileError: if it cannot be read.
+        """
+        with self._step, told("open", self._path):
+            fd = self._root.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
+            if modes.S_ISDIR(os.fstat(fd).st_mode):
+                self._pieces = self._directory(fd)
+                return
+            name = os.fsdecode(os.path.basename(self._root.real(self._path)))
+            self._pieces = self._one(name, fd)
+
+    def read(self) -> bytes | None:
+        """
+        The next piece of the archive, empty if it is yet to come out of the compressor; None at the end.
+
+        :raise FileError: if something cannot be read.
+        """
+        with self._step:
+            return None if self._complete else self._read()
+
+    def _read(self) -> bytes:
+        made: list[bytes] = []
+        taken = size = 0
+        for piece in self._pieces:
+            made.append(self._compressor.compress(piece))
+            taken += len(piece)
+            size += len(made[-1])
+            if size >= PIECE or taken >= STEP:
+                return b"".join(made)
+        self._complete = True
+        made.append(self._compressor.flush())
+        return b"".join(made)
+
+    def close(self) -> None:
+        """End it, complete or not."""
+        with self._step:
+            self._complete = True
+            self._pieces.close()
+
+    def _one(self, name: str, fd: int) -> Generator[bytes, None, None]:
+        try:
+            info = os.fstat(fd)
+            if not modes.S_ISREG(info.st_mode):
+                raise FileError("read", self._path, "not a regular file", errno.EEXIST)
+            yield header(self._member(name, Kind.FILE, info))
+            yield from self._contents(name, fd, info.st_size)
+            yield END
+        finally:
+            os.close(fd)
+
+    def _directory(self, fd: int) -> Generator[bytes, None, None]:
+        for entry in walk(fd, failed=self._failed):
+            if self._excluded(entry.path):
+                entry.enter = False
+                continue
+            try:
+                yield from self._entry(entry)
+            except OSError as error:
+                if error.errno in (*GONE, errno.ENXIO):
+                    continue
+                self._failed(entry.path, error)
+                entry.enter = False
+        yield END
+
+    def _entry(self, entry: Entry) -> Generator[bytes, None, None]:
+        info = entry.lstat()
+        kind = _KINDS.get(modes.S_IFMT(info.st_mode))
+        if kind is None:
+            return  # a socket, a FIFO or a device, which none would unpack
+        member = self._member(entry.path, kind, info)
+        if kind is Kind.SYMLINK:
+            member.target = os.readlink(entry.name, dir_fd=entry.dir_fd)
+        elif kind is Kind.FILE:
+            if info.st_nlink > 1 and self._is_known(info, member):
+                yield header(member)
+                return
+            fd = entry.open(os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                info = os.fstat(fd)
+                if not modes.S_ISREG(info.st_mode):
+                    return
+                # What has been said of its size holds, whatever becomes of the file.
+                member.size = info.st_size
+                yield header(member)
+                yield from self._contents(entry.path, fd, info.st_size)
+            finally:
+                os.close(fd)
+            return
+        yield header(member)
+
+    def _is_known(self, info: os.stat_result, member: Member) -> bool:
+        """Whether a file was put in under another name; if so the member becomes a link to that."""
+        key = info.st_dev, info.st_ino
+        first = self._links.get(key)
+        if first is None:
+            if len(self._links) < _MAX_LINKS:
+                self._links[key] = member.name
+            return False
+        member.kind, member.target, member.size = Kind.HARD_LINK, first, 0
+        return True
+
+    def _member(self, name: str, kind: Kind, info: os.stat_result) -> Member:
+        return Member(
+            name,
+            kind,
+            modes.S_IMODE(info.st_mode),
+            info.st_mtime_ns,
+            info.st_size if kind is Kind.FILE else 0,
+            "",
+            info.st_uid,
+            info.st_gid,
+            self._user(info.st_uid),
+            self._group(info.st_gid),
+        )
+
+    def _contents(self, path: str, fd: int, size: int) -> Generator[bytes, None, None]:
+        """
+        The blocks of a file, as many as ``size`` bytes take: one that has become longer is cut, and one that has
+        become shorter is filled up with zeros, as tar(1) does.
+        """
+        left = size
+        while left:
+            with told("read", os.path.join(self._path, path)):
+                data = os.read(fd, min(left, PIECE))
+            if not data:
+                break
+            left -= len(data)
+            yield data
+        while left:
+            data = bytes(min(left, PIECE))
+            left -= len(data)
+            yield data
+        yield padding(size)
+
+    def _failed(self, path: str, error: OSError) -> None:
+        if not (self._skip_unreadable and isinstance(error, PermissionError)):
+            with told("read", os.path.join(self._path, path)):
+                raise error
+
+
+def _nothing() -> Generator[bytes, None, None]:
+    yield from ()
+
+
+def _name(look_up: Callable[[], str]) -> str:
+    try:
+        return look_up()
+    except KeyError:
+        return ""

@@ -1,0 +1,279 @@
+"""
+Tar archives, POSIX.1-2001 (pax), piece by piece; GNU's long names are read too.
+
+The standard library's reader cannot be used for what others send: it waits for more in the middle of its work, which
+would hold a thread for as long as a client is slow, and takes an extended header of any claimed size into memory.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from enum import Enum
+
+BLOCK = 512
+
+#: Two blocks of zeros end an archive.
+END = bytes(2 * BLOCK)
+
+#: Bytes that an extended header, or a long name, may have.
+MAX_EXTENDED = 64 * 1024
+
+#: The records of extended headers that matter here.
+_KEYS = (b"path", b"linkpath", b"size", b"mtime", b"uid", b"gid")
+
+#: What a file system takes as a time, in seconds: 34 bits, ext4's.
+_MAX_TIME = 1 << 34
+
+#: The first number that is no user's; the kernel keeps it for none.
+_MAX_ID = (1 << 32) - 1
+
+_ENCODING = ("utf-8", "surrogateescape")
+
+
+class TarError(ValueError):
+    """What came is no tar archive, or one that is not read here."""
+
+
+class Kind(Enum):
+    """What a member is."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symbolic link"
+    HARD_LINK = "hard link"
+    OTHER = "other"
+
+
+@dataclass
+class Member:
+    """
+    A member of an archive.
+
+    :ivar name: its path, as :func:`os.fsdecode` makes it.
+    :ivar target: what a link leads to.
+    :ivar mtime: nanoseconds since the epoch.
+    """
+
+    name: str
+    kind: Kind
+    mode: int
+    mtime: int
+    size: int = 0
+    target: str = ""
+    uid: int = 0
+    gid: int = 0
+    user: str = ""
+    group: str = ""
+
+
+_TYPES = {
+    Kind.FILE: tarfile.REGTYPE,
+    Kind.DIRECTORY: tarfile.DIRTYPE,
+    Kind.SYMLINK: tarfile.SYMTYPE,
+    Kind.HARD_LINK: tarfile.LNKTYPE,
+}
+_KINDS = {type: kind for kind, type in _TYPES.items()} | {tarfile.AREGTYPE: Kind.FILE, tarfile.CONTTYPE: Kind.FILE}
+
+#: Those after which no data comes, whatever their size says.
+_WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
+
+
+def header(member: Member) -> bytes:
+    """The blocks that come before a member's data."""
+    seconds, fraction = divmod(member.mtime, 10**9)
+    info = tarfile.TarInfo(member.name)
+    info.type = _TYPES[member.kind]
+    info.mode = member.mode
+    info.size = member.size
+    info.linkname = member.target
+    info.uid, info.gid = member.uid, member.gid
+    info.uname, info.gname = member.user, member.group
+    info.mtime = seconds
+    if fraction:
+        info.pax_headers = {"mtime": f"{Decimal(member.mtime).scaleb(-9):f}"}
+    return info.tobuf(tarfile.PAX_FORMAT, *_ENCODING)
+
+
+def padding(size: int) -> bytes:
+    """What fills a member's data up to a whole block."""
+    return bytes(-size % BLOCK)
+
+
+class Receiver(ABC):
+    """Takes the members of an archive, one after another."""
+
+    @abstractmethod
+    def begin(self, member: Member) -> None:
+        """One begins."""
+
+    @abstractmethod
+    def data(self, data: bytes) -> None:
+        """Some of its data."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """It is complete."""
+
+
+class Reader:
+    """
+    Reads an archive as it comes.
+
+    :ivar ended: whether its end has been read. What comes after it is of no interest.
+    """
+
+    def __init__(self, receiver: Receiver) -> None:
+        self.ended = False
+        self._receiver = receiver
+        self._buffer = b""
+        self._position = 0
+        self._any = False
+        self._globals: dict[str, str] = {}
+        self._reading = self._read()
+        next(self._reading)
+
+    def feed(self, data: bytes) -> None:
+        """
+        Some more of it.
+
+        :raise TarError: if it is malformed.
+        """
+        if not self.ended and data:
+            self._buffer = self._buffer[self._position :] + data
+            self._position = 0
+            self._reading.send(None)
+
+    def finish(self) -> None:
+        """
+        No more comes.
+
+        :raise TarError: if there should be.
+        """
+        if not self.ended:
+            raise TarError(
+                "the archive breaks off" if self._any else "there is no archive; even one of nothing has an end"
+            )
+
+    def _read(self) -> Generator[None, None, None]:
+        extended: dict[str, str] = {}
+        while True:
+            block = yield from self._take(BLOCK)
+            self._any = True
+            if not any(block):
+                self.ended = True
+                yield
+                return
+            try:
+                info = tarfile.TarInfo.frombuf(block, *_ENCODING)
+            except (tarfile.HeaderError, ValueError) as error:
+                raise TarError(f"this is no tar archive, or a damaged one: {error}") from None
+            if info.size < 0:
+                raise TarError(f"{info.name}: its size is negative")
+            if info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
+                extended.update(_records((yield from self._extended(info.size))))
+            elif info.type == tarfile.XGLTYPE:
+                self._globals.update(_records((yield from self._extended(info.size))))
+            elif info.type == tarfile.GNUTYPE_LONGNAME:
+                extended["path"] = _text((yield from self._extended(info.size)).partition(b"\0")[0])
+            elif info.type == tarfile.GNUTYPE_LONGLINK:
+                extended["linkpath"] = _text((yield from self._extended(info.size)).partition(b"\0")[0])
+            else:
+                yield from self._member(info, {**self._globals, **extended})
+                extended = {}
+
+    def _member(self, info: tarfile.TarInfo, extended: dict[str, str]) -> Generator[None, None, None]:
+        if info.type == tarfile.GNUTYPE_SPARSE or "sparse" in extended:
+            raise TarError(f"{info.name}: sparse members are not read; make the archive without --sparse")
+        member = _member(info, extended)
+        self._receiver.begin(member)
+        if info.type not in _WITHOUT_DATA:
+            left = member.size
+            while left:
+                if self._position == len(self._buffer):
+                    yield
+                piece = self._buffer[self._position : self._position + left]
+                self._position += len(piece)
+                left -= len(piece)
+                self._receiver.data(piece)
+            self._receiver.end()
+            yield from self._take(-member.size % BLOCK)
+        else:
+            self._receiver.end()
+
+    def _extended(self, size: int) -> Generator[None, None, bytes]:
+        if size > MAX_EXTENDED:
+            raise TarError(f"an extended header has {size} bytes; the limit is {MAX_EXTENDED}")
+        data = yield from self._take(size)
+        yield from self._take(-size % BLOCK)
+        return data
+
+    def _take(self, size: int) -> Generator[None, None, bytes]:
+        while len(self._buffer) - self._position < size:
+            yield
+        self._position += size
+        return self._buffer[self._position - size : self._position]
+
+
+def _member(info: tarfile.TarInfo, extended: dict[str, str]) -> Member:
+    name = extended.get("path", info.name)
+    kind = _KINDS.get(info.type, Kind.OTHER)
+    if kind is Kind.FILE and name.endswith("/"):
+        kind = Kind.DIRECTORY  # as it was before POSIX
+    uid, gid = _number("uid", extended.get("uid"), info.uid), _number("gid", extended.get("gid"), info.gid)
+    if not (0 <= uid < _MAX_ID and 0 <= gid < _MAX_ID):
+        raise TarError(f"{name!r}: nobody can have the ids {uid} and {gid}")
+    return Member(
+        name,
+        kind,
+        info.mode,
+        _nanoseconds(extended.get("mtime"), int(info.mtime)),
+        _number("size", extended.get("size"), info.size),
+        extended.get("linkpath", info.linkname),
+        uid,
+        gid,
+    )
+
+
+def _records(data: bytes) -> dict[str, str]:
+    """The records of an extended header: ``<length> <key>=<value>\\n``, each."""
+    found = {}
+    position = 0
+    while position < len(data) and data[position]:
+        digits, space, _ = data[position : position + 20].partition(b" ")
+        end = position + int(digits) if space and digits.isdigit() else -1
+        record = data[position + len(digits) + 1 : end]
+        key, equals, value = record[:-1].partition(b"=")
+        if end > len(data) or not record.endswith(b"\n") or not key or not equals or b"\0" in value:
+            raise TarError("an extended header is malformed")
+        if key in _KEYS:
+            found[_text(key)] = _text(value)
+        elif key.startswith(b"GNU.sparse."):
+            found["sparse"] = ""
+        position = end
+    return found
+
+
+def _text(data: bytes) -> str:
+    return data.decode(*_ENCODING)
+
+
+def _number(key: str, text: str | None, otherwise: int) -> int:
+    if text is None:
+        return otherwise
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise TarError(f"an extended header has a {key} of {text[:40]!r}")
+    return int(text)
+
+
+def _nanoseconds(text: str | None, otherwise: int) -> int:
+    try:
+        time = Decimal(otherwise if text is None else text[:40])
+    except InvalidOperation:
+        raise TarError("an extended header has an mtime that is no number") from None
+    if not time.is_finite() or not -_MAX_TIME < time < _MAX_TIME:
+        return 0
+    return int(time.scaleb(9))

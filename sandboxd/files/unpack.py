@@ -1,0 +1,391 @@
+"""
+Unpacks archives as they arrive. All of it blocks: it is called in a thread. The steps of one exclude each
+other: whoever waits for a step can be cancelled, and the step itself cannot.
+
+Whatever an archive says, it writes below the directory that it is for, and nowhere else: names have no ``..`` and do
+not begin with ``/``; every directory on the way is opened from the one above it, and no link is followed, whether it
+came with the archive or was there; what a hard link leads to is found the same way.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Lock
+
+from sandboxd.files.compression import MAGIC_SIZE, Decompressor, recognised
+from sandboxd.files.errors import FileError, told
+from sandboxd.files.root import Root
+from sandboxd.files.tar import Kind, Member, Reader, Receiver, TarError
+
+#: Members that an archive may have.
+MAX_ENTRIES = 1_000_000
+
+#: Bytes that a path may have: PATH_MAX less the NUL.
+MAX_NAME = 4095
+
+#: Names of what was left out that are remembered.
+MAX_TOLD = 100
+
+#: Bytes that are a hole if they are zeros.
+_HOLE = 4096
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class TooMuch(Exception):
+    """The archive has more than it may."""
+
+
+class Unpacking:
+    """
+    An archive that is being unpacked.
+
+    :param path: the directory that it is for.
+    :param parents: whether to make it, and those above it.
+    :param keep_owner: whether files get the owners that the archive names, by number; for root.
+    :param max_size: bytes that its files may have together; None for as many as there is room for.
+    :param max_entries: members that it may have.
+    :ivar entries: members that were unpacked.
+    :ivar size: bytes of their contents.
+    :ivar skipped: names of members that were left out: devices, FIFOs, and what is unknown.
+    :ivar skips: how many those are in all.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        path: str,
+        *,
+        parents: bool = False,
+        keep_owner: bool = False,
+        max_size: int | None = None,
+        max_entries: int = MAX_ENTRIES,
+    ) -> None:
+        self._root = root
+        self._path = path
+        self._parents = parents
+        self._tree: _Tree | None = None
+        self._keep_owner = keep_owner
+        self._limits = max_size, max_entries
+        self._reader: Reader | None = None
+        self._decompressor: Decompressor | None = None
+        self._head = b""
+        self._step = Lock()
+        self._over = False
+
+    def open(self) -> None:
+        """
+        Begin.
+
+        :raise FileError: if there is no such directory.
+        """
+        with self._step, told("open", self._path):
+            if self._over:
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            if self._parents:
+                self._root.make_directories(self._path)
+            top = self._root.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+            self._tree = _Tree(top, self._keep_owner, *self._limits)
+            self._reader = Reader(self._tree)
+
+    def feed(self, data: bytes) -> None:
+        """
+        Some more of the archive has arrived.
+
+        :raise FileError: if it cannot be unpacked.
+        :raise TarError: if it is malformed, or would write elsewhere.
+        :raise CompressionError: if it is damaged.
+        :raise TooMuch: if it has more than it may.
+        """
+        with self._working():
+            if self._over:
+                return
+            if self._decompressor is None:
+                self._head += data
+                if len(self._head) < MAGIC_SIZE:
+                    return
+                data = self._begin()
+            self._take(data)
+
+    def finish(self) -> None:
+        """
+        All has arrived.
+
+        :raise TarError: and the others, as :meth:`feed` has them.
+        """
+        assert self._reader is not None
+        assert self._tree is not None
+        with self._working():
+            if self._decompressor is None:
+                self._take(self._begin())
+            assert self._decompressor is not None
+            self._decompressor.finish()
+            self._reader.finish()
+            self._tree.settle()
+
+    def close(self) -> None:
+        """End it, complete or not; a file that is incomplete is not there."""
+        with self._step:
+            self._close()
+
+    def _close(self) -> None:
+        self._over = True
+        if self._tree is not None:
+            self._tree.close()
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """A step; one that fails is the last."""
+        with self._step:
+            try:
+                yield
+            except BaseException:
+                self._close()
+                raise
+
+    def report(self) -> dict[str, object]:
+        """What was unpacked up to now."""
+        tree = self._tree
+        if tree is None:
+            return {"entries": 0, "bytes": 0}
+        skipped = {"skipped": tree.skipped, "skips": tree.skips} if tree.skips else {}
+        return {"entries": tree.entries, "bytes": tree.size, **skipped}
+
+    def _begin(self) -> bytes:
+        self._decompressor = Decompressor(recognised(self._head))
+        return self._head
+
+    def _take(self, data: bytes) -> None:
+        assert self._reader is not None
+        assert self._decompressor is not None
+        for piece in self._decompressor.feed(data):
+            self._reader.feed(piece)
+
+
+class _File:
+    """A file that is being written, under a name of its own."""
+
+    def __init__(self, member: Member, directory: int, name: str) -> None:
+        self.member = member
+        self.directory = directory
+        self.name = name
+        self.temporary = _temporary()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self.fd = os.open(self.temporary, flags, 0o600, dir_fd=directory)
+
+    def write(self, data: bytes) -> None:
+        """Some more; pages of zeros become holes."""
+        if len(data) >= _HOLE and not data.strip(b"\0"):
+            os.lseek(self.fd, len(data), os.SEEK_CUR)
+            return
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self.fd, left) :]
+
+    def discard(self) -> None:
+        """Leave nothing of it."""
+        os.close(self.fd)
+        with suppress(OSError):
+            os.unlink(self.temporary, dir_fd=self.directory)
+        os.close(self.directory)
+
+
+class _Tree(Receiver):
+    """Where an archive's members go."""
+
+    def __init__(self, top: int, keep_owner: bool, max_size: int | None, max_entries: int) -> None:
+        self.entries = 0
+        self.size = 0
+        self.skipped: list[str] = []
+        self.skips = 0
+        self._top = top
+        self._keep_owner = keep_owner
+        self._max_size = max_size
+        self._max_entries = max_entries
+        self._at: tuple[list[str], int] = ([], os.dup(top))
+        self._file: _File | None = None
+        self._directories: list[tuple[list[str], int, int]] = []
+
+    def begin(self, member: Member) -> None:
+        if self.entries + self.skips >= self._max_entries:
+            raise TooMuch(f"the archive has more than {self._max_entries} entries")
+        if self._max_size is not None and self.size + member.size > self._max_size:
+            raise TooMuch(f"the archive has more than {self._max_size} bytes; {member.name!r} would be too much")
+        parts = _parts(member.name)
+        try:
+            self._begin(member, parts)
+        except OSError as error:
+            raise _because(member, error) from None
+
+    def _begin(self, member: Member, parts: list[str]) -> None:
+        if member.kind is Kind.OTHER:
+            self.skips += 1
+            if len(self.skipped) < MAX_TOLD:
+                self.skipped.append(member.name)
+        elif not parts:  # the directory itself
+            if member.kind is not Kind.DIRECTORY:
+                raise TarError(f"{member.name!r}: it has no name")
+        elif member.kind is Kind.DIRECTORY:
+            self._make_directory(member, parts)
+        elif member.kind is Kind.FILE:
+            directory = os.dup(self._directory(parts[:-1], make=True))
+            try:
+                self._file = _File(member, directory, parts[-1])
+            except BaseException:
+                os.close(directory)
+                raise
+        else:
+            self._link(member, parts)
+        self.entries += member.kind is not Kind.OTHER and member.kind is not Kind.FILE
+
+    def data(self, data: bytes) -> None:
+        file = self._file
+        if file is not None:
+            try:
+                file.write(data)
+            except OSError as error:
+                raise _because(file.member, error) from None
+
+    def end(self) -> None:
+        file = self._file
+        if file is None:
+            return
+        try:
+            os.ftruncate(file.fd, file.member.size)
+            self._dress(file.fd, file.member)
+            os.rename(file.temporary, file.name, src_dir_fd=file.directory, dst_dir_fd=file.directory)
+        except OSError as error:
+            raise _because(file.member, error) from None
+        self._file = None
+        os.close(file.fd)
+        os.close(file.directory)
+        self.entries += 1
+        self.size += file.member.size
+
+    def settle(self) -> None:
+        """All is there: give the directories their modes and times, which writing into them would have changed."""
+        for parts, mode, mtime in reversed(self._directories):
+            with suppress(OSError):
+                fd = os.open(
+                    parts[-1],
+                    os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
+                    dir_fd=self._directory(parts[:-1], make=False),
+                )
+                try:
+                    os.fchmod(fd, mode)
+                    os.utime(fd, ns=(mtime, mtime))
+                finally:
+                    os.close(fd)
+
+    def close(self) -> None:
+        """Leave no descriptor open, and no file that is incomplete."""
+        if self._file is not None:
+            self._file.discard()
+            self._file = None
+        if self._top >= 0:
+            os.close(self._at[1])
+            os.close(self._top)
+            self._top = -1
+
+    def _dress(self, fd: int, member: Member) -> None:
+        """The owner first: a change of it takes the rest away."""
+        if self._keep_owner:
+            os.fchown(fd, member.uid, member.gid)
+        os.fchmod(fd, member.mode & 0o777)
+        os.utime(fd, ns=(member.mtime, member.mtime))
+
+    def _directory(self, parts: list[str], *, make: bool) -> int:
+        """
+        A directory below the top, which stays open until the next is asked for.
+
+        :param make: whether to make what is missing.
+        :raise OSError: if it is none, or a link.
+        """
+        known, fd = self._at
+        if parts == known:
+            return fd
+        if parts[: len(known)] == known:
+            done, here = len(known), os.dup(fd)
+        else:
+            done, here = 0, os.dup(self._top)
+        try:
+            for name in parts[done:]:
+                try:
+                    inner = os.open(name, _DIRECTORY, dir_fd=here)
+                except FileNotFoundError:
+                    if not make:
+                        raise
+                    os.mkdir(name, 0o755, dir_fd=here)
+                    inner = os.open(name, _DIRECTORY, dir_fd=here)
+                os.close(here)
+                here = inner
+        except BaseException:
+            os.close(here)
+            raise
+        os.close(fd)
+        self._at = parts, here
+        return here
+
+    def _make_directory(self, member: Member, parts: list[str]) -> None:
+        self._directory(parts, make=True)
+        if self._keep_owner:
+            parent = self._directory(parts[:-1], make=False)
+            os.chown(parts[-1], member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
+        self._directories.append((parts, member.mode & 0o777, member.mtime))
+
+    def _link(self, member: Member, parts: list[str]) -> None:
+        """Make a link, in the place of what is there, if that is no directory."""
+        directory = os.dup(self._directory(parts[:-1], make=True))
+        temporary = _temporary()
+        try:
+            if member.kind is Kind.SYMLINK:
+                os.symlink(member.target, temporary, dir_fd=directory)
+                if self._keep_owner:
+                    os.chown(temporary, member.uid, member.gid, dir_fd=directory, follow_symlinks=False)
+                os.utime(temporary, ns=(member.mtime, member.mtime), dir_fd=directory, follow_symlinks=False)
+            else:
+                target = _parts(member.target)
+                if not target:
+                    raise TarError(f"{member.name!r}: a hard link to nothing")
+                source = self._directory(target[:-1], make=False)
+                os.link(target[-1], temporary, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+            os.rename(temporary, parts[-1], src_dir_fd=directory, dst_dir_fd=directory)
+        finally:
+            with suppress(OSError):  # it is still there if both were links to the same file already, see rename(2)
+                os.unlink(temporary, dir_fd=directory)
+            os.close(directory)
+
+
+def _parts(name: str) -> list[str]:
+    """
+    A member's path, name by name.
+
+    :raise TarError: if it leads elsewhere, or is none.
+    """
+    if name.startswith("/"):
+        raise TarError(f"{name!r}: an absolute name; only names below the directory are unpacked")
+    if len(os.fsencode(name)) > MAX_NAME:
+        raise TarError(f"{name[:80]!r}...: the name has more than {MAX_NAME} bytes")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise TarError(f"{name!r}: a name with '..' in it; only names below the directory are unpacked")
+    if "\0" in name:
+        raise TarError(f"{name!r}: a name with NUL in it")
+    return parts
+
+
+def _temporary() -> str:
+    return f".sandboxd-{secrets.token_hex(8)}.tmp"
+
+
+def _because(member: Member, error: OSError) -> FileError:
+    """In the words of the other routes, with the member's name."""
+    why = (error.strerror or str(error)).lower()
+    if error.errno in (errno.ENOTDIR, errno.ELOOP):
+        why = "a link, or no directory, is in the way; nothing is written through links"
+    conflict = error.errno in (errno.ENOENT, errno.ELOOP)  # it is not what was asked for that is not there
+    return FileError("unpack", member.name, why, errno.ENOTDIR if conflict else error.errno or 0)

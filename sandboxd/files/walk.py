@@ -1,0 +1,183 @@
+"""
+Goes through a tree in an order that stays the same: what is in a directory by name, each directory before what it has.
+
+Every step goes through descriptors and follows no link, so that whatever is swapped meanwhile, nothing leads out.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import os
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+
+#: Directories that are open at a time, however deep a tree is.
+_MAX_OPEN = 64
+
+#: Names of one directory that are held at a time.
+_BATCH = 50_000
+
+_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: What was there a moment ago is gone, or is something else.
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
+
+
+class Entry:
+    """
+    Something in a tree.
+
+    :ivar path: relative to the top, as :func:`os.fsdecode` makes it.
+    :ivar name: its last component.
+    :ivar dir_fd: the directory that it is in, open until the walk goes on.
+    :ivar is_dir: whether it is a directory, no link to one.
+    :ivar above: the directory that it is in, or None at the top.
+    :ivar depth: 1 at the top.
+    :ivar passed: whether it is not behind the place where the walk began, but on the way there.
+    :ivar enter: whether to go into it; set it to False before the walk goes on to leave out what it has.
+    :ivar mark: for whoever walks.
+    """
+
+    __slots__ = ("above", "depth", "dir_fd", "enter", "is_dir", "mark", "name", "passed", "path")
+
+    def __init__(self, above: Entry | None, dir_fd: int, name: str, is_dir: bool, passed: bool) -> None:
+        self.above = above
+        self.name = name
+        self.path: str = name if above is None else f"{above.path}/{name}"
+        self.dir_fd = dir_fd
+        self.is_dir = self.enter = is_dir
+        self.depth: int = 1 if above is None else above.depth + 1
+        self.passed = passed
+        self.mark: object = None
+
+    def lstat(self) -> os.stat_result:
+        """
+        What is known of it.
+
+        :raise OSError: if it is gone.
+        """
+        return os.lstat(self.name, dir_fd=self.dir_fd)
+
+    def open(self, flags: int) -> int:
+        """
+        Open it, if it is no link.
+
+        :raise OSError: if it cannot be opened.
+        """
+        return os.open(self.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.dir_fd)
+
+
+class _Level:
+    """
+    A directory on the way to where the walk is.
+
+    :ivar fd: -1 while it is closed, for there are too many.
+    """
+
+    def __init__(self, entry: Entry | None, fd: int, after: list[str]) -> None:
+        self.entry = entry
+        self.fd = fd
+        self.last = ""
+        self.after = after  # empty unless the walk is still on the way to where it begins
+        self.left: Iterator[tuple[str, bool]] = iter(())
+        self.more = True
+
+    def next(self) -> tuple[str, bool, list[str] | None] | None:
+        """The next name, whether it is a directory, and, if it is on the way, what is left of that."""
+        while True:
+            found = next(self.left, None)
+            if found is None:
+                if not self.more:
+                    return None
+                self._read()
+                continue
+            self.last, is_dir = found
+            after, self.after = self.after, []
+            return self.last, is_dir, after[1:] if after and self.last == after[0] else None
+
+    def _read(self) -> None:
+        first = self.after[0] if self.after else ""
+        with os.scandir(self.fd) as entries:
+            names = (
+                (entry.name, entry.is_dir(follow_symlinks=False))
+                for entry in entries
+                if entry.name > self.last and entry.name >= first
+            )
+            found = list(islice(names, _BATCH))
+            rest = next(names, None)
+            if rest is None:
+                found.sort()
+            else:
+                found = heapq.nsmallest(_BATCH, chain(found, [rest], names))
+            self.more = rest is not None
+        self.left = iter(found)
+
+
+def walk(top: int, after: str = "", failed: Callable[[str, OSError], None] | None = None) -> Iterator[Entry]:
+    """
+    All that is in a directory and below.
+
+    :param top: the directory, open to be read. The walk closes it.
+    :param after: begin behind this path. What is on the way there comes too, as ``passed``.
+    :param failed: called with the path and the error of a directory that cannot be read, which is then left out;
+        without it that error is raised. One that is gone is no error.
+    """
+    levels = [_Level(None, top, [part for part in after.split("/") if part])]
+    try:
+        while levels:
+            level = levels[-1]
+            if level.fd < 0:
+                level.fd = _reopen(levels)
+            try:
+                found = level.next() if level.fd >= 0 else None
+            except OSError as error:
+                found = None
+                _tell(failed, level.entry.path if level.entry else "", error)
+            if found is None:
+                if level.fd >= 0:
+                    os.close(level.fd)
+                levels.pop()
+                continue
+            name, is_dir, way = found
+            entry = Entry(level.entry, level.fd, name, is_dir, way is not None)
+            yield entry
+            if not entry.enter:
+                continue
+            try:
+                fd = os.open(name, _FLAGS, dir_fd=level.fd)
+            except OSError as error:
+                if error.errno not in GONE:
+                    _tell(failed, entry.path, error)
+                continue
+            levels.append(_Level(entry, fd, way or []))
+            if len(levels) > _MAX_OPEN + 1:  # the first stays open
+                oldest = levels[-_MAX_OPEN - 1]
+                if oldest.fd >= 0:
+                    os.close(oldest.fd)
+                    oldest.fd = -1
+    finally:
+        for level in levels:
+            if level.fd >= 0:
+                os.close(level.fd)
+
+
+def _tell(failed: Callable[[str, OSError], None] | None, path: str, error: OSError) -> None:
+    if failed is None:
+        raise error
+    failed(path, error)
+
+
+def _reopen(levels: list[_Level]) -> int:
+    """The last of these directories, from the first, which is open; -1 if it is gone."""
+    fd = os.dup(levels[0].fd)
+    for level in levels[1:]:
+        assert level.entry is not None
+        try:
+            inner = os.open(level.entry.name, _FLAGS, dir_fd=fd)
+        except OSError:
+            return -1
+        finally:
+            os.close(fd)
+        fd = inner
+    return fd
