@@ -222,9 +222,11 @@ class Request(server.Request):
         """Send what a route has returned, if it has not sent all by itself, and end the response."""
         if self._disconnected:
             return
+        channel = self.channel
         if body is not None:
             self.write(body)
         self.finish()
+        channel.flush()
 
     def answer(self, refusal: Refusal) -> None:
         """Send a refusal as the whole response."""
@@ -390,6 +392,11 @@ class Channel(HTTPChannel):
             self.setTimeout(self.timeOut)  # for Twisted to save, and to restore after the response
             stream.end()
         super().allContentReceived()
+
+    def flush(self) -> None:
+        """Give the kernel what was written now; the reactor would do so in its next turn."""
+        if self.transport.connected and not self.transport.disconnecting:
+            self.transport.doWrite()  # of an error it takes no notice: the reactor meets it again
 
     def abort(self) -> None:
         """Close at once, so that the client cannot take what it got for all there is."""

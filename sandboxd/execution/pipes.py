@@ -28,6 +28,9 @@ class Reactor(IReactorFDSet, IReactorTime):
     """What a descriptor asks of a reactor."""
 
 
+_to_close: dict[Reactor, list[int]] = {}
+
+
 def close_later(reactor: Reactor, fd: int) -> None:
     """
     Close a descriptor that the reactor has watched, once it has dealt with the events that it already has.
@@ -35,7 +38,15 @@ def close_later(reactor: Reactor, fd: int) -> None:
     Closed at once, its number could go to a new descriptor while an event of the old one is still to be delivered:
     the new one would be taken for hung up.
     """
-    reactor.callLater(0, os.close, fd)
+    fds = _to_close.setdefault(reactor, [])
+    fds.append(fd)
+    if len(fds) == 1:
+        reactor.callLater(0, _close_all, reactor)
+
+
+def _close_all(reactor: Reactor) -> None:
+    for fd in _to_close.pop(reactor):
+        os.close(fd)
 
 
 @implementer(IReadDescriptor)
