@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks import processes, table
 from benchmarks import rows as _rows  # noqa: F401  # registers them
+from benchmarks.client import Failed
 from benchmarks.measure import BENCHES, FULL, QUICK
 from benchmarks.runner import Result, run
 from benchmarks.server import Target
@@ -86,6 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: list[Result] = []
     others = processes.Others()
     with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=chosen.folder) as folder:
+        for target in targets:
+            try:
+                target.open(Path(folder)).stop()
+            except (Failed, OSError) as error:
+                print(f"{target.name}: {error}", file=sys.stderr)
+                return 1
         for bench in benches:
             results += run(bench, targets, scale, repeat, Path(folder), say)
     say("")

@@ -127,7 +127,10 @@ class Started(Server):
         deadline = time.perf_counter() + START
         while True:
             if self._process.poll() is not None or time.perf_counter() > deadline:
-                raise Failed(f"it does not start: {self._log.read_text(errors='replace')[-500:]}")
+                said = self._log.read_text(errors="replace").split("\n")
+                raise Failed(
+                    f"it does not start: {next(filter(None, map(str.strip, reversed(said))), 'no reason given')}"
+                )
             try:
                 with Connection(address) as connection:
                     connection.call(health)

@@ -49,10 +49,19 @@ def test_rows_are_measured_beside_their_limits_and_a_peer(daemon: Daemon, tmp_pa
         assert text in done.stdout
 
 
-def test_a_row_that_fails_is_told(tmp_path: Path) -> None:
-    done = benchmarks("--quick", "--only", "health", "--command", f"{sys.executable} -c 'raise SystemExit(3)'")
+def test_a_row_that_fails_is_told(daemon: Daemon) -> None:
+    secret = f"not-{daemon.secret}"
+    done = benchmarks("--quick", "--only", "health", "run-8", "--url", daemon.url, "--secret", secret)
     assert done.returncode == 1
-    assert "FAILED: health, sandboxd: it does not start" in done.stdout
+    assert "FAILED: run-8, sandboxd: wrong reply" in done.stdout
+    assert "FAILED: health" not in done.stdout
+    assert secret not in done.stdout + done.stderr
+
+
+def test_a_server_that_does_not_start_is_told() -> None:
+    done = benchmarks("--quick", "--only", "health", "--command", f"{sys.executable} -c 'raise SystemExit(chr(65))'")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "sandboxd: it does not start: A\n"
 
 
 def test_an_unknown_row_is_refused() -> None:
