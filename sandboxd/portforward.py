@@ -2,7 +2,8 @@
 The TCP proxy: connections to one port are forwarded to another, which can be changed at any time.
 
 After the shape of ``twisted.protocols.portforward``, with what that lacks: half-close in both directions, a target
-that may listen on IPv4 or IPv6, and an answer when there is none.
+that may listen on IPv4 or IPv6, and an answer when there is none. Once two connections are joined, the kernel moves
+their bytes (:mod:`sandboxd.splicing`); where it cannot, they are read and written here.
 """
 
 from __future__ import annotations
@@ -10,12 +11,26 @@ from __future__ import annotations
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import ConnectError, ConnectionDone
-from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IProtocol, IProtocolFactory, IReactorTCP
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableProtocol,
+    IProtocol,
+    IProtocolFactory,
+    IReactorFDSet,
+    IReactorTCP,
+)
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from sandboxd.splicing import PipePool, SplicedSocket, can_splice, splice
+
+
+class Reactor(IReactorTCP, IReactorFDSet):
+    """What forwarding asks of a reactor."""
+
 
 #: Where the target is looked for, in turn.
 HOSTS = (("127.0.0.1", TCP4ClientEndpoint), ("::1", TCP6ClientEndpoint))
@@ -30,8 +45,33 @@ class Side(Protocol):
 
     transport: Connection
     peer: Side | None = None
+    _ends: tuple[SplicedSocket, ...] = ()
     _read_closed = False
     _lost = False
+
+    def splice(self, peer: Side, reactor: IReactorFDSet, pool: PipePool) -> None:
+        """Let the kernel forward, both ways, until each side has ended or one breaks."""
+        self.peer, peer.peer = peer, self
+        peer.transport.pauseProducing()
+        self._ends = peer._ends = splice(
+            reactor, pool, self.transport.getHandle(), peer.transport.getHandle(), self._spliced
+        )
+
+    def _spliced(self, error: BaseException | None) -> None:
+        peer, self.peer = self.peer, None
+        assert peer is not None
+        peer.peer = None
+        for side in (self, peer):
+            if error is None:
+                side.transport.loseConnection()
+            else:
+                side.transport.abortConnection()
+
+    def abort(self) -> None:
+        """Break it off, and with it the other side."""
+        for end in self._ends:
+            end.stop()
+        self.transport.abortConnection()
 
     def join(self, peer: Side) -> None:
         """Forward what this side receives to ``peer``, no faster than that takes it."""
@@ -64,6 +104,9 @@ class Side(Protocol):
         self._lost = True
         peer, self.peer = self.peer, None
         if peer is None or peer._lost:
+            return
+        if self._ends:
+            peer.abort()
             return
         peer.transport.unregisterProducer()
         if reason.check(ConnectionDone):
@@ -114,6 +157,9 @@ class Incoming(Side):
             if self._lost:
                 outgoing.transport.abortConnection()
                 return
+            if self.factory.pool is not None:
+                self.splice(outgoing, self.factory.reactor, self.factory.pool)
+                return
             self.join(outgoing)
             outgoing.join(self)
             self.transport.resumeProducing()
@@ -140,8 +186,14 @@ class PortForward:
 
     log = Logger()
 
-    def __init__(self, reactor: IReactorTCP) -> None:
+    def __init__(self, reactor: Reactor, splicing: bool = True) -> None:
+        """
+        Forward nothing yet.
+
+        :param splicing: whether to let the kernel move the bytes, if it can.
+        """
         self.reactor = reactor
+        self.pool = PipePool() if splicing and can_splice() else None
         self.port: int | None = None
         self.connections: set[Incoming] = set()
 
@@ -168,4 +220,6 @@ class PortForward:
     def close_all(self) -> None:
         """End every forwarded connection."""
         for incoming in list(self.connections):
-            incoming.transport.abortConnection()
+            incoming.abort()
+        if self.pool is not None:
+            self.pool.close()

@@ -37,6 +37,7 @@ from sandboxd.idempotency import IdempotencyStore
 from sandboxd.lanes import Lanes
 from sandboxd.metrics import Metrics
 from sandboxd.portforward import PortForward
+from sandboxd.portforward import Reactor as ProxyReactor
 from sandboxd.settings import Settings
 from sandboxd.site import Site
 from sandboxd.sockets import ListeningSocket
@@ -50,7 +51,7 @@ from sandboxd.workers import Workers
 DEFAULTS = Settings()
 
 
-class Reactor(ProcessReactor, IReactorCore, IReactorTCP, IReactorSocket, IReactorThreads):
+class Reactor(ProcessReactor, ProxyReactor, IReactorCore, IReactorTCP, IReactorSocket, IReactorThreads):
     """What the daemon asks of a reactor."""
 
 

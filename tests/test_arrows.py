@@ -66,6 +66,7 @@ LAYERS = [
         "sandboxd.requestid",
         "sandboxd.responses",
         "sandboxd.sockets",
+        "sandboxd.splicing",
         "sandboxd.stalls",
         "sandboxd.systemd",
         "sandboxd.watch.watches",

@@ -9,9 +9,14 @@ import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
+from typing import Any, cast
 
 import pytest
+from twisted.internet import reactor
+from twisted.internet.threads import deferToThread
 
+from sandboxd.portforward import PortForward
 from tests.client import Api
 from tests.daemon import Daemon
 from tests.waiting import settled, until
@@ -394,3 +399,31 @@ async def test_connections_that_have_ended_keep_no_descriptor(api: Api, daemon: 
         for sock in (client, server) if turn % 2 else (server, client):
             sock.close()
     await until(lambda: daemon.descriptors() <= before)
+
+
+@pytest.mark.parametrize("splicing", [True, False], ids=["spliced", "copied"])
+async def test_with_the_kernels_help_and_without_it_the_same_arrives(splicing: bool) -> None:
+    forward = PortForward(cast(Any, reactor), splicing=splicing)
+    assert (forward.pool is not None) == splicing
+    port = cast(Any, reactor).listenTCP(0, forward, interface="127.0.0.1")
+    sent = os.urandom(3_000_000)
+
+    def talk(target: socket.socket) -> tuple[bytes, bytes]:
+        with socket.create_connection(("127.0.0.1", port.getHost().port), timeout=10) as client:
+            with accepted(target) as there:
+                writer = Thread(target=lambda: (client.sendall(sent), client.shutdown(socket.SHUT_WR)))
+                writer.start()
+                received = all_from(there)
+                there.sendall(received[::-1])
+            answer = all_from(client)
+            writer.join()
+            return received, answer
+
+    with listening() as target:
+        forward.bind(target.getsockname()[1])
+        received, answer = await deferToThread(talk, target)
+    assert received == sent
+    assert answer == sent[::-1]
+    await port.stopListening()
+    await until(lambda: not forward.connections)
+    forward.close_all()
