@@ -25,6 +25,7 @@ from sandboxd.api.ports import add_port_routes
 from sandboxd.api.processes import add_process_routes
 from sandboxd.api.routing import Routes
 from sandboxd.api.status import add_status_route
+from sandboxd.api.trees import add_tree_routes
 from sandboxd.api.uploads import add_upload_routes
 from sandboxd.api.watch import add_watch_routes
 from sandboxd.auth import Gate
@@ -101,6 +102,7 @@ class Sandboxd(Service):
         # Walks over the process table have threads of their own: file operations that hang must not delay a kill.
         self._walks = Workers(reactor, 2, "walks")
         self._files = Lanes(reactor)
+        self._searches = Workers(reactor, 4, "searches")
         self._aside = Workers(reactor, 2, "aside")  # what is no client's: the tokens, the document, the metrics
         self.gate = Gate(credentials, self._aside)
         turns = Turns(reactor)
@@ -140,6 +142,7 @@ class Sandboxd(Service):
         add_process_routes(routes, self.table, starter, self.streams)
         add_execution_routes(routes, self.table, reactor)
         add_file_routes(routes, root, self._files, store)
+        add_tree_routes(routes, root, self._files, self._searches)
         add_archive_routes(routes, root, self._files)
         add_watch_routes(routes, root, self._files, self.streams, self.watches)
         add_download_routes(routes, root, self._files)
@@ -161,7 +164,7 @@ class Sandboxd(Service):
         super().startService()
         if self._umask is not None:
             os.umask(self._umask)
-        for workers in (self._walks, self._files, self._aside):
+        for workers in (self._walks, self._files, self._searches, self._aside):
             workers.start()
         for part in (self.table, self.streams, self.stalls, self.watches):
             part.startService()
@@ -196,7 +199,7 @@ class Sandboxd(Service):
         self.stalls.stopService()
         self.forward.close_all()
         await self.site.close_all()
-        for workers in (self._walks, self._files, self._aside):
+        for workers in (self._walks, self._files, self._searches, self._aside):
             workers.stop()
         self.log.info("sandboxd has stopped")
 

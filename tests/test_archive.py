@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
@@ -581,6 +581,7 @@ class Collected(Receiver):
 SAMPLE = tar(member("a", b"x" * 600), member("ü" * 80, b"y" * 512), member("d", type=tarfile.DIRTYPE), member("z"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 700), min_size=1))
 def test_an_archive_is_read_the_same_in_any_pieces(sizes: list[int]) -> None:
     collected = Collected()
@@ -594,6 +595,7 @@ def test_an_archive_is_read_the_same_in_any_pieces(sizes: list[int]) -> None:
     assert collected.members == [("a", b"x" * 600), ("ü" * 80, b"y" * 512), ("d", b""), ("z", b"")]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=2000), st.integers(0, len(SAMPLE)))
 def test_garbage_is_refused_and_nothing_else_happens(garbage: bytes, position: int) -> None:
     reader = Reader(Collected())
@@ -604,6 +606,7 @@ def test_garbage_is_refused_and_nothing_else_happens(garbage: bytes, position: i
         pass
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from(["gzip", "zstd", "identity"]), st.integers(1, 50))
 def test_compression_in_any_pieces(data: bytes, coding: str, size: int) -> None:
     compress = compressor(coding)

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.threads import deferToThread
 
@@ -417,6 +417,7 @@ CHANGES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(CHANGES))
 def test_a_moment_leaves_out_nothing_but_modifications_of_what_was_just_told(changes: list[Change]) -> None:
     moment = Moment()
@@ -432,6 +433,7 @@ def test_a_moment_leaves_out_nothing_but_modifications_of_what_was_just_told(cha
     assert moment.take() == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9)), st.integers(0, 60))
 def test_a_log_gives_each_change_once_or_tells_how_many_are_gone(batches: list[int], start: int) -> None:
     log = ChangeLog(10, max_changes=7)

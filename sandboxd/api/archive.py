@@ -7,6 +7,7 @@ from urllib.parse import quote_from_bytes
 
 from twisted.logger import Logger
 
+from sandboxd.api.exchange import let_go
 from sandboxd.api.operations import Raw
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.bodies import BodyStream
@@ -77,7 +78,7 @@ def add_archive_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
             if request.method != b"HEAD":
                 await _send(request, lane, packing, piece)
         finally:
-            _let_go(lane, packing)
+            let_go(lane, packing.close)
 
     @routes.route(
         "PUT",
@@ -124,7 +125,7 @@ def add_archive_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
         except FileError as error:
             raise ApiError(error.status, str(error), **unpacking.report()) from None
         finally:
-            _let_go(lane, unpacking)
+            let_go(lane, unpacking.close)
         return Reply({"path": query.path, **unpacking.report()})
 
 
@@ -142,11 +143,6 @@ async def _send(request: Request, lane: Workers, packing: Packing, piece: bytes 
         request.channel.abort()
     finally:
         stream.finish()
-
-
-def _let_go(lane: Workers, work: Packing | Unpacking) -> None:
-    """Close it in a thread, for another may be at work with it still."""
-    lane(work.close).addErrback(lambda failure: _log.failure("not closed", failure))
 
 
 def _disposition(query: ArchiveQuery) -> bytes:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock
 
+from sandboxd.files.below import Below
 from sandboxd.files.compression import MAGIC_SIZE, Decompressor, recognised
 from sandboxd.files.errors import FileError, told
 from sandboxd.files.root import Root
@@ -32,8 +33,6 @@ MAX_TOLD = 100
 
 #: Bytes that are a hole if they are zeros.
 _HOLE = 4096
-
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class TooMuch(Exception):
@@ -202,11 +201,10 @@ class _Tree(Receiver):
         self.size = 0
         self.skipped: list[str] = []
         self.skips = 0
-        self._top = top
+        self._below = Below(top)
         self._keep_owner = keep_owner
         self._max_size = max_size
         self._max_entries = max_entries
-        self._at: tuple[list[str], int] = ([], os.dup(top))
         self._file: _File | None = None
         self._directories: list[tuple[list[str], int, int]] = []
 
@@ -232,7 +230,7 @@ class _Tree(Receiver):
         elif member.kind is Kind.DIRECTORY:
             self._make_directory(member, parts)
         elif member.kind is Kind.FILE:
-            directory = os.dup(self._directory(parts[:-1], make=True))
+            directory = os.dup(self._below.directory(parts[:-1], make=True))
             try:
                 self._file = _File(member, directory, parts[-1])
             except BaseException:
@@ -270,26 +268,14 @@ class _Tree(Receiver):
         """All is there: give the directories their modes and times, which writing into them would have changed."""
         for parts, mode, mtime in reversed(self._directories):
             with suppress(OSError):
-                fd = os.open(
-                    parts[-1],
-                    os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
-                    dir_fd=self._directory(parts[:-1], make=False),
-                )
-                try:
-                    os.fchmod(fd, mode)
-                    os.utime(fd, ns=(mtime, mtime))
-                finally:
-                    os.close(fd)
+                self._below.settle(parts, mode, mtime)
 
     def close(self) -> None:
         """Leave no descriptor open, and no file that is incomplete."""
         if self._file is not None:
             self._file.discard()
             self._file = None
-        if self._top >= 0:
-            os.close(self._at[1])
-            os.close(self._top)
-            self._top = -1
+        self._below.close()
 
     def _dress(self, fd: int, member: Member) -> None:
         """The owner first: a change of it takes the rest away."""
@@ -298,48 +284,16 @@ class _Tree(Receiver):
         os.fchmod(fd, member.mode & 0o777)
         os.utime(fd, ns=(member.mtime, member.mtime))
 
-    def _directory(self, parts: list[str], *, make: bool) -> int:
-        """
-        A directory below the top, which stays open until the next is asked for.
-
-        :param make: whether to make what is missing.
-        :raise OSError: if it is none, or a link.
-        """
-        known, fd = self._at
-        if parts == known:
-            return fd
-        if parts[: len(known)] == known:
-            done, here = len(known), os.dup(fd)
-        else:
-            done, here = 0, os.dup(self._top)
-        try:
-            for name in parts[done:]:
-                try:
-                    inner = os.open(name, _DIRECTORY, dir_fd=here)
-                except FileNotFoundError:
-                    if not make:
-                        raise
-                    os.mkdir(name, 0o755, dir_fd=here)
-                    inner = os.open(name, _DIRECTORY, dir_fd=here)
-                os.close(here)
-                here = inner
-        except BaseException:
-            os.close(here)
-            raise
-        os.close(fd)
-        self._at = parts, here
-        return here
-
     def _make_directory(self, member: Member, parts: list[str]) -> None:
-        self._directory(parts, make=True)
+        self._below.directory(parts, make=True)
         if self._keep_owner:
-            parent = self._directory(parts[:-1], make=False)
+            parent = self._below.directory(parts[:-1])
             os.chown(parts[-1], member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
         self._directories.append((parts, member.mode & 0o777, member.mtime))
 
     def _link(self, member: Member, parts: list[str]) -> None:
         """Make a link, in the place of what is there, if that is no directory."""
-        directory = os.dup(self._directory(parts[:-1], make=True))
+        directory = os.dup(self._below.directory(parts[:-1], make=True))
         temporary = _temporary()
         try:
             if member.kind is Kind.SYMLINK:
@@ -351,7 +305,7 @@ class _Tree(Receiver):
                 target = _parts(member.target)
                 if not target:
                     raise TarError(f"{member.name!r}: a hard link to nothing")
-                source = self._directory(target[:-1], make=False)
+                source = self._below.directory(target[:-1])
                 os.link(target[-1], temporary, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
             os.rename(temporary, parts[-1], src_dir_fd=directory, dst_dir_fd=directory)
         finally:

@@ -1,0 +1,216 @@
+"""``/files/...``: what people do with files, beside reading and writing them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError
+
+from sandboxd.api.exchange import checker, conditions
+from sandboxd.api.routing import ApiError, Reply, Routes, send_json_parts
+from sandboxd.change_messages import (
+    AppendRequest,
+    ChmodRequest,
+    EditRequest,
+    GlobRequest,
+    GrepRequest,
+    LinkRequest,
+    ListQuery,
+    StatQuery,
+    TouchRequest,
+    TransferRequest,
+)
+from sandboxd.change_replies import (
+    EditedFile,
+    FileInfo,
+    FileList,
+    FoundList,
+    Linked,
+    Matches,
+    Permitted,
+    Touched,
+    Transferred,
+)
+from sandboxd.conditions import Conditions, Malformed, entity_tag
+from sandboxd.files.copying import Copied, copy, move
+from sandboxd.files.edit import NoMatch, edit
+from sandboxd.files.grep import expression
+from sandboxd.files.listing import Page, listing, stat
+from sandboxd.files.permissions import change
+from sandboxd.files.renames import link
+from sandboxd.files.root import Root
+from sandboxd.files.search import Searching
+from sandboxd.files.writing import append, touch
+from sandboxd.jsontext import dumps
+from sandboxd.lanes import Lanes
+from sandboxd.messages import BadRequest
+from sandboxd.site import Request
+from sandboxd.workers import Workers
+
+_ERRORS = (403, 404, 409, 507)
+
+
+def add_tree_routes(routes: Routes, root: Root, in_thread: Lanes, searches: Workers) -> None:
+    """
+    Add them to the API.
+
+    :param root: where paths lead.
+    :param in_thread: runs a blocking function off the reactor's thread.
+    :param searches: likewise, for what waits for a process.
+    """
+
+    async def send(request: Request, threads: Callable[..., Any], work: Callable[[], dict[str, object]]) -> None:
+        """Answer with what may be long: it is made to JSON in the thread, too."""
+        await send_json_parts(request, (await threads(lambda: dumps(work())),))
+
+    @routes.get("/files/stat", query=StatQuery, reply=FileInfo, errors=_ERRORS)
+    async def stat_route(request: Request, query: StatQuery) -> Reply:
+        """What is known of a file, a directory or a link."""
+        return Reply(await in_thread(query.path, stat, root, query.path, query.follow))
+
+    @routes.get("/files/list", query=ListQuery, reply=FileList, errors=_ERRORS)
+    async def list_route(request: Request, query: ListQuery) -> None:
+        """
+        What is in a directory, and below it, with all that is known of each.
+
+        A page ends after `limit` entries, or some seconds; `next` is then where to go on. The order is by name, each
+        directory before what is in it.
+        """
+        choice = query.choice()
+        await send(
+            request,
+            await in_thread.find(query.path),
+            lambda: _page(query.path, listing(root, query.path, choice, query.limit, query.after)),
+        )
+
+    @routes.post("/files/glob", GlobRequest, reply=FoundList, errors=_ERRORS)
+    async def glob_route(request: Request, body: GlobRequest) -> None:
+        """
+        The paths below a directory that match a pattern, in pages as `/files/list` has them.
+
+        Wildcards do not match names that begin with a dot, unless `hidden` is true. Links are not followed.
+        """
+        choice = body.choice()
+        await send(
+            request,
+            await in_thread.find(body.path),
+            lambda: _page(body.path, listing(root, body.path, choice, body.limit, body.after, brief=True)),
+        )
+
+    @routes.post("/files/grep", GrepRequest, reply=Matches, errors=_ERRORS)
+    async def grep_route(request: Request, body: GrepRequest) -> None:
+        """
+        The lines that match a pattern, of a file or of all files below a directory.
+
+        Binary files are left out, and names that begin with a dot unless `hidden` is true. It ends after `timeout`
+        seconds whatever the pattern, with what it has found until then.
+        """
+        searching = Searching(root, body.path, body.search())
+
+        def work() -> dict[str, object]:
+            try:
+                expression(body.pattern, body.literal, body.ignore_case)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise BadRequest(f"pattern: {error}") from None
+            return {"path": body.path, **searching.run()}
+
+        try:
+            await send(request, searches, work)
+        except CancelledError:
+            searching.stop()
+            raise
+
+    def transfer(name: str, work: Callable[..., Copied | None], text: str) -> None:
+        async def route(request: Request, body: TransferRequest) -> Reply:
+            paths = body.from_, body.to
+            copied = await in_thread(
+                paths, work, root, body.from_, body.to, overwrite=body.overwrite, parents=body.parents
+            )
+            reply: dict[str, object] = {"from": body.from_, "to": body.to, "copied": copied is not None}
+            if copied is not None:
+                reply |= {"entries": copied.entries, "bytes": copied.size}
+                reply |= {"skipped": copied.skipped} if copied.skipped else {}
+            return Reply(reply)
+
+        route.__doc__ = text
+        routes.post(name, TransferRequest, reply=Transferred, errors=_ERRORS)(route)
+
+    transfer(
+        "/files/move",
+        move,
+        "Give a file or a directory another name, in one step; to another file system it is copied, then removed.",
+    )
+    transfer(
+        "/files/copy",
+        copy,
+        "Copy a file, a link, or a directory with all that is in it, as `cp -a` does; it gets its name in the end.",
+    )
+
+    @routes.post("/files/chmod", ChmodRequest, reply=Permitted, errors=_ERRORS)
+    async def chmod_route(request: Request, body: ChmodRequest) -> Reply:
+        """Change the mode, the owner or the group of a file, or of all in a directory."""
+
+        def work() -> int:
+            return change(root, body.path, *body.change(), body.recursive)
+
+        return Reply({"path": body.path, "changed": await in_thread(body.path, work)})
+
+    @routes.post("/files/append", AppendRequest, reply=Touched, errors=_ERRORS)
+    async def append_route(request: Request, body: AppendRequest) -> Reply:
+        """Add to the end of a file, with one write; it is made if it is not there."""
+        info = await in_thread(body.path, lambda: append(root, body.path, body.data(), body.parents))
+        return Reply({"path": body.path, "size": info.st_size, "etag": entity_tag(info)})
+
+    @routes.post("/files/touch", TouchRequest, reply=Touched, errors=_ERRORS)
+    async def touch_route(request: Request, body: TouchRequest) -> Reply:
+        """Give a file the current time, or another; it is made if it is not there."""
+        info = await in_thread(body.path, touch, root, body.path, body.mtime, body.parents)
+        return Reply({"path": body.path, "size": info.st_size, "etag": entity_tag(info)})
+
+    @routes.post("/files/link", LinkRequest, reply=Linked, status=201, errors=_ERRORS)
+    async def link_route(request: Request, body: LinkRequest) -> Reply:
+        """Make a symbolic or a hard link."""
+        hard = body.kind == "hard"
+        paths = (body.path, body.target) if hard else body.path
+        await in_thread(
+            paths, link, root, body.path, body.target, hard=hard, overwrite=body.overwrite, parents=body.parents
+        )
+        return Reply({"path": body.path, "target": body.target, "kind": body.kind}, 201)
+
+    @routes.post("/files/edit", EditRequest, reply=EditedFile, errors=(*_ERRORS, 412, 413), headers=("If-Match",))
+    async def edit_route(request: Request, body: EditRequest) -> Reply:
+        """
+        Replace texts in a file, one edit after another, all or none.
+
+        The old text must be there exactly, and only once unless `replace_all`; else nothing is changed, and the 409 has
+        `edit`, the number of the edit, `count`, how often its text is there, and `lines`, where.
+        """
+        check = checker(conditions(request) if body.if_match is None else _matching(body.if_match))
+        try:
+            edited = await in_thread(body.path, edit, root, body.path, body.items(), check)
+        except NoMatch as error:
+            raise ApiError(409, str(error), edit=error.index, count=error.count, lines=error.lines) from None
+        info = edited.info
+        places = [
+            {"replaced": count, "lines": lines} for count, lines in zip(edited.replaced, edited.lines, strict=True)
+        ]
+        return Reply({"path": body.path, "size": info.st_size, "etag": entity_tag(info), "edits": places})
+
+
+def _page(path: str, page: Page) -> dict[str, object]:
+    unreadable = {"unreadable": page.unreadable} if page.unreadable else {}
+    return {"path": path, "entries": page.entries, "next": page.next, **unreadable}
+
+
+def _matching(tag: str) -> Conditions:
+    """
+    What a body's ``if_match`` asks.
+
+    :raise BadRequest: if it is no entity tag.
+    """
+    try:
+        return Conditions({"If-Match": tag}.get)
+    except Malformed as error:
+        raise BadRequest(f"if_match: {error}") from None

@@ -1,0 +1,254 @@
+"""Requests to look at, search and change files."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import datetime
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from sandboxd.files.edit import Edit
+from sandboxd.files.listing import Choice
+from sandboxd.files.owners import Owner, owner
+from sandboxd.files.patterns import Excludes, Pattern, PatternError
+from sandboxd.files.permissions import Change, parse_mode
+from sandboxd.files.search import Search
+from sandboxd.messages import BadRequest, PathRequest, check_path
+from sandboxd.tree_messages import TreeQuery
+
+Type = Literal["file", "dir", "link", "fifo", "socket", "char", "block"]
+Limit = Annotated[int, Meta(ge=1, le=10_000, description="How many at most.")]
+After = Annotated[str, Meta(description="What the page before has as `next`.")]
+Overwrite = Annotated[bool, Meta(description="Whether a file, a link or an empty directory there may be replaced.")]
+Parents = Annotated[bool, Meta(description="Whether to make the directories above that are missing.")]
+Hidden = Annotated[bool, Meta(description="Whether names that begin with a dot are meant.")]
+Globs = Annotated[list[str], Meta(max_length=100)]
+
+
+def pattern(name: str, text: str, hidden: bool = True) -> Pattern:
+    """
+    A pattern.
+
+    :param name: the field that it is in.
+    :raise BadRequest: if it is malformed.
+    """
+    try:
+        return Pattern(text, hidden)
+    except PatternError as error:
+        raise BadRequest(f"{name}: {error}") from None
+
+
+class StatQuery(PathRequest, kw_only=True):
+    """Query of ``/files/stat``."""
+
+    follow: Annotated[bool, Meta(description="Whether to tell of what a link leads to, instead of itself.")] = False
+
+
+class ListQuery(TreeQuery, kw_only=True):
+    """Query of ``/files/list``."""
+
+    depth: Annotated[int, Meta(ge=1, le=10_000, description="How deep to go; 1 is the directory itself.")] = 1
+    glob: (
+        Annotated[str, Meta(description="What names match, or with a slash what paths from the directory do.")] | None
+    ) = None
+    type: Type | None = None
+    hidden: Hidden = True
+    limit: Limit = 1000
+    after: After = ""
+
+    def choice(self) -> Choice:
+        """
+        What is meant.
+
+        :raise BadRequest: if a pattern is malformed.
+        """
+        return Choice(
+            self.depth,
+            None if self.glob is None else pattern("glob", self.glob, self.hidden),
+            self.glob is not None and "/" not in self.glob,
+            self.hidden,
+            None if self.type is None else (self.type,),
+            self.excluded(),
+        )
+
+
+class GlobRequest(PathRequest, kw_only=True):
+    """Body of ``/files/glob``."""
+
+    pattern: Annotated[str, Meta(description="`*`, `?`, `[...]` within a name, `**` for directories, `{a,b}`.")]
+    type: Type | None = None
+    hidden: Hidden = False
+    exclude: Globs = field(default_factory=list)
+    limit: Limit = 1000
+    after: After = ""
+
+    def choice(self) -> Choice:
+        """
+        What is meant.
+
+        :raise BadRequest: if a pattern is malformed.
+        """
+        return Choice(
+            None,
+            pattern("pattern", self.pattern, self.hidden),
+            hidden=self.hidden,
+            types=None if self.type is None else (self.type,),
+            excluded=_excludes(self.exclude),
+        )
+
+
+class GrepRequest(PathRequest, kw_only=True):
+    """Body of ``/files/grep``."""
+
+    pattern: Annotated[str, Meta(max_length=10_000, description="A regular expression of Python, found in one line.")]
+    literal: Annotated[bool, Meta(description="Whether it is a text instead.")] = False
+    ignore_case: bool = False
+    glob: Annotated[Globs, Meta(description="Files to search, as in `/files/list`; none for all.")] = field(
+        default_factory=list
+    )
+    exclude: Globs = field(default_factory=list)
+    hidden: Hidden = False
+    context: Annotated[int, Meta(ge=0, le=20, description="Lines to tell before and after each match.")] = 0
+    max_matches: Limit = 1000
+    max_file_size: Annotated[int, Meta(ge=1, le=1 << 28, description="Bytes; larger files are left out.")] = 10_000_000
+    timeout: Annotated[float, Meta(gt=0, le=60, description="Seconds after which it ends with what it has.")] = 10.0
+
+    def search(self) -> Search:
+        """
+        What is searched for.
+
+        :raise BadRequest: if a pattern of files is malformed.
+        """
+        for glob in self.glob:
+            pattern("glob", glob)
+        _excludes(self.exclude)
+        return Search(
+            self.pattern,
+            self.literal,
+            self.ignore_case,
+            self.glob,
+            self.exclude,
+            self.hidden,
+            self.context,
+            self.max_matches,
+            self.max_file_size,
+            self.timeout,
+        )
+
+
+class TransferRequest(Struct, kw_only=True, rename={"from_": "from"}):
+    """Body of ``/files/move`` and ``/files/copy``."""
+
+    from_: str
+    to: Annotated[str, Meta(description="Its new name; not a directory to put it into.")]
+    overwrite: Overwrite = False
+    parents: Parents = False
+
+    def __post_init__(self) -> None:
+        check_path("from", self.from_)
+        check_path("to", self.to)
+
+
+class ChmodRequest(PathRequest, kw_only=True):
+    """Body of ``/files/chmod``."""
+
+    mode: Annotated[str, Meta(description="Octal, as 0644, or symbolic, as u+x,go-w.")] | None = None
+    owner: Annotated[str, Meta(description="user, user:group or :group, by name or number.")] | None = None
+    group: Annotated[str, Meta(description="By name or number.")] | None = None
+    recursive: Annotated[bool, Meta(description="Whether what is in a directory is meant too.")] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode is None and self.owner is None and self.group is None:
+            raise ValueError("mode, owner or group is needed")
+
+    def change(self) -> tuple[Change | None, Owner | None]:
+        """
+        What is to become of it. Blocks.
+
+        :raise BadRequest: if there is no such mode, user or group.
+        """
+        try:
+            mode = None if self.mode is None else parse_mode(self.mode)
+            whose = None if self.owner is None and self.group is None else owner(self.owner or "")
+            if whose is not None and self.group is not None:
+                whose = Owner(whose.uid, owner(f":{self.group}").gid)
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+        return mode, whose
+
+
+class AppendRequest(PathRequest, kw_only=True):
+    """Body of ``/files/append``."""
+
+    content: Annotated[str, Meta(description="Text.")] | None = None
+    base64: Annotated[str, Meta(description="Or bytes.")] | None = None
+    parents: Parents = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.content is None) == (self.base64 is None):
+            raise ValueError("content or base64 is needed, one of them")
+
+    def data(self) -> bytes:
+        """
+        What to append.
+
+        :raise BadRequest: if it is not valid base64.
+        """
+        if self.content is not None:
+            return self.content.encode("utf-8", "surrogateescape")
+        try:
+            return base64.b64decode(self.base64 or "", validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise BadRequest(f"base64: {error}") from None
+
+
+class LinkRequest(PathRequest, kw_only=True):
+    """Body of ``/files/link``."""
+
+    target: Annotated[str, Meta(description="What it leads to: of a symbolic link the text, of a hard one a path.")]
+    kind: Literal["symbolic", "hard"] = "symbolic"
+    overwrite: Annotated[bool, Meta(description="Whether what is there may be replaced, if no directory.")] = False
+    parents: Parents = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_path("target", self.target)
+
+
+class TouchRequest(PathRequest, kw_only=True):
+    """Body of ``/files/touch``."""
+
+    mtime: Annotated[datetime, Meta(tz=True, description="RFC 3339; now if it is not given.")] | None = None
+    parents: Parents = False
+
+
+class EditItem(Struct):
+    """A replacement: of a text that has to be in the file, and only once unless ``replace_all``."""
+
+    old: Annotated[str, Meta(min_length=1)]
+    new: str
+    replace_all: bool = False
+
+
+class EditRequest(PathRequest, kw_only=True):
+    """Body of ``/files/edit``."""
+
+    edits: Annotated[list[EditItem], Meta(min_length=1, max_length=1000)]
+    if_match: (
+        Annotated[str, Meta(description="The `etag` that the file must have; as the header `If-Match`.")] | None
+    ) = None
+
+    def items(self) -> list[Edit]:
+        """The edits."""
+        return [Edit(item.old, item.new, item.replace_all) for item in self.edits]
+
+
+def _excludes(patterns: list[str]) -> Excludes:
+    try:
+        return Excludes(patterns)
+    except PatternError as error:
+        raise BadRequest(f"exclude: {error}") from None

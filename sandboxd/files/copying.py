@@ -1,0 +1,257 @@
+"""Copies files and trees, and moves them, also to other file systems. A copy gets its name once it is complete."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat as modes
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+from sandboxd.files.below import Below
+from sandboxd.files.errors import told
+from sandboxd.files.removal import remove_tree
+from sandboxd.files.renames import make_parents, rename, temporary_name
+from sandboxd.files.root import Root
+from sandboxd.files.walk import walk
+
+#: ioctl_ficlonerange(2).
+_FICLONE = 0x40049409
+
+#: Bytes that are copied at a time.
+_PIECE = 16 * 1024 * 1024
+
+#: What a file system, or a pair of them, says that has no such call.
+_UNABLE = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EBADF, errno.EPERM)
+
+#: Names of what was left out that are told.
+MAX_TOLD = 100
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Copied(NamedTuple):
+    """
+    What was copied.
+
+    :ivar entries: files, directories and links.
+    :ivar size: bytes of the files.
+    :ivar skipped: sockets and devices, which cannot be: the first :data:`MAX_TOLD` of them.
+    """
+
+    entries: int
+    size: int
+    skipped: list[str]
+
+
+def copy(root: Root, source: str, target: str, *, overwrite: bool = False, parents: bool = False) -> Copied:
+    """
+    Copy a file, a link, or a directory with all that is in it. Links are copied as links. Modes and times are kept,
+    and owners if we are root, as ``cp -a`` does.
+
+    :param target: its new name.
+    :param overwrite: whether what is there may be replaced: a file, a link, or an empty directory.
+    :param parents: whether to make the directories above it.
+    :raise FileError: if it cannot be; then nothing is there that was not.
+    """
+    with told("copy", source), root.parent(source) as (source_fd, source_name):
+        os.lstat(source_name, dir_fd=source_fd)
+        with told("copy to", target):
+            if parents:
+                make_parents(root, target)
+            with root.parent(target) as (target_fd, target_name):
+                return _copy(root, source, source_fd, source_name, target, target_fd, target_name, overwrite)
+
+
+def move(root: Root, source: str, target: str, *, overwrite: bool = False, parents: bool = False) -> Copied | None:
+    """
+    Give something another name. In one step within a file system; to another one it is copied, and then removed.
+
+    :param target: its new name.
+    :param overwrite: whether what is there may be replaced: a file, a link, or an empty directory.
+    :param parents: whether to make the directories above it.
+    :return: what was copied, if that was needed.
+    :raise FileError: if it cannot be.
+    """
+    with told("move", source), root.parent(source) as (source_fd, source_name):
+        os.lstat(source_name, dir_fd=source_fd)
+        with told("move to", target):
+            if parents:
+                make_parents(root, target)
+            with root.parent(target) as (target_fd, target_name):
+                try:
+                    rename(source_fd, source_name, target_fd, target_name, overwrite=overwrite)
+                    return None
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
+                copied = _copy(root, source, source_fd, source_name, target, target_fd, target_name, overwrite)
+        if copied.skipped:
+            raise OSError(errno.EBUSY, f"it has sockets or devices in it, and was copied only: {copied.skipped[0]}")
+        remove_tree(source_fd, source_name)
+        return copied
+
+
+def _copy(
+    root: Root,
+    source: str,
+    source_fd: int,
+    source_name: bytes,
+    target: str,
+    target_fd: int,
+    target_name: bytes,
+    overwrite: bool,
+) -> Copied:
+    info = os.lstat(source_name, dir_fd=source_fd)
+    if not overwrite:
+        with suppress(FileNotFoundError):
+            os.lstat(target_name, dir_fd=target_fd)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    temporary = temporary_name()
+    try:
+        if modes.S_ISDIR(info.st_mode):
+            above = root.real(os.path.dirname(os.fsencode(target).rstrip(b"/")) or b".")
+            if (above + b"/").startswith(root.real(source).rstrip(b"/") + b"/"):
+                raise OSError(errno.EINVAL, "a directory cannot be copied into itself")
+            copied = _copy_tree(source_fd, source_name, target_fd, temporary)
+        elif _copy_one(source_fd, os.fsdecode(source_name), info, target_fd, temporary):
+            copied = Copied(1, info.st_size if modes.S_ISREG(info.st_mode) else 0, [])
+        else:
+            raise OSError(errno.EEXIST, "a socket or a device cannot be copied")
+        rename(target_fd, temporary, target_fd, target_name, overwrite=overwrite)
+    except BaseException:
+        with suppress(OSError):
+            remove_tree(target_fd, os.fsencode(temporary))
+        raise
+    return copied
+
+
+def _copy_tree(source_fd: int, source_name: bytes, target_fd: int, target_name: str) -> Copied:
+    top = os.open(source_name, _DIRECTORY, dir_fd=source_fd)
+    info = os.fstat(top)
+    os.mkdir(target_name, 0o700, dir_fd=target_fd)
+    made = os.open(target_name, _DIRECTORY, dir_fd=target_fd)
+    below = Below(os.dup(made))
+    directories: list[tuple[list[str], os.stat_result]] = []
+    entries, size = 1, 0
+    skipped: list[str] = []
+    try:
+        for entry in walk(top):
+            parts = entry.path.split("/")
+            try:
+                found = entry.lstat()
+                directory = below.directory(parts[:-1])
+                if modes.S_ISDIR(found.st_mode):
+                    os.mkdir(entry.name, 0o700, dir_fd=directory)
+                    if os.geteuid() == 0:
+                        os.chown(entry.name, found.st_uid, found.st_gid, dir_fd=directory, follow_symlinks=False)
+                    directories.append((parts, found))
+                elif not _copy_one(entry.dir_fd, entry.name, found, directory, entry.name):
+                    skipped += [entry.path] if len(skipped) < MAX_TOLD else []
+                    continue
+            except FileNotFoundError:
+                continue
+            entries += 1
+            size += found.st_size if modes.S_ISREG(found.st_mode) else 0
+        for parts, found in reversed(directories):
+            below.settle(parts, modes.S_IMODE(found.st_mode), found.st_mtime_ns)
+        _own(info, lambda uid, gid: os.fchown(made, uid, gid))
+        os.fchmod(made, modes.S_IMODE(info.st_mode))
+        os.utime(made, ns=(info.st_atime_ns, info.st_mtime_ns))
+    finally:
+        below.close()
+        os.close(made)
+    return Copied(entries, size, skipped)
+
+
+def _copy_one(source_fd: int, name: str, info: os.stat_result, target_fd: int, target_name: str) -> bool:
+    """
+    Copy what is no directory, to a name that is not there.
+
+    :return: whether it can be copied at all.
+    """
+    times = info.st_atime_ns, info.st_mtime_ns
+    if modes.S_ISLNK(info.st_mode):
+        os.symlink(os.readlink(name, dir_fd=source_fd), target_name, dir_fd=target_fd)
+        _own(info, lambda uid, gid: os.chown(target_name, uid, gid, dir_fd=target_fd, follow_symlinks=False))
+        os.utime(target_name, ns=times, dir_fd=target_fd, follow_symlinks=False)
+        return True
+    if modes.S_ISFIFO(info.st_mode):
+        os.mkfifo(target_name, modes.S_IMODE(info.st_mode), dir_fd=target_fd)
+        return True
+    if not modes.S_ISREG(info.st_mode):
+        return False
+    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source_fd)
+    try:
+        info = os.fstat(fd)
+        if not modes.S_ISREG(info.st_mode):
+            return False
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        new = os.open(target_name, flags, 0o600, dir_fd=target_fd)
+        try:
+            _copy_contents(fd, new, info.st_size)
+            _own(info, lambda uid, gid: os.fchown(new, uid, gid))
+            os.fchmod(new, modes.S_IMODE(info.st_mode))
+            os.utime(new, ns=times)
+        finally:
+            os.close(new)
+    finally:
+        os.close(fd)
+    return True
+
+
+def _own(info: os.stat_result, change: Callable[[int, int], None]) -> None:
+    """Give a copy the owner of what it is of, if we may."""
+    if os.geteuid() == 0:
+        change(info.st_uid, info.st_gid)
+
+
+def _copy_contents(source: int, target: int, size: int) -> None:
+    """Copy a file's contents; by sharing its blocks where the file system can, and without filling its holes."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+        return
+    except OSError as error:
+        if error.errno not in _UNABLE:
+            raise
+    position = 0
+    while position < size:
+        try:
+            begin = os.lseek(source, position, os.SEEK_DATA)
+            end = os.lseek(source, begin, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break  # nothing but a hole is left
+            begin, end = position, size
+        if not _copy_range(source, target, begin, min(end, size)):
+            break
+        position = end
+    os.ftruncate(target, max(size, os.fstat(target).st_size))
+
+
+def _copy_range(source: int, target: int, position: int, end: int) -> bool:
+    """
+    Copy a part.
+
+    :return: whether it was there, for a file may become shorter meanwhile.
+    """
+    by_kernel = True
+    while position < end:
+        count = min(end - position, _PIECE)
+        if by_kernel:
+            try:
+                done = os.copy_file_range(source, target, count, position, position)
+            except OSError as error:
+                if error.errno not in _UNABLE:
+                    raise
+                by_kernel = False
+                continue
+        else:
+            data = os.pread(source, min(count, 1024 * 1024), position)
+            done = os.pwrite(target, data, position)
+        if not done:
+            return False
+        position += done
+    return True

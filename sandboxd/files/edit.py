@@ -1,0 +1,144 @@
+"""Changes of a file's text by exact replacement: a text that is not there, or not only once, changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import NamedTuple
+
+from sandboxd.conditions import entity_tag
+from sandboxd.files.errors import FileError, told
+from sandboxd.files.root import Root
+from sandboxd.files.text import MAX_READ
+from sandboxd.files.upload import Check, Replacement
+
+#: Line numbers that are told, at most.
+MAX_LINES = 20
+
+
+class Edit(NamedTuple):
+    """
+    One replacement.
+
+    :ivar everywhere: whether the old text may be there more than once, and is replaced wherever it is.
+    """
+
+    old: str
+    new: str
+    everywhere: bool = False
+
+
+class NoMatch(Exception):
+    """
+    The old text of an edit is not there, or not only once.
+
+    :ivar index: which edit, from 0.
+    :ivar count: how often it is there.
+    :ivar lines: in which lines, the first :data:`MAX_LINES` of them.
+    """
+
+    def __init__(self, index: int, count: int, lines: list[int]) -> None:
+        where = f"edits[{index}].old"
+        super().__init__(
+            f"{where}: it is not in the file; give the text exactly as it is there, white space included"
+            if not count
+            else f"{where}: it is in the file {count} times; give more of what is around it, or replace_all"
+        )
+        self.index = index
+        self.count = count
+        self.lines = lines
+
+
+class Edited(NamedTuple):
+    """
+    A file that was edited.
+
+    :ivar replaced: for each edit, how often it has replaced its text.
+    :ivar lines: for each edit, the lines where its new text begins, in the file as it is now unless a later edit has
+        moved them.
+    """
+
+    info: os.stat_result
+    replaced: list[int]
+    lines: list[list[int]]
+
+
+def edit(root: Root, path: str, edits: list[Edit], check: Check) -> Edited:
+    """
+    Apply edits, one after another, and replace the file in one step. It keeps its owner and its mode.
+
+    :param check: whether the file may be changed, by what is known of it.
+    :raise NoMatch: if one does not fit; then nothing is changed.
+    :raise FileError: if it cannot be read or written, or has more than :data:`~sandboxd.files.text.MAX_READ` bytes, or
+        was changed meanwhile.
+    """
+    data, before = _read(root, path, check)
+    replaced: list[int] = []
+    lines: list[list[int]] = []
+    for index, one in enumerate(edits):
+        data, count, where = _apply(data, index, one)
+        replaced.append(count)
+        lines.append(where)
+
+    def unchanged(info: os.stat_result | None) -> None:
+        check(info)
+        if info is None or entity_tag(info) != entity_tag(before):
+            raise FileError("edit", path, "it was changed meanwhile; read it again", errno.EBUSY)
+
+    upload = Replacement(root, path, unchanged, durable=False)
+    try:
+        upload.open(len(data))
+        upload.write(data)
+        return Edited(upload.commit().info, replaced, lines)
+    finally:
+        upload.discard()
+
+
+def _read(root: Root, path: str, check: Check) -> tuple[bytes, os.stat_result]:
+    with told("open", path):
+        fd = root.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with told("read", path), open(fd, "rb") as file:
+        info = os.fstat(fd)
+        check(info)
+        if info.st_size > MAX_READ:
+            raise OSError(errno.EFBIG, f"file too large: the limit is {MAX_READ} bytes")
+        return file.read(MAX_READ), info
+
+
+def _apply(data: bytes, index: int, one: Edit) -> tuple[bytes, int, list[int]]:
+    old, new = (text.encode("utf-8", "surrogateescape") for text in (one.old, one.new))
+    first = data.find(old)
+    if first < 0:
+        raise NoMatch(index, 0, [])
+    if not one.everywhere:
+        if data.find(old, first + 1) >= 0:
+            places = _places(data, old, 1)
+            raise NoMatch(index, max(2, data.count(old)), _lines(data, places))
+        return data[:first] + new + data[first + len(old) :], 1, _lines(data, [first])
+    count = data.count(old)
+    places = [place + number * (len(new) - len(old)) for number, place in enumerate(_places(data, old, len(old)))]
+    data = data.replace(old, new)
+    return data, count, _lines(data, places)
+
+
+def _places(data: bytes, text: bytes, step: int) -> list[int]:
+    """Where a text is, the first :data:`MAX_LINES` places."""
+    places: list[int] = []
+    place = data.find(text)
+    while place >= 0 and len(places) < MAX_LINES:
+        places.append(place)
+        place = data.find(text, place + step)
+    return places
+
+
+def _lines(data: bytes, places: list[int]) -> list[int]:
+    """The numbers of the lines that these places are in, from 1."""
+    numbers: list[int] = []
+    line = 1
+    position = 0
+    for place in places:
+        line += data.count(b"\n", position, place)
+        position = place
+        if not numbers or numbers[-1] != line:
+            numbers.append(line)
+    return numbers

@@ -1,0 +1,101 @@
+"""New names for what is there: move and link, by descriptors."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+
+from sandboxd.files.errors import told
+from sandboxd.files.root import Root
+
+_RENAME_NOREPLACE = 1
+
+#: A file system that cannot rename without replacing, renameat2(2).
+_UNABLE = (errno.EINVAL, errno.ENOSYS)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def temporary_name() -> str:
+    """A name for what is yet to get its own."""
+    return f".sandboxd-{secrets.token_hex(8)}.tmp"
+
+
+def rename(source: int, name: str | bytes, target: int, new_name: str | bytes, *, overwrite: bool) -> None:
+    """
+    Give something another name, in one step.
+
+    :param source: the directory that it is in.
+    :param target: the directory that it is to be in.
+    :param overwrite: whether what has that name may be replaced: a file, a link, or an empty directory.
+    :raise FileExistsError: if there is something, and it may not be.
+    :raise OSError: if it cannot be; ``EXDEV`` if the other directory is on another file system.
+    """
+    if overwrite:
+        os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
+        return
+    if _libc.renameat2(source, os.fsencode(name), target, os.fsencode(new_name), _RENAME_NOREPLACE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in _UNABLE:
+        raise OSError(number, os.strerror(number))
+    # Also what the kernel says of a directory that would be moved into itself, as rename(2) will say then.
+    with suppress(FileNotFoundError):
+        os.lstat(new_name, dir_fd=target)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
+
+
+def make_parents(root: Root, path: str) -> None:
+    """
+    Make the directories above a path.
+
+    :raise OSError: if one cannot be made.
+    """
+    root.make_directories(os.path.dirname(path.rstrip("/")) or ".")
+
+
+def link(root: Root, path: str, target: str, *, hard: bool, overwrite: bool = False, parents: bool = False) -> None:
+    """
+    Make a link.
+
+    :param path: where.
+    :param target: what it leads to: of a symbolic link the text, of a hard link a path.
+    :param overwrite: whether what is there may be replaced, if it is no directory.
+    :param parents: whether to make the directories above it.
+    :raise FileError: if it cannot be made.
+    """
+    with told("link", path):
+        if parents:
+            make_parents(root, path)
+        with root.parent(path) as (directory, name):
+            if not hard:
+                _put(directory, name, overwrite, lambda new: os.symlink(os.fsencode(target), new, dir_fd=directory))
+                return
+            with root.parent(target) as (source, source_name):
+                _put(
+                    directory,
+                    name,
+                    overwrite,
+                    lambda new: os.link(
+                        source_name, new, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False
+                    ),
+                )
+
+
+def _put(directory: int, name: bytes, overwrite: bool, make: Callable[[bytes], None]) -> None:
+    """Make something under its name, or under another first if it is to replace what is there."""
+    if not overwrite:
+        make(name)
+        return
+    temporary = os.fsencode(temporary_name())
+    make(temporary)
+    try:
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    finally:
+        with suppress(OSError):  # it is still there if both are the same file, see rename(2)
+            os.unlink(temporary, dir_fd=directory)
