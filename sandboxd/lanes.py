@@ -1,29 +1,59 @@
-"""Threads for file operations, so that a file system that hangs blocks its own callers only."""
+"""
+Threads for file operations, so that a file system that hangs blocks its own callers only.
+
+Each file system has a pool of threads of its own, its lane. Which one a path needs is found without touching any other:
+its links are followed in the lane of the file system that they are on, step by step. The answer is a guess, in that
+mounts and links can change before it is used; then a call is in the wrong lane, and no more than that.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 
+from sandboxd.files.errors import FileError
+from sandboxd.mounts import Mounts, Place
 from sandboxd.workers import Workers
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Threads for file operations; a file system that hangs can hold that many of its own callers.
-FILE_THREADS = 16
+#: Threads for the operations of one file system.
+LANE_THREADS = 16
+
+#: Operations that may run or wait in one lane.
+MAX_UNDER_WAY = 1024
+
+
+class Busy(FileError):
+    """Too many operations wait for a file system, which may hang."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("open", path, f"{MAX_UNDER_WAY} operations wait for its file system; try again later")
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that says so."""
+        return 503
 
 
 class Lanes:
     """
     Bounded pools of threads. Call it with a path, a function that uses it, and the function's arguments.
+
+    :param base: where relative paths begin; None for the working directory.
     """
 
-    def __init__(self, reactor: IReactorFromThreads) -> None:
-        self._workers = Workers(reactor, FILE_THREADS, "files")
+    def __init__(self, reactor: IReactorFromThreads, base: str | None = None) -> None:
+        self._reactor = reactor
+        self._base = base or ""
+        self._mounts = Mounts()
+        self._lanes: dict[frozenset[bytes], Workers] = {}
+        self._running = False
 
     def __call__(
         self, path: str | tuple[str, ...], function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
@@ -31,9 +61,41 @@ class Lanes:
         """
         Call ``function`` in a thread; fires in the reactor's thread with its result.
 
+        Cancelled before it has begun, it never does.
+
         :param path: the path that it uses, or all of them.
         """
-        return self._workers(function, *args, **kwargs)
+        abandoned = False
+
+        def call() -> T:
+            if abandoned:
+                raise CancelledError
+            return function(*args, **kwargs)
+
+        async def run() -> T:
+            nonlocal abandoned
+            try:
+                return await (self._run(path, call) if isinstance(path, str) else self._run_all(path, call))
+            except CancelledError:
+                abandoned = True
+                raise
+
+        return Deferred.fromCoroutine(run())
+
+    async def _run(self, path: str, call: Callable[[], T]) -> T:
+        """Go on from lane to lane, and call it in the last; for most paths that is the first."""
+
+        def step(place: Place) -> tuple[Place, list[T]]:
+            place, arrived = self._mounts.advance(place)
+            return place, [call()] if arrived else []
+
+        place, result = self._begin(path), list[T]()
+        while not result:
+            place, result = await self._lane({place.device}, path)(step, place)
+        return result[0]
+
+    async def _run_all(self, paths: tuple[str, ...], call: Callable[[], T]) -> T:
+        return await (await self._find(paths))(call)
 
     def find(self, path: str | tuple[str, ...]) -> Deferred[Workers]:
         """
@@ -42,12 +104,47 @@ class Lanes:
 
         :param path: the path that will be used, or all of them.
         """
-        return self._workers(lambda: self._workers)
+        return Deferred.fromCoroutine(self._find((path,) if isinstance(path, str) else path))
+
+    async def _find(self, paths: tuple[str, ...]) -> Workers:
+        devices = set()
+        for path in paths:
+            place, arrived = self._begin(path), False
+            while not arrived:
+                place, arrived = await self._lane({place.device}, path)(self._mounts.advance, place)
+            devices.add(place.device)
+        return self._lane(devices, paths[0])
+
+    def _begin(self, path: str) -> Place:
+        self._mounts.refresh()
+        return self._mounts.begin(os.fsencode(os.path.join(os.getcwd(), self._base, path)))
+
+    def _lane(self, devices: set[bytes], path: str) -> Workers:
+        """
+        The lane of a file system, or of what needs several.
+
+        :raise Busy: if it is full.
+        """
+        key = frozenset(devices)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Workers(self._reactor, LANE_THREADS, "files")
+            if self._running:
+                lane.start()
+        if lane.under_way >= MAX_UNDER_WAY:
+            raise Busy(path)
+        return lane
 
     def start(self) -> None:
         """Begin to work."""
-        self._workers.start()
+        self._running = True
+        self._mounts.open()
+        for lane in self._lanes.values():
+            lane.start()
 
     def stop(self) -> None:
         """Let idle threads end. One that hangs in the kernel is left to the process's exit."""
-        self._workers.stop()
+        self._running = False
+        self._mounts.close()
+        for lane in self._lanes.values():
+            lane.stop()

@@ -101,7 +101,8 @@ class Sandboxd(Service):
         self._listening: list[IListeningPort] = []
         # Walks over the process table have threads of their own: file operations that hang must not delay a kill.
         self._walks = Workers(reactor, 2, "walks")
-        self._files = Lanes(reactor)
+        root = root or Root()
+        self._files = Lanes(reactor, root.directory)
         self._searches = Workers(reactor, 4, "searches")
         self._aside = Workers(reactor, 2, "aside")  # what is no client's: the tokens, the document, the metrics
         self.gate = Gate(credentials, self._aside)
@@ -122,7 +123,6 @@ class Sandboxd(Service):
         self.stalls = StallMeter(reactor)
         self.watches = Watches(reactor, settings.max_watches, settings.watch_linger)
         store = IdempotencyStore(reactor)
-        root = root or Root()
         starter = Starter(self.table, root, self._files, turns, store)
         self.routes = routes = Routes()
         self.site = Site(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -37,10 +37,29 @@ class Workers:
     def __init__(self, reactor: IReactorFromThreads, size: int, name: str) -> None:
         self._reactor = reactor
         self._pool = _Pool(0, size, name)
+        self._under_way = 0
+        self._lock = Lock()
+
+    @property
+    def under_way(self) -> int:
+        """How many calls run or wait to, whether or not somebody waits for their results."""
+        return self._under_way
 
     def __call__(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         """Call ``function`` in a thread; fires in the reactor's thread with its result."""
-        return deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs)
+        self._count(1)
+
+        def work() -> T:
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._count(-1)
+
+        return deferToThreadPool(self._reactor, self._pool, work)
+
+    def _count(self, more: int) -> None:
+        with self._lock:
+            self._under_way += more
 
     def start(self) -> None:
         """Begin to work."""

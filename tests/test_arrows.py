@@ -110,6 +110,7 @@ LAYERS = [
         "sandboxd.settings",
         "sandboxd.tally",
         "sandboxd.tokens",
+        "sandboxd.mounts",
         "sandboxd.workers",
         "sandboxd.turns",
     },

@@ -174,7 +174,7 @@ def test_no_race_leads_out(tmp_path: Path, kind: str) -> None:
     with subprocess.Popen(swap, stdout=subprocess.PIPE) as swapper:
         assert swapper.stdout is not None
         swapper.stdout.readline()
-        for turn in range(1000):
+        for turn in range(250):
             for work in (
                 lambda: seen.add(text.read(root, "link/inner/f").decode()),
                 lambda: seen.update(text.names(root, "link/inner")),
@@ -202,7 +202,7 @@ def test_no_race_leads_out(tmp_path: Path, kind: str) -> None:
 
 def test_trees_of_any_depth_are_removed(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(3000):
+    for _ in range(1200):
         os.mkdir("d", dir_fd=fd)
         below = os.open("d", os.O_RDONLY, dir_fd=fd)
         os.close(fd)
