@@ -15,6 +15,7 @@ from functools import cache
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
+from msgspec import Meta
 
 from sandboxd.execution.command import Command, User
 from sandboxd.execution.limits import check_limits
@@ -24,11 +25,36 @@ class BadRequest(Exception):
     """The request is malformed; the text says which field, and what to do."""
 
 
-#: At most a year, lest a timer be set that the clock cannot count to.
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=366 * 86400)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62))]
+#: What has no NUL in it, as a regular expression.
+NO_NUL = r"^[^\x00]*$"
 
-After = Annotated[Count, msgspec.Meta(description="Records behind this number; wins over Last-Event-ID.")] | None
+#: Likewise a port.
+PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+
+#: At most a year, lest a timer be set that the clock cannot count to.
+Seconds = Annotated[float, Meta(ge=0, le=366 * 86400)]
+Count = Annotated[int, Meta(ge=0, le=(1 << 62))]
+
+After = Annotated[Count, Meta(description="Records behind this number; wins over Last-Event-ID.")] | None
+
+
+#: Said in the OpenAPI document, and checked by code of ours, whose errors say more.
+Path = Annotated[str, Meta(extra_json_schema={"minLength": 1, "pattern": NO_NUL})]
+Port = Annotated[str | int, Meta(extra_json_schema={"minimum": 1, "maximum": 65535, "pattern": f"^{PORT}$"})]
+PortOrNone = Annotated[str | int, Meta(extra_json_schema={"minimum": 1, "maximum": 65535, "pattern": f"^({PORT})?$"})]
+Signal = Annotated[
+    str | int,
+    Meta(
+        description="Its name, with SIG or without, or its number.",
+        extra_json_schema={
+            "enum": [
+                *(signal.name for signal in signals.Signals),
+                *(signal.name.removeprefix("SIG") for signal in signals.Signals),
+                *map(int, signals.Signals),
+            ]
+        },
+    ),
+]
 
 
 class LimitsRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, rename={"as_": "as"}):
@@ -45,9 +71,9 @@ class LimitsRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     nofile: Count | None = None
     nproc: Count | None = None
     stack: Count | None = None
-    memory: Annotated[int, msgspec.Meta(ge=1, le=(1 << 62))] | None = None
-    pids: Annotated[int, msgspec.Meta(ge=1, le=(1 << 22))] | None = None
-    cpus: Annotated[float, msgspec.Meta(gt=0, le=4096)] | None = None
+    memory: Annotated[int, Meta(ge=1, le=(1 << 62))] | None = None
+    pids: Annotated[int, Meta(ge=1, le=(1 << 22))] | None = None
+    cpus: Annotated[float, Meta(gt=0, le=4096)] | None = None
 
     def of_tree(self) -> dict[str, float]:
         """Those that need a cgroup."""
@@ -61,23 +87,37 @@ class LimitsRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
 
 
 class CommandRequest(msgspec.Struct):
-    """
-    Body of ``/run``, ``/run_streaming`` and ``/start_process``.
+    """Body of ``/run``, ``/run_streaming`` and ``/start_process``."""
 
-    The contract's fields are ``cmd``, ``cwd``, ``env`` and ``timeout``; see the README for the others.
-    """
-
-    cmd: str
-    cwd: str | None = None
-    env: dict[str, str] | None = None
-    timeout: Seconds | None = None
-    idle_timeout: Seconds | None = None
-    max_output: Count | None = None
-    stdin: bool = False
-    detach: bool = False
-    survive: bool = False
+    cmd: Annotated[str, Meta(description="What sh -c is given.", extra_json_schema={"pattern": NO_NUL})]
+    cwd: Annotated[str, Meta(description="Working directory; the daemon's own if it is empty or left out.")] | None = (
+        None
+    )
+    env: (
+        Annotated[
+            dict[str, str],
+            Meta(
+                description="Variables over the daemon's own.",
+                extra_json_schema={"propertyNames": {"pattern": r"^[^\x00=]+$"}},
+            ),
+        ]
+        | None
+    ) = None
+    timeout: Annotated[Seconds, Meta(description="Seconds that it may live; 0 for ever.")] | None = None
+    idle_timeout: Annotated[Seconds, Meta(description="Seconds that it may go without output; 0 for ever.")] | None = (
+        None
+    )
+    max_output: (
+        Annotated[
+            Count, Meta(description="/run only: bytes of each stream to keep, half from the start, half from the end.")
+        ]
+        | None
+    ) = None
+    stdin: Annotated[bool, Meta(description="Whether its stdin is a pipe, for /processes/{id}/stdin.")] = False
+    detach: Annotated[bool, Meta(description="/run_streaming only: whether it outlives the connection.")] = False
+    survive: Annotated[bool, Meta(description="Whether its processes may outlive a daemon that was killed.")] = False
     limits: LimitsRequest | None = None
-    user: str | None = None
+    user: Annotated[str, Meta(description="Whom to run as, if the daemon is root.")] | None = None
 
     def command(self, user: User | None = None) -> Command:
         """
@@ -116,7 +156,7 @@ class CommandRequest(msgspec.Struct):
 class PathRequest(msgspec.Struct):
     """Body of the file routes that take a path only."""
 
-    path: str
+    path: Path
 
     def __post_init__(self) -> None:
         check_path("path", self.path)
@@ -131,7 +171,7 @@ class WriteFileRequest(PathRequest):
 class BindPortRequest(msgspec.Struct):
     """Body of ``/bind_port``."""
 
-    port: str | int
+    port: Port
 
     def number(self) -> int:
         """
@@ -145,7 +185,7 @@ class BindPortRequest(msgspec.Struct):
 class UnbindPortRequest(msgspec.Struct):
     """Body of ``/unbind_port``."""
 
-    port: str | int | None = None
+    port: PortOrNone | None = None
 
     def number(self) -> int | None:
         """
@@ -159,9 +199,9 @@ class UnbindPortRequest(msgspec.Struct):
 class KillProcessRequest(msgspec.Struct):
     """Body of ``/kill_process``."""
 
-    id: str
-    signal: str | int | None = None
-    grace: Seconds = 5.0
+    id: Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+    signal: Signal | None = None
+    grace: Annotated[Seconds, Meta(description="Seconds until SIGKILL follows, if the signal was another.")] = 5.0
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -179,7 +219,7 @@ class KillProcessRequest(msgspec.Struct):
 class SignalRequest(msgspec.Struct):
     """Body of ``/processes/<id>/signal``."""
 
-    signal: str | int
+    signal: Signal
 
     def signum(self) -> int:
         """
@@ -193,16 +233,16 @@ class SignalRequest(msgspec.Struct):
 class LogsQuery(msgspec.Struct):
     """Query of ``/processes/<id>/logs``."""
 
-    after: Annotated[Count, msgspec.Meta(description="Records behind this sequence number.")] = 0
-    limit: Annotated[Count, msgspec.Meta(description="How many at most; 10,000 by default, and no more.")] | None = None
+    after: Annotated[Count, Meta(description="Records behind this sequence number.")] = 0
+    limit: Annotated[Count, Meta(description="How many at most; 10,000 by default, and no more.")] | None = None
 
 
 class ProcessLogsQuery(msgspec.Struct):
     """Query of ``/process_logs_streaming``."""
 
-    id: str
+    id: Annotated[str, Meta(min_length=1)]
     after: After = None
-    follow: Annotated[bool, msgspec.Meta(description="Whether to go on with new lines as they come.")] = True
+    follow: Annotated[bool, Meta(description="Whether to go on with new lines as they come.")] = True
 
 
 class StreamQuery(msgspec.Struct):
@@ -214,7 +254,7 @@ class StreamQuery(msgspec.Struct):
 class StdinQuery(msgspec.Struct):
     """Query of ``/processes/<id>/stdin``."""
 
-    close: Annotated[bool, msgspec.Meta(description="Whether this is the end of its stdin.")] = False
+    close: Annotated[bool, Meta(description="Whether this is the end of its stdin.")] = False
 
 
 class WaitRequest(msgspec.Struct):
@@ -270,20 +310,23 @@ def decode(body: bytes, type: type[T]) -> T:
 
 def decode_query(args: Mapping[bytes, Sequence[bytes]], type: type[T]) -> T:
     """
-    A request's query as a value. Of a parameter that is given twice the first counts, unless its type is a list; an
-    empty one is as good as none. What is not UTF-8 comes as in paths; see :mod:`sandboxd.files`.
+    A request's query as a value. Of a parameter that is given twice the first counts, unless its type is a list. What
+    is not UTF-8 comes as in paths; see :mod:`sandboxd.files`.
 
     :raise BadRequest: if it is not of that type.
     """
     given: dict[str, object] = {}
     for name, values in args.items():
         texts = [os.fsdecode(value) for value in values]
-        if texts[0]:
-            given[os.fsdecode(name)] = texts if os.fsdecode(name) in _lists(cast(Hashable, type)) else texts[0]
+        given[os.fsdecode(name)] = texts if os.fsdecode(name) in _lists(cast(Hashable, type)) else texts[0]
     try:
-        return msgspec.convert(given, type, strict=False)
+        found = msgspec.convert(given, type, strict=False)
     except msgspec.ValidationError as error:
         raise BadRequest(_validation(str(error))) from None
+    for parameter in given:
+        if getattr(found, parameter, ...) is None:  # msgspec makes None of the text "null"
+            raise BadRequest(f"{parameter}: must not be null; leave it out")
+    return found
 
 
 @cache

@@ -107,7 +107,7 @@ class Metrics:
                 ("version", "python"),
                 {(__version__, platform.python_version()): 1.0},
             ),
-            gauge("sandboxd_ready", "1 if it would take a command now, else 0.", self._why_not_ready() is None),
+            gauge("sandboxd_ready", "1 if it would take a command now, else 0.", float(self._why_not_ready() is None)),
             gauge("sandboxd_idle_seconds", "Seconds since it was last used; 0 while anything runs.", self.idle),
             *self._of_requests(),
             *self._of_executions(),
@@ -246,7 +246,8 @@ def as_json(families: Iterable[Family]) -> dict[str, object]:
                 "type": metric.type,
                 "help": metric.documentation,
                 "samples": [
-                    {"name": sample.name, "labels": sample.labels, "value": sample.value} for sample in metric.samples
+                    {"name": sample.name, "labels": sample.labels, "value": float(sample.value)}
+                    for sample in metric.samples
                 ],
             }
             for metric in measured(families)

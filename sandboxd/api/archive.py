@@ -48,7 +48,7 @@ def add_archive_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
     @routes.get(
         "/archive",
         query=ArchiveQuery,
-        reply=Raw("application/x-tar"),
+        reply=(Raw("application/x-tar"), Raw("application/gzip"), Raw("application/zstd")),
         errors=(403, 404, 409),
         headers=("Accept-Encoding",),
     )

@@ -383,11 +383,9 @@ def resume_after(request: Request, after: int | None) -> int:
     :raise BadRequest: if that is not a number.
     """
     text = request.text_header(b"Last-Event-ID")
-    if after is not None or not text:
-        return after or 0
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
+    if text and not (text.isascii() and text.isdigit() and len(text) < 19):
         raise BadRequest(f"Last-Event-ID: {text!r} is not a number")
-    return int(text)
+    return int(text or 0) if after is None else after
 
 
 def _run_reply(kept: dict[str, Kept], end: dict[str, object]) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
 """
 ``/openapi.json``: the API as an OpenAPI 3.1 document, made from the routes and the types of their messages.
 
-Event streams are text to OpenAPI 3.1; the types of their events stand beside it as ``x-events``.
+OpenAPI 3.1 has no schema for event streams; the types of their events are told as ``x-events``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ Run commands, keep background processes, read and write files, and expose a port
 Bodies are JSON whatever their `Content-Type` says, and unknown fields are ignored. Every error is JSON with an `error`
 for people. 503 is answered only when nothing was executed. Every reply has an `X-Request-Id`: the request's own, or a
 new one."""
+
+#: The schemas of headers that are not just text.
+_HEADERS = {"Last-Event-ID": {"type": "string", "pattern": "^[0-9]{0,18}$"}}
 
 #: What any error is answered with, whichever the route.
 _ANY_ERROR = (401, 500)
@@ -124,7 +127,7 @@ class _Writer:
                 content[part.media_type] = {}
             elif isinstance(part, Events):
                 events = {name: self._schemas[type] for name, type in part.types.items()}
-                content["text/event-stream"] = {"schema": {"type": "string"}, "x-events": events}
+                content["text/event-stream"] = {"x-events": events}
             else:
                 json.append(self._schemas[part])
         if json:
@@ -135,7 +138,7 @@ class _Writer:
         for name in re.findall("<(?:[a-z]+:)?([a-z]+)>", operation.path):
             yield {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in operation.headers:
-            yield {"name": name, "in": "header", "schema": {"type": "string"}}
+            yield {"name": name, "in": "header", "schema": _HEADERS.get(name, {"type": "string"})}
         if operation.query is None:
             return
         name = self._schemas[operation.query]["$ref"].rpartition("/")[2]
