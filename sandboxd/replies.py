@@ -232,7 +232,7 @@ class PortStatus(Struct):
     proxy_port: Port
 
 
-class Ready(Struct):
+class Readiness(Struct):
     """The daemon would take a command now."""
 
     ready: Yes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from functools import cache
 from typing import Any
 
@@ -11,18 +11,11 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from sandboxd.api.openapi import document
+from tests import apidoc
 from tests.client import Api, Events, Response
 from tests.daemon import Daemon
 
-
-@cache
-def described(daemon: Daemon) -> Any:
-    """The daemon's own document."""
-    from urllib.request import ProxyHandler, Request, build_opener
-
-    request = Request(f"{daemon.url}/openapi.json", headers={"Authorization": f"Bearer {daemon.secret}"})
-    with build_opener(ProxyHandler({})).open(request) as response:
-        return json.load(response)
+described = cache(apidoc.described)
 
 
 def at(spec: Any, reference: str) -> Any:
@@ -92,6 +85,17 @@ def test_every_route_says_what_it_does(daemon: Daemon) -> None:
         if "content" not in next(iter(operation["responses"].values())) and "204" not in operation["responses"]
     ]
     assert silent == []
+
+
+def test_every_type_has_a_name_of_its_own(daemon: Daemon) -> None:
+    assert [name for name in described(daemon)["components"]["schemas"] if not name.isalnum()] == []
+
+
+def test_the_reference_has_every_route(daemon: Daemon) -> None:
+    paths = described(daemon)["paths"]
+    routes = [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
+    told = re.findall(r"^### `([A-Z]+ /.*)`$", apidoc.PAGE.read_text(), re.M)
+    assert sorted(told) == sorted(routes), "run python -m tests.apidoc"
 
 
 def test_only_health_and_readiness_are_open(daemon: Daemon) -> None:

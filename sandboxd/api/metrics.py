@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sandboxd.api.operations import Raw
 from sandboxd.api.routing import Reply, Routes
 from sandboxd.metrics import Metrics, as_json, exposed
-from sandboxd.replies import MetricsReply, Ready
+from sandboxd.replies import MetricsReply, Readiness
 from sandboxd.site import Request
 from sandboxd.workers import Workers
 
@@ -36,7 +36,7 @@ def add_metrics_routes(
         """The same metrics as JSON."""
         return Reply(await in_thread(as_json, metrics.families()))
 
-    @routes.get("/ready", reply=Ready, errors=(503,))
+    @routes.get("/ready", reply=Readiness, errors=(503,))
     async def ready(request: Request) -> Reply:
         """
         Whether the daemon would take a command now. Needs no token.
