@@ -10,6 +10,7 @@ came with the archive or was there; what a hard link leads to is found the same 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -175,6 +176,10 @@ class _File:
         self.temporary = _temporary()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self.fd = os.open(self.temporary, flags, 0o600, dir_fd=directory)
+        with suppress(OSError):
+            fcntl.flock(
+                self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # or an upload would take it for a leftover, if it is slow
 
     def write(self, data: bytes) -> None:
         """Some more; pages of zeros become holes."""
