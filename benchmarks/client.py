@@ -50,6 +50,7 @@ class Connection:
 
     :param buffer: where replies are received; it is extended if one does not fit.
     :ivar socket: the socket, blocking with a timeout of ``PATIENCE``.
+    :ivar over: whether the reply is complete.
     """
 
     def __init__(self, address: Address, buffer: bytearray | None = None) -> None:
@@ -61,7 +62,7 @@ class Connection:
     def _begin(self) -> None:
         self._end = self._head = 0
         self._stop: int | None = None
-        self._chunked = False
+        self._chunked = self.over = False
 
     def send(self, data: bytes) -> None:
         """Send a request."""
@@ -77,35 +78,48 @@ class Connection:
         if self._end == len(self._buffer):
             self._buffer.extend(bytes(len(self._buffer)))
         count = self.socket.recv_into(memoryview(self._buffer)[self._end :])
-        if not count:
-            if self._head and self._stop is None and not self._chunked:
-                return True
-            raise Failed(f"the connection was closed after {self._end} bytes of a reply")
         self._end += count
         if not self._head:
-            end = self._buffer.find(b"\r\n\r\n", 0, self._end)
-            if end < 0:
-                return False
+            self._read_head()
+        if not count:
+            if not self._head or self._stop is not None or self._chunked:
+                raise Failed(f"the connection was closed after {self._end} bytes of a reply")
+            self.over = True
+        elif self._stop is not None:
+            self.over = self._end >= self._stop
+        else:
+            self.over = self._chunked and self._buffer[self._end - 7 : self._end] == b"\r\n0\r\n\r\n"
+        return self.over
+
+    def _read_head(self) -> None:
+        end = self._buffer.find(b"\r\n\r\n", 0, self._end)
+        if end >= 0:
             self._head = end + 4
             head = self._buffer[: self._head]
             length = _LENGTH.search(head)
             self._stop = self._head + int(length[1]) if length else None
             self._chunked = _CHUNKED.search(head) is not None
-        if self._stop is not None:
-            return self._end >= self._stop
-        return self._chunked and self._buffer[self._end - 7 : self._end] == b"\r\n0\r\n\r\n"
+
+    def finish(self) -> None:
+        """Receive the rest of the reply."""
+        while not self.over:
+            self.receive()
 
     def call(self, data: bytes) -> None:
         """Send a request, and receive the whole reply."""
         self.send(data)
-        while not self.receive():
-            pass
+        self.finish()
 
     def wait_for(self, text: bytes) -> None:
-        """Receive until ``text`` has come."""
-        while self._buffer.find(text, 0, self._end) < 0:
-            if self.receive():
-                raise Failed(f"the reply ended without {text!r}")
+        """
+        Receive until ``text`` has come.
+
+        :raise Failed: if the reply ends without it.
+        """
+        while not self.holds(text):
+            if self.over:
+                raise Failed(f"the reply ended without {text!r}: {self.status}, {self.body()[:300]!r}")
+            self.receive()
 
     def holds(self, text: bytes) -> bool:
         """Whether ``text`` is in what was received of a reply; cheap for small ones."""
