@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from sandboxd.files import text
+from sandboxd.files.download import Opened
 from sandboxd.files.errors import FileError
 from sandboxd.files.root import Root
+from sandboxd.files.upload import Patch
 from tests.client import Api
 from tests.daemon import Daemon
 from tests.waiting import within
@@ -116,6 +118,28 @@ async def test_links_that_lead_out_are_not_followed_but_can_be_removed(rooted: R
     assert rooted.untouched()
 
 
+async def test_the_bytes_of_files_outside_are_out_of_reach(rooted: Rooted) -> None:
+    (rooted.top / "out").symlink_to(rooted.outside)
+    form = b'--x\r\nContent-Disposition: form-data; name="f"; filename="secret"\r\n\r\nnew\r\n--x--\r\n'
+    for path in ("out/secret", f"{rooted.outside}/secret", "../outside/secret"):
+        for method, query, body in (
+            ("GET", "", None),
+            ("PUT", "", b"new"),
+            ("PUT", "&offset=0", b"n"),
+            ("DELETE", "", None),
+        ):
+            response = await within(5, rooted.api.call(method, f"/files?path={path}{query}", body))
+            assert response.status == 403
+            assert response.json()["error"].endswith(f"is outside of the root {rooted.top}")
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    response = await within(5, rooted.api.call("POST", "/files?path=out", form, headers))
+    assert (response.status, response.json()["files"]) == (403, [])
+    assert (await within(5, rooted.api.call("PUT", "/files?path=in/f&parents=true", b"new"))).status == 201
+    assert (await within(5, rooted.api.call("GET", f"/files?path={rooted.top}/in/f"))).body == b"new"
+    await rooted.done("/delete_dir", "in")
+    assert (await within(5, rooted.api.call("DELETE", "/files?path=out"))).status == 200
+
+
 async def test_absolute_links_into_the_root_are_followed(rooted: Rooted) -> None:
     (rooted.top / "real").mkdir()
     (rooted.top / "link").symlink_to(rooted.top / "real")
@@ -147,6 +171,27 @@ async def test_commands_start_in_the_root(rooted: Rooted) -> None:
         assert response.json() == {"error": f"Invalid working directory: {cwd} (it has to be in {rooted.top})"}
     (rooted.top / "work").rmdir()
     (rooted.top / "out").unlink()
+
+
+def opened(root: Root, path: str) -> str:
+    """What a download sends."""
+    file = Opened(root, path)
+    try:
+        file.open()
+        return file.known(0, 100).decode()
+    finally:
+        file.close()
+
+
+def patch(root: Root, path: str) -> None:
+    """What an upload of a part does."""
+    upload = Patch(root, path, lambda old: None, offset=0, durable=False)
+    try:
+        upload.open(4)
+        upload.write(b"text")
+        upload.commit()
+    finally:
+        upload.discard()
 
 
 #: Gives two files each other's names, again and again: renameat2(2) with RENAME_EXCHANGE.
@@ -185,6 +230,8 @@ def test_no_race_leads_out(tmp_path: Path, kind: str) -> None:
                 lambda: text.delete_tree(root, "link/new"),
                 lambda: text.delete_tree(root, "link/inner/sub"),
                 lambda: text.stat(root, "link/inner/f"),
+                lambda: seen.add(opened(root, "link/inner/f")),
+                lambda: patch(root, "link/inner/f"),
             ):
                 try:
                     work()
