@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import os
 import random
@@ -657,6 +658,29 @@ def test_a_daemon_that_is_killed_leaves_the_old_file_or_the_new(tmp_path: Path) 
         connection.sock.close()
     assert sorted(os.listdir(tmp_path)) == ["daemon", "f"]
     assert path.read_bytes() == OLD
+
+
+def test_without_files_that_have_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel says of O_TMPFILE where it knows none of it is what it says of O_DIRECTORY: EISDIR."""
+    monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)
+    for name, age in ((".sandboxd-stale", 3600), (".sandboxd-locked", 3600), (".sandboxd-young", 0), ("other", 3600)):
+        (tmp_path / name).write_text("x")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    with (tmp_path / ".sandboxd-locked").open() as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        upload = Replacement(Root(), str(tmp_path / "f"), lambda old: None)
+        upload.open(None)
+        upload.write(b"text")
+        assert len(litter(tmp_path)) == 3
+        assert ".sandboxd-stale" not in litter(tmp_path)
+        upload.commit()
+        assert (tmp_path / "f").read_bytes() == b"text"
+        upload = Replacement(Root(), str(tmp_path / "f"), lambda old: None)
+        upload.open(None)
+        upload.write(b"other")
+        upload.discard()
+    assert sorted(os.listdir(tmp_path)) == [".sandboxd-locked", ".sandboxd-young", "f", "other"]
+    assert (tmp_path / "f").read_bytes() == b"text"
 
 
 # Full disks
