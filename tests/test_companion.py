@@ -56,7 +56,8 @@ def test_one_that_cannot_be_run_ends_the_daemon_as_a_shell_would(
 
 async def test_its_exit_code_does_not_depend_on_what_it_leaves_behind(tmp_path: Path) -> None:
     file = tmp_path / "pids"
-    ended = run(tmp_path, "sh", "-c", f"setsid sh -c 'echo $$ >> {file}; exec sleep 300' & exit 3")
+    child = f"setsid sh -c 'echo $$ >> {file}; exec sleep 300' &"
+    ended = run(tmp_path, "sh", "-c", f"{child} until [ -s {file} ]; do :; done; exit 3")
     assert ended.returncode == 3
     await gone(await pids_in(file))
 

@@ -526,6 +526,7 @@ async def test_the_status_in_full(tight: Api, gate: Gate) -> None:
         "streams": int,
         "proxy_connections": int,
         "longest_stall": float,
+        "idle": float,
     }
     assert (status["version"], status["executions"], status["streams"]) == (__version__, 0, 0)
     assert 0 <= status["longest_stall"] <= status["uptime"]

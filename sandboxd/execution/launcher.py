@@ -209,7 +209,7 @@ class _Spawner:
                 self._socket.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
             except OSError as error:
                 if error.errno not in _LATER:
-                    self.connectionLost(Failure())
+                    self._hung_up()
                 return
             self._unsent.popleft()
             for fd in fds:
@@ -225,7 +225,7 @@ class _Spawner:
             except OSError:
                 message = b""
             if not message:
-                self.connectionLost(Failure())
+                self._hung_up()
                 return
             for record in marshal.loads(message):
                 self._turns.take(partial(self._record, record))
@@ -244,6 +244,9 @@ class _Spawner:
             child.failed(OSError(value, os.strerror(value)), bool(rest[0]))
 
     def connectionLost(self, reason: Failure) -> None:
+        self._hung_up()
+
+    def _hung_up(self) -> None:
         if self._socket.fileno() >= 0:
             self.close()
             self._turns.take(self._died)  # behind what it has told and was not dealt with yet
