@@ -3,11 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 IMAGE ?= sandboxd
+TARGET ?= root
 PLATFORMS ?= linux/amd64,linux/arm64
 BASE_IMAGE ?= ubuntu:22.04
+PREFIX ?= /opt/sandboxd
+UNITS ?= /etc/systemd/system
+CONFIG ?= /etc/sandboxd
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sandboxd/__init__.py)
+REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+BUILD_ARGS = --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak bench build clean install docker-build docker-buildx docker-push docker-run
+.PHONY: help run test soak bench build clean install install-systemd lock docker-build docker-buildx docker-push docker-run
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,18 +51,37 @@ build: $(BIN)/tox ## build the wheel and the source archive into dist/
 install: ## install the daemon for this user or environment
 	$(PYTHON) -m pip install .
 
+install-systemd: ## as root: install the daemon in /opt/sandboxd, its systemd units, and a secret if there is none
+	$(PYTHON) -m venv $(PREFIX)
+	$(PREFIX)/bin/pip install --quiet --require-hashes -r deploy/lock/runtime.txt
+	$(PREFIX)/bin/pip install --quiet --no-deps .
+	$(PREFIX)/bin/python -c "from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))"
+	install -d $(UNITS) $(CONFIG)
+	install -m 0644 deploy/systemd/*.service deploy/systemd/*.socket $(UNITS)
+	install -m 0644 deploy/systemd/sandboxd.service $(UNITS)/sandboxd@.service
+	[ -e $(CONFIG)/sandboxd.secret ] || \
+	  (umask 077; $(PREFIX)/bin/python -c 'import secrets; print(secrets.token_urlsafe(32))' > $(CONFIG)/sandboxd.secret)
+	[ ! -d /run/systemd/system ] || systemctl daemon-reload
+
+lock: $(BIN)/tox ## pin what the image is built from anew
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header \
+	  --no-annotate --upgrade pyproject.toml -o deploy/lock/runtime.txt
+	echo 'hatchling>=1.25' | $(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes \
+	  --no-emit-index-url --no-header --no-annotate --upgrade - -o deploy/lock/build.txt
+
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .tox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-docker-build: ## build the image for this platform
-	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE) .
+docker-build: ## build the image for this platform; TARGET=nonroot or TARGET=slim for the others
+	docker build $(BUILD_ARGS) --target $(TARGET) -t $(IMAGE) .
 
 docker-buildx: ## build the image for several platforms
-	docker buildx build --platform $(PLATFORMS) --build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE) .
+	docker buildx build --platform $(PLATFORMS) $(BUILD_ARGS) --target $(TARGET) -t $(IMAGE) .
 
 docker-push: ## build for several platforms and push
-	docker buildx build --platform $(PLATFORMS) --build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE) --push .
+	docker buildx build --platform $(PLATFORMS) $(BUILD_ARGS) --target $(TARGET) -t $(IMAGE) --push .
 
 docker-run: docker-build ## build the image and run it; SANDBOX_SECRET comes from the environment
-	docker run --rm -p 3030:3030 -p 3031:3031 -e SANDBOX_SECRET=$${SANDBOX_SECRET:?set SANDBOX_SECRET} $(IMAGE)
+	docker run --rm -p 3030:3030 -p 3031:3031 -e SANDBOX_SECRET="$${SANDBOX_SECRET:?set SANDBOX_SECRET}" $(IMAGE)

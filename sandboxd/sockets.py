@@ -61,13 +61,14 @@ class _UnixPort(unix.Port):
     """
     Listens on a Unix socket that exists.
 
-    ``adoptStreamPort`` would open it to all (mode 0666) and remove it at the end, even if the service manager goes
-    on listening there. Twisted does neither with a name outside of the file system, so it is told one.
+    ``adoptStreamPort`` would open it to all (mode 0666), and at the end remove it and shut it down, even if the service
+    manager goes on listening there. Twisted does not touch a name outside of the file system, so it is told one.
     """
 
     def __init__(self, reactor: IReactorSocket, sock: socket.socket, factory: ServerFactory) -> None:
         super().__init__(b"\0", factory, BACKLOG, reactor=reactor)
         self._preexistingSocket = sock
+        self._shouldShutdown = False
 
 
 def listen_on_port(port: int) -> ListeningSocket:
