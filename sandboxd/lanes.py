@@ -53,7 +53,6 @@ class Lanes:
         self._base = base or ""
         self._mounts = Mounts()
         self._lanes: dict[frozenset[bytes], Workers] = {}
-        self._running = False
 
     def __call__(
         self, path: str | tuple[str, ...], function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
@@ -129,22 +128,16 @@ class Lanes:
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Workers(self._reactor, LANE_THREADS, "files")
-            if self._running:
-                lane.start()
         if lane.under_way >= MAX_UNDER_WAY:
             raise Busy(path)
         return lane
 
     def start(self) -> None:
         """Begin to work."""
-        self._running = True
         self._mounts.open()
-        for lane in self._lanes.values():
-            lane.start()
 
     def stop(self) -> None:
         """Let idle threads end. One that hangs in the kernel is left to the process's exit."""
-        self._running = False
         self._mounts.close()
         for lane in self._lanes.values():
             lane.stop()

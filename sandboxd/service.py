@@ -164,8 +164,7 @@ class Sandboxd(Service):
         super().startService()
         if self._umask is not None:
             os.umask(self._umask)
-        for workers in (self._walks, self._files, self._searches, self._aside):
-            workers.start()
+        self._files.start()
         for part in (self.table, self.streams, self.stalls, self.watches):
             part.startService()
         for sockets, factory in ((self._http, self.site), (self._proxy, self.forward)):
