@@ -466,7 +466,9 @@ async def test_a_signal_that_is_ignored_ends_nothing(api: Api) -> None:
 
 
 async def test_a_foreground_command_can_be_signalled(api: Api) -> None:
-    stream = await api.stream("sleep 300")
+    stream = await api.stream("exec sleep 300")
+    comm = Path(f"/proc/{(await described(api, id_of(stream)))['pid']}/comm")
+    await until(lambda: comm.read_text() == "sleep\n")  # dash loses an INT that comes while it is about to exec
     await send(api, id_of(stream), "INT")
     *_, end = await within(10, stream.all())
     assert end.data == {"code": -1, "error": True, "signal": "SIGINT"}
