@@ -10,27 +10,36 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from io import BytesIO
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.internet.tcp import Connection, Server
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http, server
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import IResource
 
 from sandboxd.auth import Gate
-from sandboxd.bodies import BodyError, BodyStream, whole
+from sandboxd.bodies import BodyError, BodyStream
 from sandboxd.jsontext import dumps
-from sandboxd.requestid import request_id
+from sandboxd.requests import (
+    METRICS_PATHS,
+    OPEN_PATHS,
+    PREFIX,
+    UNAUTHORIZED,
+    WATCHING_PATHS,
+    Refusal,
+    Request,
+    RouteMap,
+    printable,
+    too_large,
+)
 from sandboxd.settings import Settings
-from sandboxd.tally import HUNG_UP, Answer, Tally
+from sandboxd.tally import Answer, Tally
 from sandboxd.turns import Turns
 
 #: Seconds that a refused client gets to read the answer while what it still sends is dropped. Closing at once
@@ -43,203 +52,6 @@ LAST_WORDS = 2.0
 #: Bytes that are given to the kernel at a time; Twisted's own limit would take several turns for a batch of events.
 SEND_LIMIT = 1024 * 1024
 
-#: Under which all routes are found too.
-PREFIX = b"/koyeb-sandbox"
-
-
-def _both(*paths: bytes) -> frozenset[bytes]:
-    return frozenset(prefix + path for prefix in (b"", PREFIX) for path in paths)
-
-
-#: The routes that need no token.
-OPEN_PATHS = _both(b"/health", b"/ready")
-
-#: Those that only look at the daemon: whoever asks them first must not come to own it.
-METRICS_PATHS = _both(b"/metrics", b"/metrics.json")
-WATCHING_PATHS = METRICS_PATHS | _both(b"/status", b"/openapi.json")
-
-
-_log = Logger()
-
-
-class Refusal(NamedTuple):
-    """An answer that needs no route."""
-
-    status: int
-    error: str
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-
-
-class RouteMap(Protocol):
-    """What the server must know of the routes."""
-
-    def on_error(self, path: str) -> dict[str, object]:
-        """What an error on a path has beside its text."""
-
-    def knows(self, path: str) -> bool:
-        """Whether there is a route for a path, whatever the method."""
-
-    def streams(self, method: bytes, path: bytes) -> bool:
-        """Whether the route of a method and a path reads its body as it arrives."""
-
-
-UNAUTHORIZED = Refusal(
-    401,
-    "missing or wrong token; send the header 'Authorization: Bearer <SANDBOX_SECRET>'",
-    ((b"WWW-Authenticate", b"Bearer"),),
-)
-
-
-class Request(server.Request):
-    """
-    A request whose body is held in memory, up to the site's limit, or given to its route as it arrives.
-
-    :ivar stream: the body, if the route wants it as it arrives.
-    """
-
-    channel: Channel
-    stream: BodyStream | None = None
-    _called = False
-    refusal: Refusal | None = None
-    claim: bytes | None = None  #: an ``Authorization`` that would claim the daemon, which is to be tried first
-    template: str | None = None  #: the path of the route that answers, with its parameters as ``<name>``
-    body = b""
-    id = b""  #: what its caller or we have named it; empty until its headers are complete
-    active = False  #: whether it keeps the daemon from being idle
-    began = 0.0  #: when its headers were complete, in seconds of :func:`time.perf_counter`
-    _answered = 0.0
-
-    def begin(self, method: bytes, uri: bytes) -> None:
-        """Its headers are complete."""
-        self.began = perf_counter()
-        self.method, self.path = method, uri.partition(b"?")[0]
-        given = self.requestHeaders.getRawHeaders(b"X-Request-Id")
-        self.id = request_id(given[0] if given else None)
-        self.responseHeaders.setRawHeaders(b"X-Request-Id", [self.id])
-
-    @property
-    def latency(self) -> float:
-        """Seconds until the first byte of the answer was written; so far, if none was."""
-        return (self._answered or perf_counter()) - self.began
-
-    def connectionLost(self, reason: Failure) -> None:
-        """The client is gone."""
-        if self.began and not self.finished:
-            self.channel.site.ended(self, HUNG_UP)
-        super().connectionLost(reason)
-
-    def gotLength(self, length: int | None) -> None:
-        """The headers are complete."""
-        self.content = BytesIO()
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """Some of the body has arrived."""
-        if self.stream is not None:
-            self.channel.progress()
-            self.stream.feed(data)
-            return
-        assert self.content is not None
-        limit = self.channel.site.settings.max_body
-        if self.content.tell() + len(data) > limit:
-            self.channel.refuse(self, too_large(limit))
-        elif not self.channel.refused:
-            self.content.write(data)
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """The headers have arrived if the route reads its body by itself, and later, or else, all has."""
-        if not self._called:
-            self._called = True
-            super().requestReceived(command, path, version)
-
-    def write(self, data: bytes) -> None:
-        """Send some of the response. If the body is still arriving, the rest of it is not waited for."""
-        if not self.startedWriting:
-            self._answered = perf_counter()
-            if self.stream is not None and not self.stream.complete and not self._disconnected:
-                self.channel.cut_off(self)
-        super().write(data)
-
-    def body_stream(self) -> BodyStream:
-        """The body as a stream, even if it came as a whole."""
-        return self.stream or whole(self.take_body())
-
-    def take_body(self) -> bytes:
-        """The whole body, which is kept as :attr:`body` from now on."""
-        assert isinstance(self.content, BytesIO)
-        self.body = self.content.getvalue()  # shares the memory, where read() would copy it
-        self.content.close()
-        return self.body
-
-    @property
-    def idempotency_key(self) -> str | None:
-        """The header ``Idempotency-Key``, or None."""
-        return self.text_header(b"Idempotency-Key") or None
-
-    def text_header(self, name: bytes) -> str | None:
-        """A header's value; what is not UTF-8 in it is escaped."""
-        value = self.getHeader(name)
-        return None if value is None else value.decode("utf-8", "backslashreplace")
-
-    def text_header_of(self, name: str) -> str | None:
-        """All values of a header that may be a list; what is not UTF-8 in them is escaped."""
-        values = self.requestHeaders.getRawHeaders(name.encode("ascii"))
-        return None if values is None else b", ".join(values).decode("utf-8", "backslashreplace")
-
-    @property
-    def fingerprint(self) -> bytes:
-        """What makes this request different from another: its path, without the prefix, and its body."""
-        return self.path.removeprefix(PREFIX) + b"\0" + self.body
-
-    def process(self) -> None:
-        """All has arrived: hand it to the routes, unless it was refused before."""
-        if self.claim is not None:
-            Deferred.fromCoroutine(self._claim(self.claim))
-        elif self.path in OPEN_PATHS:
-            self._process()  # whoever asks after our health gets the truth, not a place in a queue
-        else:
-            self.channel.site.turns.take(self._process)
-
-    async def _claim(self, authorization: bytes) -> None:
-        """Claim the daemon, and go on if that has succeeded."""
-        self.claim = None
-        try:
-            if not await self.channel.site.gate.claim(authorization):
-                self.refusal = UNAUTHORIZED
-        except Exception:
-            _log.failure("the daemon could not be claimed")
-            self.refusal = Refusal(503, "the token could not be stored; the daemon's log has the details")
-        self.process()
-
-    def _process(self) -> None:
-        if self._disconnected:
-            return
-        if self.refusal is None:
-            super().process()
-        else:
-            self.answer(self.refusal)
-
-    def send_rest(self, body: bytes | None) -> None:
-        """Send what a route has returned, if it has not sent all by itself, and end the response."""
-        if self._disconnected:
-            return
-        channel = self.channel
-        if body is not None:
-            self.write(body)
-        self.finish()
-        channel.flush()
-
-    def answer(self, refusal: Refusal) -> None:
-        """Send a refusal as the whole response."""
-        path = self.path.removeprefix(PREFIX).decode("ascii", "replace")
-        body = dumps({**self.channel.site.routes.on_error(path), "error": refusal.error})
-        self.setResponseCode(refusal.status)
-        self.setHeader(b"Content-Type", b"application/json")
-        self.setHeader(b"Content-Length", b"%d" % len(body))
-        for name, value in refusal.headers:
-            self.setHeader(name, value)
-        self.write(body)
-        self.finish()
-
 
 def origin_form(uri: bytes) -> bytes:
     """A request's target without scheme and authority, which RFC 9112 section 3.2.2 has servers accept."""
@@ -247,11 +59,6 @@ def origin_form(uri: bytes) -> bytes:
     if separator and scheme.lower() in (b"http", b"https"):
         return b"/" + rest.partition(b"/")[2]
     return uri
-
-
-def too_large(limit: int) -> Refusal:
-    """The answer to a body over ``limit`` bytes."""
-    return Refusal(413, f"the request body is over the limit of {limit} bytes")
 
 
 def keep_alive(transport: Connection) -> None:
@@ -569,8 +376,3 @@ class Site(server.Site):
             peer=getattr(request.getClientAddress(), "host", "a local socket"),
             request_id=request.id.decode("ascii"),
         )
-
-
-def printable(text: bytes) -> str:
-    """Part of a request's first line, as it can be shown on a terminal."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:1000].decode("ascii", "replace"))

@@ -54,7 +54,7 @@ LAYERS = [
         "sandboxd.sse",
         "sandboxd.tree_replies",
     },
-    {"sandboxd.files.renames", "sandboxd.files.upload"},
+    {"sandboxd.files.renames", "sandboxd.files.upload", "sandboxd.requests"},
     {
         "sandboxd.bodies",
         "sandboxd.files.removal",

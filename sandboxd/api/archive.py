@@ -18,8 +18,8 @@ from sandboxd.files.root import Root
 from sandboxd.files.tar import TarError
 from sandboxd.files.unpack import TooMuch, Unpacking
 from sandboxd.lanes import Lanes
+from sandboxd.requests import Request
 from sandboxd.responses import ResponseStream
-from sandboxd.site import Request
 from sandboxd.tree_messages import ArchiveQuery, UnpackQuery
 from sandboxd.tree_replies import Unpacked
 from sandboxd.workers import Workers
@@ -140,7 +140,7 @@ async def _send(request: Request, lane: Workers, packing: Packing, piece: bytes 
             piece = await lane(packing.read)
     except FileError as error:
         _log.warn("an archive breaks off: {error}", error=str(error))
-        request.channel.abort()
+        request.connection.abort()
     finally:
         stream.finish()
 

@@ -28,7 +28,7 @@ from sandboxd.jsontext import dumps, escaped
 from sandboxd.lanes import Lanes
 from sandboxd.messages import BadRequest, CommandRequest, StreamQuery
 from sandboxd.replies import Complete, Error, Output, Ran
-from sandboxd.site import Request
+from sandboxd.requests import Request
 from sandboxd.sse import Streams, event, output_events
 from sandboxd.turns import Turns
 

@@ -18,8 +18,8 @@ from sandboxd.files.download import Opened
 from sandboxd.files.root import Root
 from sandboxd.lanes import Lanes
 from sandboxd.ranges import Span, Unsatisfiable, parse_range, part_heads
+from sandboxd.requests import Request
 from sandboxd.responses import ResponseStream
-from sandboxd.site import Request
 from sandboxd.workers import Workers
 
 _log = Logger()
@@ -135,7 +135,7 @@ async def _send_spans(
                 position += len(data)
             if position < end and file.size is not None:
                 _log.warn("{path} became shorter while it was sent", path=file.name)
-                request.channel.abort()
+                request.connection.abort()
                 return
         stream.write(tail)
     finally:

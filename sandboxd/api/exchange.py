@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from sandboxd.api.routing import ApiError
 from sandboxd.conditions import Conditions, Malformed, entity_tag
 from sandboxd.messages import BadRequest
-from sandboxd.site import Request
+from sandboxd.requests import Request
 from sandboxd.workers import Workers
 
 _log = Logger()

@@ -14,7 +14,7 @@ from sandboxd.execution.log import Batch, Gap
 from sandboxd.execution.table import ProcessTable
 from sandboxd.messages import LogsQuery, SignalRequest, StdinQuery, WaitRequest
 from sandboxd.replies import Described, Fed, Logs, Told
-from sandboxd.site import Request
+from sandboxd.requests import Request
 from sandboxd.sse import texts, timestamp
 
 #: Records that one reply of ``/processes/<id>/logs`` has at most.

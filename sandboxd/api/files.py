@@ -16,7 +16,7 @@ from sandboxd.jsontext import escaped_chunks
 from sandboxd.lanes import Lanes
 from sandboxd.messages import PathRequest, WriteFileRequest
 from sandboxd.replies import Content, Done, Entries, Error, Failure, Stat
-from sandboxd.site import Request
+from sandboxd.requests import Request
 
 T = TypeVar("T", bound=PathRequest)
 

@@ -8,7 +8,7 @@ from sandboxd.api.operations import Raw
 from sandboxd.api.routing import Reply, Routes
 from sandboxd.metrics import Metrics, as_json, exposed
 from sandboxd.replies import MetricsReply, Readiness
-from sandboxd.site import Request
+from sandboxd.requests import Request
 from sandboxd.workers import Workers
 
 

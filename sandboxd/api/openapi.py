@@ -19,7 +19,7 @@ from sandboxd import __version__
 from sandboxd.api.operations import Events, Operation, Raw
 from sandboxd.api.routing import Reply, Routes
 from sandboxd.replies import Error, Failure
-from sandboxd.site import PREFIX, Request
+from sandboxd.requests import PREFIX, Request
 from sandboxd.workers import Workers
 
 _REFERENCE = "#/components/schemas/{name}"

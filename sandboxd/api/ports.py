@@ -6,7 +6,7 @@ from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.messages import BadRequest, BindPortRequest, UnbindPortRequest
 from sandboxd.portforward import PortForward
 from sandboxd.replies import Bound, PortStatus, Told
-from sandboxd.site import Request
+from sandboxd.requests import Request
 
 
 def add_port_routes(routes: Routes, forward: PortForward, proxy_port: int) -> None:

@@ -10,7 +10,7 @@ from sandboxd.execution.spawn import SpawnError
 from sandboxd.execution.table import ProcessTable
 from sandboxd.messages import BadRequest, CommandRequest, KillProcessRequest, ProcessLogsQuery
 from sandboxd.replies import Error, Gap, LogLine, Processes, Started, StreamEnded, Told
-from sandboxd.site import Request
+from sandboxd.requests import Request
 from sandboxd.sse import Streams, event, log_events, timestamp
 
 

@@ -27,8 +27,8 @@ from sandboxd.files.errors import FileError
 from sandboxd.idempotency import KeyConflict
 from sandboxd.jsontext import dumps
 from sandboxd.messages import BadRequest, decode, decode_query
+from sandboxd.requests import OPEN_PATHS, PREFIX, Request, printable
 from sandboxd.responses import ResponseStream
-from sandboxd.site import OPEN_PATHS, PREFIX, Request, printable
 
 Route: TypeAlias = "Callable[..., Awaitable[Reply | None]]"
 
@@ -208,7 +208,7 @@ async def _answered(
         return None
     if request.startedWriting:
         # Half a response cannot be taken back, but it must not look like a whole one.
-        request.channel.abort()
+        request.connection.abort()
         return None
     return _json(request, reply)
 

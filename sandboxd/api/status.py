@@ -10,7 +10,7 @@ from sandboxd.execution.table import ProcessTable
 from sandboxd.metrics import Metrics
 from sandboxd.portforward import PortForward
 from sandboxd.replies import DaemonStatus
-from sandboxd.site import Request
+from sandboxd.requests import Request
 from sandboxd.sse import Streams
 from sandboxd.stalls import StallMeter
 

@@ -46,7 +46,7 @@ from sandboxd.files.writing import append, touch
 from sandboxd.jsontext import dumps
 from sandboxd.lanes import Lanes
 from sandboxd.messages import BadRequest
-from sandboxd.site import Request
+from sandboxd.requests import Request
 from sandboxd.workers import Workers
 
 _ERRORS = (403, 404, 409, 507)

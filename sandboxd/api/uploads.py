@@ -20,7 +20,7 @@ from sandboxd.files.upload import Corrupt, Incoming, Patch, Replacement, Written
 from sandboxd.lanes import Lanes
 from sandboxd.messages import BadRequest
 from sandboxd.ranges import parse_content_range
-from sandboxd.site import Request
+from sandboxd.requests import Request
 from sandboxd.workers import Workers
 
 _ERRORS = (400, 403, 404, 409, 412, 413, 415, 507)

@@ -14,7 +14,7 @@ from sandboxd.api.routing import ApiError, Routes
 from sandboxd.files.errors import FileError, told
 from sandboxd.files.root import Root
 from sandboxd.lanes import Lanes
-from sandboxd.site import Request
+from sandboxd.requests import Request
 from sandboxd.sse import EventStream, Streams, event
 from sandboxd.tree_messages import WatchQuery
 from sandboxd.tree_replies import Changed, MissedChanges, Moved, Overflow, Ready, WatchEnded
