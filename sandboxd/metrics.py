@@ -113,6 +113,8 @@ class Metrics:
             *self._of_executions(),
             *self._of_streams(),
             gauge("sandboxd_proxy_connections", "Clients of the proxy.", len(self._forward.connections)),
+            counter("sandboxd_proxy_accepted", "Clients that the proxy has had.", self._forward.accepted),
+            counter("sandboxd_proxy_bytes", "Bytes that it has forwarded, both ways.", self._forward.forwarded),
             gauge("sandboxd_reactor_delay_longest_seconds", "Longest delay of the reactor.", self._stalls.longest),
             Family(
                 "sandboxd_reactor_delay_seconds",

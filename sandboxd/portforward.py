@@ -8,6 +8,8 @@ their bytes (:mod:`sandboxd.splicing`); where it cannot, they are read and writt
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import ConnectError, ConnectionDone
@@ -45,6 +47,7 @@ class Side(Protocol):
 
     transport: Connection
     peer: Side | None = None
+    copied: Callable[[int], None]
     _ends: tuple[SplicedSocket, ...] = ()
     _read_closed = False
     _lost = False
@@ -81,6 +84,7 @@ class Side(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """Bytes came from this side."""
         if self.peer is not None:
+            self.copied(len(data))
             self.peer.transport.write(data)
 
     def readConnectionLost(self) -> None:
@@ -129,6 +133,7 @@ class Incoming(Side):
     def connectionMade(self) -> None:
         """A client has connected."""
         self.factory.connections.add(self)
+        self.factory.accepted += 1
         if self.factory.port is None:
             self.transport.loseConnection()
             return
@@ -160,6 +165,7 @@ class Incoming(Side):
             if self.factory.pool is not None:
                 self.splice(outgoing, self.factory.reactor, self.factory.pool)
                 return
+            self.copied = outgoing.copied = self.factory.count_copied
             self.join(outgoing)
             outgoing.join(self)
             self.transport.resumeProducing()
@@ -182,6 +188,7 @@ class PortForward:
 
     :ivar port: the port that is bound, or None.
     :ivar connections: the clients that are connected.
+    :ivar accepted: how many there have been.
     """
 
     log = Logger()
@@ -193,6 +200,8 @@ class PortForward:
         :param splicing: whether to let the kernel move the bytes, if it can.
         """
         self.reactor = reactor
+        self.accepted = 0
+        self._copied = 0
         self.pool = PipePool() if splicing and can_splice() else None
         self.port: int | None = None
         self.connections: set[Incoming] = set()
@@ -208,6 +217,15 @@ class PortForward:
 
     def doStop(self) -> None:
         """A port no longer listens."""
+
+    @property
+    def forwarded(self) -> int:
+        """Bytes that were forwarded, in both directions."""
+        return self._copied + (0 if self.pool is None else self.pool.moved)
+
+    def count_copied(self, size: int) -> None:
+        """Some bytes were forwarded without the kernel's help."""
+        self._copied += size
 
     def bind(self, port: int) -> None:
         """Forward new connections to ``port``."""

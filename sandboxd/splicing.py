@@ -55,9 +55,14 @@ class Pipe:
 
 
 class PipePool:
-    """Pipes that are empty, for whoever needs one for a moment."""
+    """
+    Pipes that are empty, for whoever needs one for a moment.
+
+    :ivar moved: bytes that have gone through any of them.
+    """
 
     def __init__(self) -> None:
+        self.moved = 0
         self._free: list[Pipe] = []
 
     def take(self) -> Pipe:
@@ -172,9 +177,11 @@ class SplicedSocket:
         stuck = False
         while pipe.filled:
             try:
-                pipe.filled -= os.splice(
+                count = os.splice(
                     pipe.reader, self.peer._fd, pipe.filled, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
                 )
+                pipe.filled -= count
+                self._pool.moved += count
             except BlockingIOError:
                 stuck = True
                 break

@@ -424,6 +424,7 @@ async def test_with_the_kernels_help_and_without_it_the_same_arrives(splicing: b
         received, answer = await deferToThread(talk, target)
     assert received == sent
     assert answer == sent[::-1]
+    assert (forward.accepted, forward.forwarded) == (1, 2 * len(sent))
     await port.stopListening()
     await until(lambda: not forward.connections)
     forward.close_all()
