@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import processes
 from benchmarks.processes import Helper
 from benchmarks.server import Server, Target
 
@@ -91,7 +90,7 @@ class Trial:
     :ivar folder: for files; the server can read and write there.
     :ivar limits: a measurement that has its limit from the same server leaves it here.
     :ivar seconds: the time that clocks ran, in all.
-    :ivar load_cpu: seconds of processor time that the load side used in it.
+    :ivar load_cpu: seconds of processor time that the busiest process of the load side used in it.
     :ivar server_cpu: that the server used in it.
     """
 
@@ -110,14 +109,14 @@ class Trial:
 
         :param helpers: processes that belong to the load side.
         """
-        pids = [helper.pid for helper in helpers]
         window = Window()
-        server, load = self.server.cpu(), time.process_time() + processes.cpu(pids)
+        server, load, loads = self.server.cpu(), time.process_time(), [helper.cpu() for helper in helpers]
         began = time.perf_counter()
         yield window
         window.seconds = time.perf_counter() - began
         self.seconds += window.seconds
-        self.load_cpu += time.process_time() + processes.cpu(pids) - load
+        used = [helper.cpu() - before for helper, before in zip(helpers, loads, strict=True)]
+        self.load_cpu += max(time.process_time() - load, *used, 0.0)
         self.server_cpu += self.server.cpu() - server
 
 

@@ -88,6 +88,10 @@ class Helper:
             finally:
                 os._exit(0)
 
+    def cpu(self) -> float:
+        """Seconds of processor time that it has used."""
+        return cpu([self.pid])
+
     def __enter__(self) -> Helper:
         return self
 
