@@ -12,7 +12,7 @@ from sandboxd.files import text
 from sandboxd.files.errors import FileError
 from sandboxd.files.root import Root
 from sandboxd.idempotency import IdempotencyStore
-from sandboxd.jsontext import escaped_chunks
+from sandboxd.jsontext import CHUNK, escaped_chunks
 from sandboxd.lanes import Lanes
 from sandboxd.messages import PathRequest, WriteFileRequest
 from sandboxd.replies import Content, Done, Entries, Error, Failure, Stat
@@ -104,6 +104,8 @@ def add_file_routes(routes: Routes, root: Root, in_thread: Lanes, store: Idempot
             data = await in_thread(body.path, text.read, root, body.path)
         except FileError as error:
             return _failed(error, False)
+        if len(data) <= CHUNK:
+            return Reply({"content": data.decode("utf-8", "replace")})
         await send_json_parts(request, chain((b'{"content":"',), escaped_chunks(data), (b'"}',)))
         return None
 
