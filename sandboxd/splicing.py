@@ -231,7 +231,8 @@ def can_splice() -> bool:
     try:
         with one, other:
             other.send(b"x")
-            return os.splice(one.fileno(), pipe.writer, 1, flags=os.SPLICE_F_NONBLOCK) == 1
+            into = os.splice(one.fileno(), pipe.writer, 1, flags=os.SPLICE_F_NONBLOCK)
+            return into == os.splice(pipe.reader, one.fileno(), 1, flags=os.SPLICE_F_NONBLOCK) == 1
     except OSError:
         return False
     finally:

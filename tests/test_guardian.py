@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
 
 from sandboxd.execution.launcher import SPAWNERS
-from tests.client import Api
+from tests.client import Api, Response
 from tests.daemon import Daemon, alive
 from tests.waiting import Gate, gone, pids_in, until
 
@@ -45,6 +47,24 @@ def made_gate(folder: Path) -> Gate:
     """A gate in a folder of its own."""
     folder.mkdir()
     return Gate(folder)
+
+
+def at_least(answers: list[Response], count: int) -> bool:
+    """Whether so many answers have come."""
+    return len(answers) >= count
+
+
+def has_limit(pid: int, limit: tuple[int, int]) -> bool:
+    """Whether that is how many files a process may have open."""
+    return resource.prlimit(pid, resource.RLIMIT_NOFILE) == limit
+
+
+def command_line(pid: int) -> bytes:
+    """A process's arguments; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def lasting(folder: Path, name: str) -> str:
@@ -204,15 +224,33 @@ async def test_what_a_dead_spawner_has_started_can_be_killed(start_daemon: Calla
 async def test_commands_started_while_spawners_die_are_answered_for(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon()
     api = Api(daemon.url, daemon.secret)
-    for _ in range(5):
-        runs = [Deferred.fromCoroutine(api.post("/run", {"cmd": "echo x"})) for _ in range(20)]
-        for spawner in children(daemon.pid):
+    seconds = str(300 + os.getpid() / 10_000_000)  # to know our own sleeps by
+    answers: list[Response] = []
+
+    async def start() -> None:
+        for _ in range(10):
+            answers.append(await api.post("/start_process", {"cmd": f"exec sleep {seconds}"}))
+
+    starting = [Deferred.fromCoroutine(start()) for _ in range(8)]
+    for more in range(1, 6):
+        await until(partial(at_least, answers, 10 * more))
+        for spawner in [pid for pid in children(daemon.pid) if b"spawner" in command_line(pid)]:
             os.kill(spawner, signal.SIGKILL)
-        for run in runs:
-            response = await run
-            body = response.json()
-            if response.status == 200 and body["code"] == 0:
-                assert body["stdout"] == "x\n"
-            else:
-                assert response.status == 500 or body["signal"] == "SIGKILL", response
-    assert (await api.run("echo x"))["stdout"] == "x\n"
+    for each in starting:
+        await each
+    assert {answer.status for answer in answers} <= {201, 500}
+    started = [answer.json()["pid"] for answer in answers if answer.status == 201]
+    assert started
+    listed = (await api.get("/list_processes")).json()["processes"]
+    assert sorted(process["pid"] for process in listed if process["status"] == "running") == sorted(started)
+    processes = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    assert sorted(pid for pid in processes if seconds.encode() in command_line(pid)) == sorted(started)
+    assert (await api.get("/status")).json()["executions"] == len(started)
+    assert daemon.stop() == 0
+
+
+async def test_a_spawner_may_have_as_many_files_as_the_daemon(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon()
+    hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[1]
+    for spawner in guardians_of(daemon):
+        await until(partial(has_limit, spawner, (hard, hard)))

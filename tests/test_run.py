@@ -393,3 +393,8 @@ async def test_nothing_is_executed_without_the_token(
 async def test_the_shell_is_found_whatever_the_path(api: Api, fields: dict[str, Any]) -> None:
     reply = await api.run('echo "$0 $PATH"', env={"PATH": "/nonexistent"}, **fields)
     assert reply == {"stdout": "sh /nonexistent\n", "stderr": "", "code": 0}
+
+
+@pytest.mark.parametrize(("signal", "name"), [(40, "SIGRTMIN+6"), (9, "SIGKILL"), (34, "SIGRTMIN")])
+async def test_any_signal_that_ends_it_has_a_name(api: Api, signal: int, name: str) -> None:
+    assert (await api.run(f"kill -{signal} $$"))["signal"] == name

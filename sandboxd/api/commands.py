@@ -270,8 +270,16 @@ def outcome(execution: Execution) -> dict[str, object]:
     if execution.oom_killed:
         found["oom_killed"] = True
     if execution.signal is not None:
-        found["signal"] = signals.Signals(execution.signal).name
+        found["signal"] = signal_name(execution.signal)
     return found
+
+
+def signal_name(signum: int) -> str:
+    """The name of a signal, as kill(1) has it."""
+    try:
+        return signals.Signals(signum).name
+    except ValueError:  # Python has no names for most of the real-time ones
+        return f"SIGRTMIN+{signum - signals.SIGRTMIN}"
 
 
 def name_execution(request: Request, execution: Execution) -> None:

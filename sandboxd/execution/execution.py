@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Literal
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.error import ProcessExitedAlready, ProcessTerminated
+from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -207,7 +207,7 @@ class Execution:
             if timer.active():
                 timer.cancel()
         self._timers.clear()
-        self.exit_code = 0 if self.pid is not None else -1
+        self.exit_code = 0 if reason.check(ProcessDone) else -1
         if isinstance(reason.value, ProcessTerminated):
             self.signal = reason.value.signal
             self.exit_code = -1 if reason.value.exitCode is None else reason.value.exitCode

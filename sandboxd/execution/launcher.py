@@ -6,15 +6,18 @@ import array
 import errno
 import marshal
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReadDescriptor, IWriteDescriptor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -22,7 +25,7 @@ from zope.interface import implementer
 
 import sandboxd
 from sandboxd.execution.limits import own_nofile
-from sandboxd.execution.pipes import Reactor, close_later
+from sandboxd.execution.pipes import ExitWatch, Reactor, close_later
 from sandboxd.execution.spawner import EXITED, INLINE, LONG, STARTED
 from sandboxd.turns import Turns
 
@@ -32,8 +35,8 @@ SPAWNERS = 2
 #: Messages that are read from a spawner before others get their turn.
 BURST = 8
 
-#: A spawner has not taken what was sent to it: messages, or descriptors on their way.
-_LATER = (errno.EAGAIN, errno.ETOOMANYREFS)
+#: A spawner has not taken what was sent to it (messages, or descriptors on their way), or the kernel has no room.
+_LATER = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 
 #: Seconds after which a spawner that has died is replaced, if no command needs one before.
 _RESPAWN = 1.0
@@ -70,17 +73,24 @@ class Launcher:
     :param turns: lets what they tell be dealt with in turns with all other work.
     :param base: the base of the marks, by which a spawner finds what is left when this process is gone.
     :param adopted: called when a spawner has died, with those of its children that now are this process's own.
+    :param end_tree: kills what has a mark; fires when it is gone.
     """
 
     _log = Logger()
 
     def __init__(
-        self, reactor: Reactor, turns: Turns, base: int, adopted: Callable[[dict[int, Launched]], None]
+        self,
+        reactor: Reactor,
+        turns: Turns,
+        base: int,
+        adopted: Callable[[dict[int, Launched]], None],
+        end_tree: Callable[[int], Deferred[list[int]]],
     ) -> None:
         self._reactor = reactor
         self._turns = turns
         self._base = base
         self._adopted = adopted
+        self._end_tree = end_tree
         self._spawners: list[_Spawner] = []
         self._running = False
         self._last = 0
@@ -93,7 +103,7 @@ class Launcher:
         """
         self._running = True
         while len(self._spawners) < SPAWNERS:
-            self._spawners.append(_Spawner(self._reactor, self._turns, self._base, self._lost))
+            self._spawners.append(_Spawner(self._reactor, self._turns, self._base, self._lost, self._break_off))
 
     def stop(self) -> None:
         """Let the spawners end, once they have killed what is left."""
@@ -107,24 +117,29 @@ class Launcher:
         """The spawners' own pids."""
         return frozenset(spawner.pid for spawner in self._spawners)
 
-    def launch(self, child: Launched, request: tuple[Any, ...], fds: list[int]) -> Callable[[int], None]:
+    def launch(self, child: Launched, mark: int, request: tuple[Any, ...], fds: list[int]) -> Callable[[int], None]:
         """
         Have a child started.
 
-        :param child: told what becomes of it.
+        :param child: told what becomes of it, later.
+        :param mark: what its process tree is found by.
         :param request: what is said of it, as :class:`.spawner.Spawner` has it.
         :param fds: the descriptors that go with it. They are closed once they are sent.
         :return: sends a signal to the child's process group, if the child has not exited.
         :raise OSError: if it cannot be asked for; the descriptors stay open.
         """
-        self.start()  # one may have died
+        try:
+            self.start()  # one may have died
+        except OSError:
+            if not self._spawners:
+                raise
         spawner = min(self._spawners, key=_load)
         self._last += 1
         message = marshal.dumps((self._last, *request))
         if len(message) > INLINE:
             fds.append(_memfd(message))
-            message = LONG
-        spawner.launch(self._last, child, message, fds)
+            message = LONG % self._last
+        spawner.launch(self._last, child, mark, message, fds)
         return partial(spawner.signal, self._last)
 
     def _lost(self, spawner: _Spawner) -> None:
@@ -133,15 +148,27 @@ class Launcher:
         self._log.error("process {pid}, which starts commands, has died; another takes its place", pid=spawner.pid)
         self._spawners.remove(spawner)
         self._reactor.callLater(_RESPAWN, self._replace)
-        self._adopted({pid: child for child, pid in spawner.abandoned()})
+        self._adopted({pid: child for child, _, pid in spawner.running.values()})
+        for child, mark in spawner.starting.values():
+            self._break_off(child, mark)  # it may run, and nobody would know
+
+    def _break_off(self, child: Launched, mark: int) -> None:
+        """Nothing can be said of a child any more: end it, and then say so."""
+        error = OSError(errno.EIO, "the process that starts commands has died")
+        self._end_tree(mark).addBoth(lambda _: child.failed(error, False))
 
     def _replace(self) -> None:
-        if self._running:
+        if not self._running:
+            return
+        try:
             self.start()
+        except OSError as error:
+            self._log.error("no process that starts commands can be had: {error}", error=error)
+            self._reactor.callLater(_RESPAWN, self._replace)
 
 
-def _load(spawner: _Spawner) -> int:
-    return len(spawner.starting)
+def _load(spawner: _Spawner) -> tuple[int, int]:
+    return len(spawner.starting), len(spawner.running)
 
 
 @implementer(IReadDescriptor, IWriteDescriptor)
@@ -150,15 +177,26 @@ class _Spawner:
     The daemon's end of one spawner.
 
     :ivar pid: its process id.
-    :ivar starting: the children that it was asked to start and has not answered for, by number.
+    :ivar starting: the children that it was asked to start and has not answered for, and their marks, by number.
+    :ivar running: those that it has started, their marks and pids, by number.
     """
 
-    def __init__(self, reactor: Reactor, turns: Turns, base: int, lost: Callable[[_Spawner], None]) -> None:
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        turns: Turns,
+        base: int,
+        lost: Callable[[_Spawner], None],
+        break_off: Callable[[Launched, int], None],
+    ) -> None:
         self._reactor = reactor
         self._turns = turns
         self._lost = lost
-        self.starting: dict[int, Launched] = {}
-        self._running: dict[int, tuple[Launched, int]] = {}
+        self._break_off = break_off
+        self.starting: dict[int, tuple[Launched, int]] = {}
+        self.running: dict[int, tuple[Launched, int, int]] = {}
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -173,6 +211,7 @@ class _Spawner:
                 start_new_session=True,
             )
         self.pid = popen.pid
+        self._pidfd = os.pidfd_open(self.pid)
         popen.returncode = 0  # it is reaped as any orphan is, not by subprocess
         reactor.addReader(self)
 
@@ -182,9 +221,9 @@ class _Spawner:
     def logPrefix(self) -> str:
         return type(self).__name__
 
-    def launch(self, number: int, child: Launched, message: bytes, fds: list[int]) -> None:
+    def launch(self, number: int, child: Launched, mark: int, message: bytes, fds: list[int]) -> None:
         """Ask for a child."""
-        self.starting[number] = child
+        self.starting[number] = (child, mark)
         self._send(message, fds)
 
     def signal(self, number: int, signum: int) -> None:
@@ -208,13 +247,22 @@ class _Spawner:
             try:
                 self._socket.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
             except OSError as error:
-                if error.errno not in _LATER:
-                    self._hung_up()
-                return
+                if error.errno in _LATER:
+                    return
+                # It has died. The reader will meet what it has still told, and then its end; not now, for whoever
+                # asks for a child must have returned before the child is told anything.
+                self._drop_unsent()
+                break
             self._unsent.popleft()
             for fd in fds:
                 os.close(fd)
         self._reactor.removeWriter(self)
+
+    def _drop_unsent(self) -> None:
+        for _, fds in self._unsent:
+            for fd in fds:
+                os.close(fd)
+        self._unsent.clear()
 
     def doRead(self) -> None:
         for _ in range(BURST):
@@ -222,6 +270,8 @@ class _Spawner:
                 message = self._socket.recv(INLINE)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                continue  # it has died with requests unread; what it has told comes behind that
             except OSError:
                 message = b""
             if not message:
@@ -233,49 +283,56 @@ class _Spawner:
     def _record(self, record: tuple[int, ...]) -> None:
         number, what, value, *rest = record
         if what == EXITED:
-            child, _ = self._running.pop(number)
-            child.exited(value)
-            return
-        child = self.starting.pop(number)
-        if what == STARTED:
-            self._running[number] = (child, value)
-            child.started(value)
+            child, mark, _ = self.running.pop(number)
         else:
-            child.failed(OSError(value, os.strerror(value)), bool(rest[0]))
+            child, mark = self.starting.pop(number)
+        try:
+            if what == EXITED:
+                child.exited(value)
+            elif what == STARTED:
+                self.running[number] = (child, mark, value)
+                child.started(value)
+            else:
+                child.failed(OSError(value, os.strerror(value)), bool(rest[0]))
+        except Exception:  # of one child, which must not be the others' fault
+            self._log.failure("a command is broken off, as what became of it could not be dealt with")
+            self.running.pop(number, None)
+            self._break_off(child, mark)
 
     def connectionLost(self, reason: Failure) -> None:
         self._hung_up()
 
     def _hung_up(self) -> None:
         if self._socket.fileno() >= 0:
-            self.close()
-            self._turns.take(self._died)  # behind what it has told and was not dealt with yet
+            with suppress(ProcessLookupError):  # if it lives, it must not take us for dead, and kill what we run
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._close_socket()
+            # A process that dies closes its files first. Its children are ours only when it has exited.
+            ExitWatch(self._reactor, self._pidfd, partial(self._turns.take, self._died))
 
     def _died(self) -> None:
         self._lost(self)
 
-    def abandoned(self) -> list[tuple[Launched, int]]:
-        """The children that run and their pids; those that were asked for have failed."""
-        starting, self.starting = self.starting, {}
-        for child in starting.values():
-            child.failed(OSError(errno.EIO, "the process that starts commands has died"), False)
-        running, self._running = self._running, {}
-        return list(running.values())
-
     def close(self) -> None:
         """Hang up."""
+        if self._socket.fileno() >= 0:
+            self._close_socket()
+            os.close(self._pidfd)
+
+    def _close_socket(self) -> None:
         self._reactor.removeReader(self)
         self._reactor.removeWriter(self)
         close_later(self._reactor, self._socket.detach())
-        for _, fds in self._unsent:
-            for fd in fds:
-                os.close(fd)
-        self._unsent.clear()
+        self._drop_unsent()
 
 
 def _memfd(data: bytes) -> int:
     """A file in memory."""
     fd = os.memfd_create("sandboxd")
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(data)
+    except OSError:
+        os.close(fd)
+        raise
     return fd

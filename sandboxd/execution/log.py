@@ -267,7 +267,7 @@ class OutputLog:
             return Gap(oldest - position, oldest - 1)
         batch = self._batches[self._find(position)].since(position)
         cursor.position = batch.end
-        if cursor.lossless:
+        if cursor.lossless and self.paused:
             self._balance()
         return batch
 

@@ -148,16 +148,15 @@ class OutputPipe:
 class ExitWatch:
     """A pidfd, which becomes readable when its process exits: no SIGCHLD, and no search among all children."""
 
-    def __init__(self, reactor: Reactor, pid: int, exited: Callable[[], object]) -> None:
+    def __init__(self, reactor: Reactor, pidfd: int, exited: Callable[[], object]) -> None:
         """
-        Watch a process.
+        Own ``pidfd``, and watch its process.
 
         :param exited: called once, when it has exited.
-        :raise OSError: if there is no such process, or no descriptor to be had.
         """
         self._reactor = reactor
         self._exited = exited
-        self._fd = os.pidfd_open(pid)
+        self._fd = pidfd
         reactor.addReader(self)
 
     def fileno(self) -> int:

@@ -94,7 +94,7 @@ def spawn(
             None if user is None else (user.uid, user.gid, user.groups),
             None if cgroup is None else os.fsencode(cgroup.path),
         )
-        child.send_signal = launcher.launch(child, request, theirs)
+        child.send_signal = launcher.launch(child, mark, request, theirs)
     except OSError as error:
         for fd in opened:
             os.close(fd)

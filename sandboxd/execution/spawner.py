@@ -19,10 +19,12 @@ from __future__ import annotations
 import errno
 import marshal
 import os
+import resource
 import select
 import signal
 import socket
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from sandboxd.execution.limits import inherited_nofile
@@ -97,11 +99,24 @@ class Spawner:
             if not message:
                 return False
             try:
-                self._serve(marshal.loads(message), fds)
+                if message.startswith(LONG_PREFIX):
+                    self._serve_long(int(message[len(LONG_PREFIX) :]), fds)
+                else:
+                    self._serve(marshal.loads(message), fds)
             finally:
                 for fd in fds:
                     os.close(fd)
         return True
+
+    def _serve_long(self, number: int, fds: list[int]) -> None:
+        """Serve a request that is in its last descriptor."""
+        try:
+            size = os.fstat(fds[-1]).st_size
+            request = marshal.loads(os.pread(fds[-1], size, 0))
+        except (IndexError, OSError):  # there was no room for the descriptors
+            self._records.append((number, FAILED, errno.EMFILE, 0))
+            return
+        self._serve(request, fds[:-1])
 
     def _serve(self, request: tuple[Any, ...], fds: list[int]) -> None:
         if len(request) == 2:
@@ -168,11 +183,12 @@ class Spawner:
             except OSError as error:
                 raise _CannotEnter(error.errno, error.strerror) from None
         try:
-            with inherited_mark(mark), inherited_nofile(self._nofile):
+            with inherited_mark(mark):
                 if identity is None:
-                    pid = _posix_spawn(argv, env, stdin, stdout, stderr)
+                    with inherited_nofile(self._nofile):
+                        pid = _posix_spawn(argv, env, stdin, stdout, stderr)
                 else:
-                    pid = _fork(argv, env, stdin, stdout, stderr, identity)
+                    pid = _fork(argv, env, stdin, stdout, stderr, identity, self._nofile)
         finally:
             if cwd is not None:
                 os.fchdir(self._home)
@@ -212,9 +228,12 @@ def _fork(
     stdout: int,
     stderr: int,
     identity: tuple[int, int, tuple[int, ...]],
+    nofile: int,
 ) -> int:
-    """Start a child as another user, which takes a ``fork``."""
+    """Start a child as another user, which takes a ``fork``. It lowers its own limit, for Popen needs descriptors."""
     import subprocess
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
     popen = subprocess.Popen(
         argv,
@@ -227,6 +246,7 @@ def _fork(
         user=identity[0],
         group=identity[1],
         extra_groups=identity[2],
+        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (nofile, hard)),
     )
     popen.returncode = 0  # it is reaped as all others are, not by subprocess
     return popen.pid
@@ -238,15 +258,12 @@ def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
     fds: list[int] = []
     for _, _, data in ancillary:
         fds.extend(memoryview(data).cast("i"))
-    if message == LONG:
-        memfd = fds.pop()
-        message = os.pread(memfd, os.fstat(memfd).st_size, 0)
-        os.close(memfd)
     return message, fds
 
 
-#: The message whose text is in its last descriptor.
-LONG = b"L"
+#: A message whose text is in its last descriptor, with the child's number. No marshal data begins so.
+LONG_PREFIX = b"long "
+LONG = LONG_PREFIX + b"%d"
 
 
 def _ignore(signum: int, frame: object) -> None:
@@ -265,6 +282,10 @@ def main(fd: int, base: int, nofile: int) -> None:
     for signum in _IGNORED:
         if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, _ignore)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it was ignored, there would be no statuses
+    # Each child takes a descriptor here; the daemon itself may not have raised its limit yet.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _raise_oom_score()
     control = socket.socket(fileno=fd)
     control.set_inheritable(False)

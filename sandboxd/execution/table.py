@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import uuid
 from collections import Counter, deque
@@ -118,7 +117,7 @@ class ProcessTable(Service):
         self._environment = Environment(environ)
         self._trees = Trees(reactor, in_thread, lambda: self._launcher.pids)
         self._orphans = Orphans()
-        self._launcher = Launcher(reactor, turns, self._trees.marks.base, self._adopt)
+        self._launcher = Launcher(reactor, turns, self._trees.marks.base, self._adopt, self._trees.end)
         self._turns = turns
         self._max_live = max_live
         self.live: dict[str, Execution] = {}
@@ -247,14 +246,10 @@ class ProcessTable(Service):
     def _adopt(self, children: dict[int, Launched]) -> None:
         """The process that has started these is dead: they are our own now."""
         for pid, child in children.items():
-            try:
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
+            child.adopted()
+            if not self._orphans.adopt(self._reactor, pid, child.exited):
                 self._log.error("process {pid}: its exit status was lost", pid=pid)
                 child.exited(signal.SIGKILL)
-            else:
-                child.adopted()
-                self._orphans.expect(self._reactor, pid, child.exited)
 
     def _forget(self) -> None:
         now = self._reactor.seconds()
