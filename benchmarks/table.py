@@ -19,10 +19,10 @@ HEAD = ("", "", "value", "limit", "of limit", "peer", "to peer", "cpu", "load cp
 NOTE = f"""\
 Values are medians. Ratios are medians of neighbouring measurements; over 1.00 is better than what it is held against,
 whatever the unit. "of limit" is held against what the machine does without a server, in the same run.
-"cpu" is the processor time of the server while the clock ran, in cores; "load cpu" that of the busiest process of the
-load side, the larger of the two servers'. Under {BUSY} of a core, it has waited for the server; a row with ! may have been
-held back by it. "peak" is the server's resident memory. "none": it has no such route. A value with * is that of the
-measurements before one that has failed."""
+"cpu" is the processor time of the server while the clock ran, in cores; "load cpu" that of the busiest
+process of the load side, the larger of the two servers'. Under {BUSY} of a core, it has waited for the
+server; a row with ! may have been held back by it. "peak" is the server's resident memory. "none": it has no
+such route. A value with * is that of the measurements before one that has failed."""
 
 
 def short(value: float | None) -> str:
