@@ -172,6 +172,9 @@ class Sandboxd(Service):
                 self._listening.append(sock.serve(self._reactor, cast("ServerFactory[Any]", factory)))
         if self._companion_argv:
             self._reactor.callWhenRunning(self._start_companion)
+        self._reactor.callWhenRunning(self._tell_where)  # whoever reads it may send signals, and expect an answer
+
+    def _tell_where(self) -> None:
         self.log.info(
             "sandboxd {version} listens on {http}, proxy on {proxy}",
             version=__version__,

@@ -148,7 +148,8 @@ def makeService(options: Options) -> Sandboxd:
     keep_umask = getattr(options, "parent", {}).get("umask") is None
     status = f"serving {', '.join(map(str, http))}; proxy on {', '.join(map(str, proxy))}"
     reloads = Reloads(manager.reloading, lambda: manager.ready(status))
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(0))  # until the reactor runs
+    # Until the reactor runs. Not sys.exit: the reactor would catch that while it starts, and go on.
+    signal.signal(signal.SIGTERM, lambda signum, frame: reactor.callWhenRunning(_stop_now))
     signal.signal(signal.SIGHUP, lambda signum, frame: None)  # likewise; what it would read again was just read
     service = Sandboxd(
         reactor,
@@ -167,7 +168,11 @@ def makeService(options: Options) -> Sandboxd:
     )
     if credentials.path is not None:
         reloads.add("the tokens", service.gate.reload)
-    reactor.callWhenRunning(_settle, service, reloads, accompanied=bool(options["companion"]))
+    # Right behind the reactor's own handlers, which it installs when it starts.
+    reactor.addSystemEventTrigger(
+        "during", "startup", _handle_signals, service, reloads, accompanied=bool(options["companion"])
+    )
+    reactor.callWhenRunning(_settle)
     reactor.callWhenRunning(manager.ready, status)
     reactor.callWhenRunning(_log_in_thread, reactor)
     reactor.addSystemEventTrigger("before", "shutdown", manager.stopping, "ending what runs")
@@ -208,12 +213,16 @@ def _reactor() -> Reactor:
     return cast(Reactor, reactor)
 
 
-def _settle(service: Sandboxd, reloads: Reloads, accompanied: bool) -> None:
+def _stop_now() -> None:
+    with suppress(ReactorNotRunning):  # it stops already
+        _reactor().stop()
+
+
+def _settle() -> None:
     """What this process is told about itself, once it is the daemon: what fork and setuid undo comes after them."""
     become_subreaper()
     prepare_process()
     forbid_inspection()
-    _handle_signals(service, reloads, accompanied)
 
 
 def _handle_signals(service: Sandboxd, reloads: Reloads, accompanied: bool) -> None:
