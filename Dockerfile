@@ -17,11 +17,13 @@ RUN python3 -m venv /opt/sandboxd \
 COPY pyproject.toml README.md LICENSE ./
 COPY sandboxd ./sandboxd
 COPY twisted ./twisted
-# The plugin cache is written here, once: at run time the directory may be read-only. The venv keeps no pip.
+# The plugin cache is written here, once: at run time the directory may be read-only. It must be newer than the plugins
+# by a second at least, for a copied layer has whole seconds only. The venv keeps no pip.
 RUN /tmp/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /tmp/wheel . \
  && /opt/sandboxd/bin/pip install --no-deps --no-index /tmp/wheel/*.whl \
  && /opt/sandboxd/bin/python -c "from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))" \
  && /opt/sandboxd/bin/twistd --help | grep -q sandboxd \
+ && find /opt/sandboxd -name dropin.cache -exec touch -d '+2 seconds' {} + \
  && /opt/sandboxd/bin/pip uninstall -y pip setuptools \
  && find /opt/sandboxd -depth \( -name test -o -name tests \) -path '*/twisted/*' -exec rm -rf {} +
 
