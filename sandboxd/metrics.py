@@ -16,11 +16,11 @@ from twisted.internet.interfaces import IReactorTime
 
 from sandboxd import __version__
 from sandboxd.execution.table import ProcessTable
-from sandboxd.portforward import PortForward
-from sandboxd.site import Site
-from sandboxd.sse import Streams
-from sandboxd.stalls import StallMeter
-from sandboxd.tally import Histogram
+from sandboxd.proxy.portforward import PortForward
+from sandboxd.web.site import Site
+from sandboxd.web.sse import Streams
+from sandboxd.reactor.lag import StallMeter
+from sandboxd.web.request_stats import Histogram
 
 if TYPE_CHECKING:  # importing it costs more than all the rest of a start
     from prometheus_client.metrics_core import Metric

@@ -15,7 +15,7 @@ from twisted.logger import InvalidLogLevelError, LogLevel
 from twisted.python import usage
 
 from sandboxd.settings import Settings
-from sandboxd.tokens import BadTokens, Credentials, check_token, read_tokens, stored_tokens
+from sandboxd.web.tokens import BadTokens, Credentials, check_token, read_tokens, stored_tokens
 
 #: Where a claimed token is kept unless another place is named.
 SECRET_PATH = "/var/lib/sandboxd/sandbox-secret"

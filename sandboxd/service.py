@@ -25,29 +25,29 @@ from sandboxd.api.ports import add_port_routes
 from sandboxd.api.processes import add_process_routes
 from sandboxd.api.routing import Routes
 from sandboxd.api.status import add_status_route
-from sandboxd.api.trees import add_tree_routes
+from sandboxd.api.file_operations import add_tree_routes
 from sandboxd.api.uploads import add_upload_routes
 from sandboxd.api.watch import add_watch_routes
-from sandboxd.auth import Gate
-from sandboxd.execution.cgroup import Cgroups
-from sandboxd.execution.companion import Companion, why_not_started
-from sandboxd.execution.pipes import Reactor as ProcessReactor
+from sandboxd.web.auth import Gate
+from sandboxd.processes.cgroup import Cgroups
+from sandboxd.processes.companion import Companion, why_not_started
+from sandboxd.processes.pipes import Reactor as ProcessReactor
 from sandboxd.execution.table import ProcessTable
 from sandboxd.files.root import Root
-from sandboxd.idempotency import IdempotencyStore
-from sandboxd.lanes import Lanes
+from sandboxd.web.idempotency import IdempotencyStore
+from sandboxd.files.filesystem_threads import Lanes
 from sandboxd.metrics import Metrics
-from sandboxd.portforward import PortForward
-from sandboxd.portforward import Reactor as ProxyReactor
+from sandboxd.proxy.portforward import PortForward
+from sandboxd.proxy.portforward import Reactor as ProxyReactor
 from sandboxd.settings import Settings
-from sandboxd.site import Site
-from sandboxd.sockets import ListeningSocket
-from sandboxd.sse import Streams
-from sandboxd.stalls import StallMeter
-from sandboxd.tokens import Credentials
-from sandboxd.turns import Turns
+from sandboxd.web.site import Site
+from sandboxd.daemon.sockets import ListeningSocket
+from sandboxd.web.sse import Streams
+from sandboxd.reactor.lag import StallMeter
+from sandboxd.web.tokens import Credentials
+from sandboxd.reactor.turn_budget import Turns
 from sandboxd.watch.watches import Watches
-from sandboxd.workers import Workers
+from sandboxd.reactor.threads import Workers
 
 DEFAULTS = Settings()
 

@@ -20,18 +20,18 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import ILogObserver, Logger, LogLevel
 from twisted.python.logfile import LogFile
 
-from sandboxd import logs
-from sandboxd.execution.cgroup import CgroupError, Cgroups, delegated
-from sandboxd.execution.environment import MANAGER
-from sandboxd.execution.limits import prepare_process
+from sandboxd.daemon import logs
+from sandboxd.processes.cgroup import CgroupError, Cgroups, delegated
+from sandboxd.processes.environment import MANAGER
+from sandboxd.processes.limits import prepare_process
 from sandboxd.files.root import Root
-from sandboxd.hardening import become_subreaper, environment_at_exec, erase, forbid_inspection
-from sandboxd.logs import Outlet, to_descriptor
+from sandboxd.daemon.hardening import become_subreaper, environment_at_exec, erase, forbid_inspection
+from sandboxd.daemon.logs import Outlet, to_descriptor
 from sandboxd.options import ServiceOptions
-from sandboxd.reload import Reloads
+from sandboxd.daemon.reload import Reloads
 from sandboxd.service import Reactor, Sandboxd
-from sandboxd.sockets import ListeningSocket, listen_at, listen_on_port
-from sandboxd.systemd import ActivationError, ServiceManager, inherited_sockets
+from sandboxd.daemon.sockets import ListeningSocket, listen_at, listen_on_port
+from sandboxd.daemon.systemd import ActivationError, ServiceManager, inherited_sockets
 
 #: Signals that mean something to a companion only.
 FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGWINCH)

@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
-from sandboxd.files.compression import CompressionError, Decompressor, compressor, preferred, zstd
+from sandboxd.files.archive.compression import CompressionError, Decompressor, compressor, preferred, zstd
 from sandboxd.files.errors import FileError
-from sandboxd.files.pack import Packing
+from sandboxd.files.archive.pack import Packing
 from sandboxd.files.patterns import Pattern, PatternError
 from sandboxd.files.root import Root
-from sandboxd.files.tar import Member, Reader, Receiver, TarError
-from sandboxd.files.unpack import Unpacking
+from sandboxd.files.archive.tar import Member, Reader, Receiver, TarError
+from sandboxd.files.archive.unpack import Unpacking
 from tests.client import Api, Response
 from tests.daemon import Daemon
 from tests.waiting import until, within

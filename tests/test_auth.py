@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.auth import BearerAuth
+from sandboxd.web.auth import BearerAuth
 
 SECRET = "s3cret"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.execution.cgroup import Cgroup, CgroupError, Cgroups
+from sandboxd.processes.cgroup import Cgroup, CgroupError, Cgroups
 from tests.client import Api
 from tests.daemon import Daemon
 from tests.waiting import until
@@ -94,7 +94,7 @@ def test_all_that_is_in_a_cgroup_is_killed(delegated: Path) -> None:
 RETIRES = """
 import subprocess, sys
 from pathlib import Path
-from sandboxd.execution.cgroup import Cgroups
+from sandboxd.processes.cgroup import Cgroups
 
 cgroups = Cgroups(Path(sys.argv[1]))
 cgroup = cgroups.make("one", {})

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.execution.command import Command, User
-from sandboxd.execution.environment import PRIVATE, Environment
+from sandboxd.processes.command import Command, User
+from sandboxd.processes.environment import PRIVATE, Environment
 
 VARIABLES = st.dictionaries(st.sampled_from(["PATH", "A", "LANG", "LC_ALL", "LC_CTYPE", *sorted(PRIVATE)]), st.text())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from twisted.internet.defer import Deferred
 
-from sandboxd.execution.launcher import SPAWNERS
+from sandboxd.processes.spawn_client import SPAWNERS
 from tests.client import Api, Response
 from tests.daemon import Daemon, alive
 from tests.waiting import Gate, gone, pids_in, until

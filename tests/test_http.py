@@ -25,8 +25,8 @@ from sandboxd import __version__
 from sandboxd.api.routing import Reply
 from sandboxd.service import Sandboxd
 from sandboxd.settings import Settings
-from sandboxd.sockets import ListeningSocket
-from sandboxd.tokens import Credentials
+from sandboxd.daemon.sockets import ListeningSocket
+from sandboxd.web.tokens import Credentials
 from tests.client import Api
 from tests.daemon import Daemon
 

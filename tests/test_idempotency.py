@@ -11,7 +11,7 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.task import Clock
 from twisted.web.client import ResponseNeverReceived
 
-from sandboxd.idempotency import Entry, IdempotencyStore, KeyConflict
+from sandboxd.web.idempotency import Entry, IdempotencyStore, KeyConflict
 from tests.client import Api, Events, Response
 from tests.daemon import Daemon
 from tests.waiting import Gate, settled, until, within

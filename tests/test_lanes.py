@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.mounts import Mounts, parse
+from sandboxd.files.mounts import Mounts, parse
 from tests.client import Api
 from tests.waiting import until, within
 

@@ -16,8 +16,8 @@ import pytest
 from twisted.logger import LogEvent, Logger
 from twisted.python.failure import Failure
 
-from sandboxd import logs
-from sandboxd.logs import as_bare_text, as_json_line, log_observer
+from sandboxd.daemon import logs
+from sandboxd.daemon.logs import as_bare_text, as_json_line, log_observer
 from sandboxd.requestid import request_id
 from tests.client import Api
 from tests.daemon import SECRET, TWISTD, Daemon

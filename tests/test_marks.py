@@ -7,7 +7,7 @@ import sys
 
 WALK = """
 import os, resource, signal, subprocess
-from sandboxd.execution.marks import Marks, sweep
+from sandboxd.processes.marks import Marks, sweep
 
 mark = Marks().new()
 soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.execution.command import Command
-from sandboxd.messages import (
+from sandboxd.processes.command import Command
+from sandboxd.messages.decoding import (
     BadRequest,
     BindPortRequest,
     CommandRequest,

@@ -7,8 +7,8 @@ import os
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from sandboxd.execution.pipes import OutputPipe
-from sandboxd.turns import Turns
+from sandboxd.processes.pipes import OutputPipe
+from sandboxd.reactor.turn_budget import Turns
 from tests.waiting import until
 
 

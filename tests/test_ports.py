@@ -16,7 +16,7 @@ import pytest
 from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
-from sandboxd.portforward import PortForward
+from sandboxd.proxy.portforward import PortForward
 from tests.client import Api
 from tests.daemon import Daemon
 from tests.waiting import settled, until

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, Logger
 
-from sandboxd.reload import Reloads
+from sandboxd.daemon.reload import Reloads
 from tests.client import Api
 from tests.daemon import SECRET, Daemon
 from tests.waiting import until

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sandboxd.sockets import listen_at
+from sandboxd.daemon.sockets import listen_at
 from tests.daemon import SECRET, Daemon
 from tests.test_daemon import IN_FOREGROUND, assert_refused, twistd
 

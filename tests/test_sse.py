@@ -17,8 +17,8 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from sandboxd.execution.lines import PIECE
 from sandboxd.execution.log import Batch, Cursor, OutputLog
-from sandboxd.sse import Streams, event, log_events, output_events, timestamp
-from sandboxd.turns import Turns
+from sandboxd.web.sse import Streams, event, log_events, output_events, timestamp
+from sandboxd.reactor.turn_budget import Turns
 from tests.test_lines import chunked
 
 LINE_LIMIT = 64 * 1024

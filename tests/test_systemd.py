@@ -14,7 +14,7 @@ import pytest
 from twisted.internet import reactor
 from twisted.internet.task import Clock
 
-from sandboxd.systemd import ActivationError, ServiceManager, inherited_sockets
+from sandboxd.daemon.systemd import ActivationError, ServiceManager, inherited_sockets
 from tests.client import Api
 from tests.daemon import SECRET, TWISTD, Daemon
 from tests.test_daemon import IN_FOREGROUND, assert_refused
@@ -174,14 +174,14 @@ def unusable() -> Iterator[int]:
 
 def test_what_is_no_listening_socket_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for fd in unusable():
-        monkeypatch.setattr("sandboxd.systemd.FIRST_FD", fd)
+        monkeypatch.setattr("sandboxd.daemon.systemd.FIRST_FD", fd)
         with pytest.raises(ActivationError, match=f"descriptor {fd} of LISTEN_FDS"):
             inherited_sockets(activated("1"), ["http"])
 
 
 def test_a_socket_of_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        monkeypatch.setattr("sandboxd.systemd.FIRST_FD", sock.detach())
+        monkeypatch.setattr("sandboxd.daemon.systemd.FIRST_FD", sock.detach())
         with pytest.raises(ActivationError, match="'web'; FileDescriptorName= must be one of http, proxy"):
             inherited_sockets(activated("3", LISTEN_FDNAMES="web:http"), ["http", "proxy"])
 

@@ -11,10 +11,10 @@ from typing import ClassVar
 import pytest
 from twisted.internet.defer import maybeDeferred
 
-from sandboxd import tokens
-from sandboxd.auth import Gate
+from sandboxd.web import tokens
+from sandboxd.web.auth import Gate
 from sandboxd.options import SECRET_PATH, ServiceOptions
-from sandboxd.tokens import BadTokens, Credentials, read_tokens, store_token, stored_tokens
+from sandboxd.web.tokens import BadTokens, Credentials, read_tokens, store_token, stored_tokens
 
 GIVEN = "given-token-0b1d"
 STORED = "stored-token-77fe"

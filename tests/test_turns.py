@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from twisted.internet.task import Clock
 
-from sandboxd.turns import BUDGET, Turns
+from sandboxd.reactor.turn_budget import BUDGET, Turns
 
 
 class Reactor(Clock):

@@ -7,22 +7,22 @@ from urllib.parse import quote_from_bytes
 
 from twisted.logger import Logger
 
-from sandboxd.api.exchange import let_go
+from sandboxd.api.preconditions import let_go
 from sandboxd.api.operations import Raw
 from sandboxd.api.routing import ApiError, Reply, Routes
-from sandboxd.bodies import BodyStream
-from sandboxd.files.compression import CompressionError, compressor, preferred
+from sandboxd.web.body import BodyStream
+from sandboxd.files.archive.compression import CompressionError, compressor, preferred
 from sandboxd.files.errors import FileError
-from sandboxd.files.pack import Packing
+from sandboxd.files.archive.pack import Packing
 from sandboxd.files.root import Root
-from sandboxd.files.tar import TarError
-from sandboxd.files.unpack import TooMuch, Unpacking
-from sandboxd.lanes import Lanes
-from sandboxd.requests import Request
-from sandboxd.responses import ResponseStream
-from sandboxd.tree_messages import ArchiveQuery, UnpackQuery
+from sandboxd.files.archive.tar import TarError
+from sandboxd.files.archive.unpack import TooMuch, Unpacking
+from sandboxd.files.filesystem_threads import Lanes
+from sandboxd.web.request import Request
+from sandboxd.web.response import ResponseStream
+from sandboxd.messages.archive import ArchiveQuery, UnpackQuery
 from sandboxd.tree_replies import Unpacked
-from sandboxd.workers import Workers
+from sandboxd.reactor.threads import Workers
 
 _log = Logger()
 

@@ -16,21 +16,21 @@ from twisted.logger import Logger
 
 from sandboxd.api.operations import Events
 from sandboxd.api.routing import ApiError, Reply, Routes, send_json_parts
-from sandboxd.execution.command import Command, User
+from sandboxd.processes.command import Command, User
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.lines import character_border
 from sandboxd.execution.log import Gap
-from sandboxd.execution.spawn import SpawnError
+from sandboxd.processes.child import SpawnError
 from sandboxd.execution.table import ProcessTable
 from sandboxd.files.root import Root
-from sandboxd.idempotency import Entry, IdempotencyStore, KeyConflict
-from sandboxd.jsontext import dumps, escaped
-from sandboxd.lanes import Lanes
-from sandboxd.messages import BadRequest, CommandRequest, StreamQuery
+from sandboxd.web.idempotency import Entry, IdempotencyStore, KeyConflict
+from sandboxd.web.ascii_json import dumps, escaped
+from sandboxd.files.filesystem_threads import Lanes
+from sandboxd.messages.decoding import BadRequest, CommandRequest, StreamQuery
 from sandboxd.replies import Complete, Error, Output, Ran
-from sandboxd.requests import Request
-from sandboxd.sse import Streams, event, output_events
-from sandboxd.turns import Turns
+from sandboxd.web.request import Request
+from sandboxd.web.sse import Streams, event, output_events
+from sandboxd.reactor.turn_budget import Turns
 
 T = TypeVar("T")
 

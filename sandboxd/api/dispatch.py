@@ -11,7 +11,7 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
-from sandboxd.requests import PREFIX, Request
+from sandboxd.web.request import PREFIX, Request
 
 Endpoint = Callable[..., Coroutine[Any, Any, "bytes | None"]]
 

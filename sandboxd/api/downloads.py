@@ -9,18 +9,18 @@ from urllib.parse import quote
 
 from twisted.logger import Logger
 
-from sandboxd.api.exchange import CONDITIONS, conditions, failed, let_go
+from sandboxd.api.preconditions import CONDITIONS, conditions, failed, let_go
 from sandboxd.api.operations import Raw
 from sandboxd.api.routing import ApiError, Reply, Routes
-from sandboxd.conditions import Conditions, http_date, if_range
-from sandboxd.file_messages import FileQuery
+from sandboxd.web.conditions import Conditions, http_date, if_range
+from sandboxd.messages.raw_files import FileQuery
 from sandboxd.files.download import Opened
 from sandboxd.files.root import Root
-from sandboxd.lanes import Lanes
-from sandboxd.ranges import Span, Unsatisfiable, parse_range, part_heads
-from sandboxd.requests import Request
-from sandboxd.responses import ResponseStream
-from sandboxd.workers import Workers
+from sandboxd.files.filesystem_threads import Lanes
+from sandboxd.web.ranges import Span, Unsatisfiable, parse_range, part_heads
+from sandboxd.web.request import Request
+from sandboxd.web.response import ResponseStream
+from sandboxd.reactor.threads import Workers
 
 _log = Logger()
 

@@ -12,10 +12,10 @@ from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.log import Batch, Gap
 from sandboxd.execution.table import ProcessTable
-from sandboxd.messages import LogsQuery, SignalRequest, StdinQuery, WaitRequest
+from sandboxd.messages.decoding import LogsQuery, SignalRequest, StdinQuery, WaitRequest
 from sandboxd.replies import Described, Fed, Logs, Told
-from sandboxd.requests import Request
-from sandboxd.sse import texts, timestamp
+from sandboxd.web.request import Request
+from sandboxd.web.sse import texts, timestamp
 
 #: Records that one reply of ``/processes/<id>/logs`` has at most.
 MAX_RECORDS = 10_000

@@ -7,16 +7,16 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from sandboxd.api.routing import Reply, Routes, send_json_parts
-from sandboxd.execution.oneshot import OneShot
+from sandboxd.reactor.oneshot import OneShot
 from sandboxd.files import text
 from sandboxd.files.errors import FileError
 from sandboxd.files.root import Root
-from sandboxd.idempotency import IdempotencyStore
-from sandboxd.jsontext import CHUNK, escaped_chunks
-from sandboxd.lanes import Lanes
-from sandboxd.messages import PathRequest, WriteFileRequest
+from sandboxd.web.idempotency import IdempotencyStore
+from sandboxd.web.ascii_json import CHUNK, escaped_chunks
+from sandboxd.files.filesystem_threads import Lanes
+from sandboxd.messages.decoding import PathRequest, WriteFileRequest
 from sandboxd.replies import Content, Done, Entries, Error, Failure, Stat
-from sandboxd.requests import Request
+from sandboxd.web.request import Request
 
 T = TypeVar("T", bound=PathRequest)
 

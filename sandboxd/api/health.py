@@ -7,7 +7,7 @@ from twisted.internet.interfaces import IReactorTime
 from sandboxd import __version__
 from sandboxd.api.routing import Reply, Routes
 from sandboxd.replies import Health
-from sandboxd.requests import Request
+from sandboxd.web.request import Request
 
 
 def add_health_route(routes: Routes, clock: IReactorTime, proxy_port: int) -> None:

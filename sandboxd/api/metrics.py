@@ -8,8 +8,8 @@ from sandboxd.api.operations import Raw
 from sandboxd.api.routing import Reply, Routes
 from sandboxd.metrics import Metrics, as_json, exposed
 from sandboxd.replies import MetricsReply, Readiness
-from sandboxd.requests import Request
-from sandboxd.workers import Workers
+from sandboxd.web.request import Request
+from sandboxd.reactor.threads import Workers
 
 
 def add_metrics_routes(

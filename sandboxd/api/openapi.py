@@ -19,8 +19,8 @@ from sandboxd import __version__
 from sandboxd.api.operations import Events, Operation, Raw
 from sandboxd.api.routing import Reply, Routes
 from sandboxd.replies import Error, Failure
-from sandboxd.requests import PREFIX, Request
-from sandboxd.workers import Workers
+from sandboxd.web.request import PREFIX, Request
+from sandboxd.reactor.threads import Workers
 
 _REFERENCE = "#/components/schemas/{name}"
 

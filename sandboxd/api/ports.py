@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sandboxd.api.routing import ApiError, Reply, Routes
-from sandboxd.messages import BadRequest, BindPortRequest, UnbindPortRequest
-from sandboxd.portforward import PortForward
+from sandboxd.messages.decoding import BadRequest, BindPortRequest, UnbindPortRequest
+from sandboxd.proxy.portforward import PortForward
 from sandboxd.replies import Bound, PortStatus, Told
-from sandboxd.requests import Request
+from sandboxd.web.request import Request
 
 
 def add_port_routes(routes: Routes, forward: PortForward, proxy_port: int) -> None:

@@ -6,12 +6,12 @@ from sandboxd.api.commands import Starter, cannot_start, check_streams, name_exe
 from sandboxd.api.operations import Events
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.execution.execution import Execution
-from sandboxd.execution.spawn import SpawnError
+from sandboxd.processes.child import SpawnError
 from sandboxd.execution.table import ProcessTable
-from sandboxd.messages import BadRequest, CommandRequest, KillProcessRequest, ProcessLogsQuery
+from sandboxd.messages.decoding import BadRequest, CommandRequest, KillProcessRequest, ProcessLogsQuery
 from sandboxd.replies import Error, Gap, LogLine, Processes, Started, StreamEnded, Told
-from sandboxd.requests import Request
-from sandboxd.sse import Streams, event, log_events, timestamp
+from sandboxd.web.request import Request
+from sandboxd.web.sse import Streams, event, log_events, timestamp
 
 
 def listed(execution: Execution) -> dict[str, object]:

@@ -21,14 +21,14 @@ from werkzeug.routing import RequestRedirect
 
 from sandboxd.api.dispatch import Dispatch, Endpoint
 from sandboxd.api.operations import Operation, Raw
-from sandboxd.bodies import BodyError
-from sandboxd.execution.cgroup import CgroupError
+from sandboxd.web.body import BodyError
+from sandboxd.processes.cgroup import CgroupError
 from sandboxd.files.errors import FileError
-from sandboxd.idempotency import KeyConflict
-from sandboxd.jsontext import dumps
-from sandboxd.messages import BadRequest, decode, decode_query
-from sandboxd.requests import OPEN_PATHS, PREFIX, Request, printable
-from sandboxd.responses import ResponseStream
+from sandboxd.web.idempotency import KeyConflict
+from sandboxd.web.ascii_json import dumps
+from sandboxd.messages.decoding import BadRequest, decode, decode_query
+from sandboxd.web.request import OPEN_PATHS, PREFIX, Request, printable
+from sandboxd.web.response import ResponseStream
 
 Route: TypeAlias = "Callable[..., Awaitable[Reply | None]]"
 
@@ -97,7 +97,7 @@ class Routes:
         ``query`` by that name if it has a type for it.
 
         :param type: what the body is decoded to from JSON; ``bytes`` for the body itself; a
-            :class:`~sandboxd.api.operations.Raw` for a :class:`~sandboxd.bodies.BodyStream` of it, as it arrives (for
+            :class:`~sandboxd.api.operations.Raw` for a :class:`~sandboxd.web.body.BodyStream` of it, as it arrives (for
             paths without parameters); None if there is none.
         :param query: a :class:`msgspec.Struct` that the query is decoded to.
         :param reply: said in the OpenAPI document, as :class:`~sandboxd.api.operations.Operation` has it.

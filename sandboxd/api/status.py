@@ -8,11 +8,11 @@ from sandboxd import __version__
 from sandboxd.api.routing import Reply, Routes
 from sandboxd.execution.table import ProcessTable
 from sandboxd.metrics import Metrics
-from sandboxd.portforward import PortForward
+from sandboxd.proxy.portforward import PortForward
 from sandboxd.replies import DaemonStatus
-from sandboxd.requests import Request
-from sandboxd.sse import Streams
-from sandboxd.stalls import StallMeter
+from sandboxd.web.request import Request
+from sandboxd.web.sse import Streams
+from sandboxd.reactor.lag import StallMeter
 
 
 def add_status_route(

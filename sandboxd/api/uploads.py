@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import os
 
-from sandboxd.api.exchange import CONDITIONS, checker, conditions, let_go
+from sandboxd.api.preconditions import CONDITIONS, checker, conditions, let_go
 from sandboxd.api.operations import Raw
 from sandboxd.api.routing import ApiError, Reply, Routes
-from sandboxd.bodies import BodyStream
-from sandboxd.conditions import entity_tag
-from sandboxd.digests import Digests
-from sandboxd.file_messages import Deleted, FileQuery, FormQuery, Stored, StoredFiles, UploadQuery
+from sandboxd.web.body import BodyStream
+from sandboxd.web.conditions import entity_tag
+from sandboxd.files.digests import Digests
+from sandboxd.messages.raw_files import Deleted, FileQuery, FormQuery, Stored, StoredFiles, UploadQuery
 from sandboxd.files.errors import FileError
 from sandboxd.files.form import Form, FormError, boundary
 from sandboxd.files.owners import Owner, owner
 from sandboxd.files.root import Root
 from sandboxd.files.text import delete
 from sandboxd.files.upload import Corrupt, Incoming, Patch, Replacement, Written
-from sandboxd.lanes import Lanes
-from sandboxd.messages import BadRequest
-from sandboxd.ranges import parse_content_range
-from sandboxd.requests import Request
-from sandboxd.workers import Workers
+from sandboxd.files.filesystem_threads import Lanes
+from sandboxd.messages.decoding import BadRequest
+from sandboxd.web.ranges import parse_content_range
+from sandboxd.web.request import Request
+from sandboxd.reactor.threads import Workers
 
 _ERRORS = (400, 403, 404, 409, 412, 413, 415, 507)
 

@@ -13,10 +13,10 @@ from sandboxd.api.operations import Events
 from sandboxd.api.routing import ApiError, Routes
 from sandboxd.files.errors import FileError, told
 from sandboxd.files.root import Root
-from sandboxd.lanes import Lanes
-from sandboxd.requests import Request
-from sandboxd.sse import EventStream, Streams, event
-from sandboxd.tree_messages import WatchQuery
+from sandboxd.files.filesystem_threads import Lanes
+from sandboxd.web.request import Request
+from sandboxd.web.sse import EventStream, Streams, event
+from sandboxd.messages.archive import WatchQuery
 from sandboxd.tree_replies import Changed, MissedChanges, Moved, Overflow, Ready, WatchEnded
 from sandboxd.watch.changes import Change, Lost
 from sandboxd.watch.watcher import Watcher

@@ -15,20 +15,20 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from sandboxd.execution.cgroup import CgroupError, Cgroups
-from sandboxd.execution.command import Command
-from sandboxd.execution.companion import Companion
-from sandboxd.execution.environment import Environment
+from sandboxd.processes.cgroup import CgroupError, Cgroups
+from sandboxd.processes.command import Command
+from sandboxd.processes.companion import Companion
+from sandboxd.processes.environment import Environment
 from sandboxd.execution.execution import Execution
-from sandboxd.execution.launcher import Launched, Launcher
+from sandboxd.processes.spawn_client import Launched, Launcher
 from sandboxd.execution.log import OutputLog
-from sandboxd.execution.orphans import Orphans
-from sandboxd.execution.pipes import Reactor
+from sandboxd.processes.reaper import Orphans
+from sandboxd.processes.pipes import Reactor
 from sandboxd.execution.protocol import CaptureProtocol
-from sandboxd.execution.spawn import Child, SpawnError, spawn
-from sandboxd.execution.tree import Trees
-from sandboxd.turns import Turns
-from sandboxd.workers import Workers
+from sandboxd.processes.child import Child, SpawnError, spawn
+from sandboxd.processes.trees import Trees
+from sandboxd.reactor.turn_budget import Turns
+from sandboxd.reactor.threads import Workers
 
 #: What is remembered of executions that have ended, for background processes and for others alike.
 KEEP_COUNT = 1000

@@ -11,7 +11,7 @@ import os
 import stat as modes
 from threading import Lock
 
-from sandboxd.conditions import entity_tag
+from sandboxd.web.conditions import entity_tag
 from sandboxd.files.errors import told
 from sandboxd.files.root import Root
 

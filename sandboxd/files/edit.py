@@ -6,7 +6,7 @@ import errno
 import os
 from typing import NamedTuple
 
-from sandboxd.conditions import entity_tag
+from sandboxd.web.conditions import entity_tag
 from sandboxd.files.errors import FileError, told
 from sandboxd.files.root import Root
 from sandboxd.files.text import MAX_READ

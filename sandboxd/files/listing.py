@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import NamedTuple
 
-from sandboxd.conditions import entity_tag
+from sandboxd.web.conditions import entity_tag
 from sandboxd.files.errors import told
 from sandboxd.files.patterns import Excludes, Pattern, State
 from sandboxd.files.root import Root

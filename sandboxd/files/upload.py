@@ -20,7 +20,7 @@ from contextlib import ExitStack, suppress
 from threading import Lock
 from typing import NamedTuple
 
-from sandboxd.digests import Digests
+from sandboxd.files.digests import Digests
 from sandboxd.files.errors import told
 from sandboxd.files.owners import Owner
 from sandboxd.files.root import Root

@@ -11,10 +11,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from sandboxd.execution.pipes import Reactor
+from sandboxd.processes.pipes import Reactor
 from sandboxd.watch.changes import Change, ChangeLog, Moment
 from sandboxd.watch.watcher import Watcher
-from sandboxd.workers import Workers
+from sandboxd.reactor.threads import Workers
 
 #: Seconds within which the same change is told once.
 MOMENT = 0.05

@@ -17,8 +17,8 @@ from typing import Annotated, Any, TypeVar, cast
 import msgspec
 from msgspec import Meta
 
-from sandboxd.execution.command import Command, User
-from sandboxd.execution.limits import check_limits
+from sandboxd.processes.command import Command, User
+from sandboxd.processes.limits import check_limits
 
 
 class BadRequest(Exception):

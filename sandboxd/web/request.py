@@ -11,13 +11,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import server
 
-from sandboxd.auth import Gate
-from sandboxd.bodies import BodyStream, whole
-from sandboxd.jsontext import dumps
+from sandboxd.web.auth import Gate
+from sandboxd.web.body import BodyStream, whole
+from sandboxd.web.ascii_json import dumps
 from sandboxd.requestid import request_id
 from sandboxd.settings import Settings
-from sandboxd.tally import HUNG_UP
-from sandboxd.turns import Turns
+from sandboxd.web.request_stats import HUNG_UP
+from sandboxd.reactor.turn_budget import Turns
 
 #: Under which all routes are found too.
 PREFIX = b"/koyeb-sandbox"
@@ -60,7 +60,7 @@ class RouteMap(Protocol):
 
 class Server(Protocol):
     """
-    What a request must know of the server; it is :class:`sandboxd.site.Site`.
+    What a request must know of the server; it is :class:`sandboxd.web.site.Site`.
 
     :ivar gate: who may call.
     :ivar settings: how much of a request is taken.
@@ -79,7 +79,7 @@ class Server(Protocol):
 
 class Connection(Protocol):
     """
-    What a request must know of its client's connection; it is :class:`sandboxd.site.Channel`.
+    What a request must know of its client's connection; it is :class:`sandboxd.web.site.Channel`.
 
     :ivar refused: whether what still arrives is dropped.
     """

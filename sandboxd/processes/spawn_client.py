@@ -24,10 +24,10 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 import sandboxd
-from sandboxd.execution.limits import own_nofile
-from sandboxd.execution.pipes import ExitWatch, Reactor, close_later
-from sandboxd.execution.spawner import EXITED, INLINE, LONG, STARTED
-from sandboxd.turns import Turns
+from sandboxd.processes.limits import own_nofile
+from sandboxd.processes.pipes import ExitWatch, Reactor, close_later
+from sandboxd.processes.spawn_server import EXITED, INLINE, LONG, STARTED
+from sandboxd.reactor.turn_budget import Turns
 
 #: How many spawners there are: two, so that one can start a child while the other one waits for an ``exec``.
 SPAWNERS = 2
@@ -45,7 +45,7 @@ _RESPAWN = 1.0
 _PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(Path(sandboxd.__file__).parents[1])!r})
-from sandboxd.execution.spawner import main
+from sandboxd.processes.spawn_server import main
 main(*map(int, sys.argv[1:]))
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from sandboxd.execution.command import Command
+from sandboxd.processes.command import Command
 
 #: What its service manager told the daemon alone: a child that answered READY=1 on NOTIFY_SOCKET, or took
 #: LISTEN_FDS for its own, would confuse both.

@@ -16,8 +16,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 
 from sandboxd.files.errors import FileError
-from sandboxd.mounts import Mounts, Place
-from sandboxd.workers import Workers
+from sandboxd.files.mounts import Mounts, Place
+from sandboxd.reactor.threads import Workers
 
 P = ParamSpec("P")
 T = TypeVar("T")

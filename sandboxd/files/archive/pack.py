@@ -15,10 +15,10 @@ from collections.abc import Callable, Generator
 from functools import cache
 from threading import Lock
 
-from sandboxd.files.compression import Compressor
+from sandboxd.files.archive.compression import Compressor
 from sandboxd.files.errors import FileError, told
 from sandboxd.files.root import Root
-from sandboxd.files.tar import END, Kind, Member, header, padding
+from sandboxd.files.archive.tar import END, Kind, Member, header, padding
 from sandboxd.files.walk import GONE, Entry, walk
 
 #: Bytes that one step makes, about.

@@ -18,10 +18,10 @@ from contextlib import contextmanager, suppress
 from threading import Lock
 
 from sandboxd.files.below import Below
-from sandboxd.files.compression import MAGIC_SIZE, Decompressor, recognised
+from sandboxd.files.archive.compression import MAGIC_SIZE, Decompressor, recognised
 from sandboxd.files.errors import FileError, told
 from sandboxd.files.root import Root
-from sandboxd.files.tar import Kind, Member, Reader, Receiver, TarError
+from sandboxd.files.archive.tar import Kind, Member, Reader, Receiver, TarError
 
 #: Members that an archive may have.
 MAX_ENTRIES = 1_000_000

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from sandboxd.files.patterns import Excludes, PatternError
-from sandboxd.messages import After, BadRequest, Count, PathRequest
+from sandboxd.messages.decoding import After, BadRequest, Count, PathRequest
 
 Recursive = Annotated[bool, Meta(description="Whether what is in the directories below is meant too.")]
 

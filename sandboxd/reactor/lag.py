@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from sandboxd.tally import Histogram
+from sandboxd.web.request_stats import Histogram
 
 #: Seconds between looks.
 INTERVAL = 0.05

@@ -15,8 +15,8 @@ from sandboxd.files.owners import Owner, owner
 from sandboxd.files.patterns import Excludes, Pattern, PatternError
 from sandboxd.files.permissions import Change, parse_mode
 from sandboxd.files.search import Search
-from sandboxd.messages import BadRequest, PathRequest, check_path
-from sandboxd.tree_messages import TreeQuery
+from sandboxd.messages.decoding import BadRequest, PathRequest, check_path
+from sandboxd.messages.archive import TreeQuery
 
 Type = Literal["file", "dir", "link", "fifo", "socket", "char", "block"]
 Limit = Annotated[int, Meta(ge=1, le=10_000, description="How many at most.")]

@@ -17,9 +17,9 @@ from twisted.logger import Logger
 from twisted.web.server import Request
 
 from sandboxd.execution.log import Batch, Cursor, Gap
-from sandboxd.jsontext import dumps, escaped
-from sandboxd.responses import ResponseStream
-from sandboxd.turns import Turns
+from sandboxd.web.ascii_json import dumps, escaped
+from sandboxd.web.response import ResponseStream
+from sandboxd.reactor.turn_budget import Turns
 
 
 def event(name: str, data: object, id: int) -> bytes:

@@ -23,10 +23,10 @@ from twisted.web import http, server
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import IResource
 
-from sandboxd.auth import Gate
-from sandboxd.bodies import BodyError, BodyStream
-from sandboxd.jsontext import dumps
-from sandboxd.requests import (
+from sandboxd.web.auth import Gate
+from sandboxd.web.body import BodyError, BodyStream
+from sandboxd.web.ascii_json import dumps
+from sandboxd.web.request import (
     METRICS_PATHS,
     OPEN_PATHS,
     PREFIX,
@@ -39,8 +39,8 @@ from sandboxd.requests import (
     too_large,
 )
 from sandboxd.settings import Settings
-from sandboxd.tally import Answer, Tally
-from sandboxd.turns import Turns
+from sandboxd.web.request_stats import Answer, Tally
+from sandboxd.reactor.turn_budget import Turns
 
 #: Seconds that a refused client gets to read the answer while what it still sends is dropped. Closing at once
 #: would make the kernel answer with a reset, which destroys the reply on its way.
@@ -355,7 +355,7 @@ class Site(server.Site):
         """
         A request is over: count it, and log it if that is wished; never its query, headers or body.
 
-        :param code: its status, or :data:`~sandboxd.tally.HUNG_UP`.
+        :param code: its status, or :data:`~sandboxd.web.request_stats.HUNG_UP`.
         """
         route = request.template or ""
         method = request.method.decode("ascii", "replace") if route else ""

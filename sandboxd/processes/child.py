@@ -3,7 +3,7 @@ Has a child started, delivers its output, tells its exit status.
 
 What the rest of the code sees is Twisted's own :class:`IProcessTransport` and a :class:`ProcessProtocol`. What starts
 it is not ``reactor.spawnProcess``, which lists every open descriptor for each child, forks the whole daemon when there
-is a working directory, and asks after every child at each SIGCHLD; see :mod:`sandboxd.execution.launcher`.
+is a working directory, and asks after every child at each SIGCHLD; see :mod:`sandboxd.processes.spawn_client`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from sandboxd.execution.cgroup import Cgroup
-from sandboxd.execution.command import Command
-from sandboxd.execution.launcher import Launcher
-from sandboxd.execution.limits import ulimits
-from sandboxd.execution.pipes import InputPipe, OutputPipe, Reactor
-from sandboxd.execution.spawner import SH
-from sandboxd.turns import Turns
+from sandboxd.processes.cgroup import Cgroup
+from sandboxd.processes.command import Command
+from sandboxd.processes.spawn_client import Launcher
+from sandboxd.processes.limits import ulimits
+from sandboxd.processes.pipes import InputPipe, OutputPipe, Reactor
+from sandboxd.processes.spawn_server import SH
+from sandboxd.reactor.turn_budget import Turns
 
 #: When the child has exited but its own children hold its pipes open, output is still taken as its own until
 #: the pipes have been silent for QUIET seconds, or for LINGER seconds in all.
@@ -70,7 +70,7 @@ def spawn(
 
     :param turns: lets it be served in turns with all others.
     :param launcher: knows the processes that start it.
-    :param mark: what its whole process tree is found by; see :mod:`sandboxd.execution.marks`.
+    :param mark: what its whole process tree is found by; see :mod:`sandboxd.processes.marks`.
     :param cgroup: what it is put into before it runs.
     :raise SpawnError: if it cannot even be tried.
     """

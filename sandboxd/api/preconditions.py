@@ -8,10 +8,10 @@ from collections.abc import Callable
 from twisted.logger import Logger
 
 from sandboxd.api.routing import ApiError
-from sandboxd.conditions import Conditions, Malformed, entity_tag
-from sandboxd.messages import BadRequest
-from sandboxd.requests import Request
-from sandboxd.workers import Workers
+from sandboxd.web.conditions import Conditions, Malformed, entity_tag
+from sandboxd.messages.decoding import BadRequest
+from sandboxd.web.request import Request
+from sandboxd.reactor.threads import Workers
 
 _log = Logger()
 

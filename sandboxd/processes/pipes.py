@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescri
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from sandboxd.turns import Turns
+from sandboxd.reactor.turn_budget import Turns
 
 #: Bytes asked of a pipe at a time: what a pipe holds by default.
 READ_SIZE = 64 * 1024

@@ -16,12 +16,12 @@ from contextlib import suppress
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 
-from sandboxd.execution.limits import inherited_nofile, own_nofile
-from sandboxd.execution.marks import inherited_mark
-from sandboxd.execution.oneshot import OneShot
-from sandboxd.execution.orphans import Orphans
-from sandboxd.execution.pipes import Reactor
-from sandboxd.execution.tree import Trees
+from sandboxd.processes.limits import inherited_nofile, own_nofile
+from sandboxd.processes.marks import inherited_mark
+from sandboxd.reactor.oneshot import OneShot
+from sandboxd.processes.reaper import Orphans
+from sandboxd.processes.pipes import Reactor
+from sandboxd.processes.trees import Trees
 
 #: Seconds that it gets to end by itself when the daemon stops.
 GRACE = 5.0

@@ -8,7 +8,7 @@ What children inherit that is not the daemon's own (rlimits, the kernel's choice
 so the daemon never has to change itself for a child.
 
 It is also the guardian: when the daemon is gone, however that came about, it kills what executions have left
-running, which it finds by :mod:`sandboxd.execution.marks`.
+running, which it finds by :mod:`sandboxd.processes.marks`.
 
 Both ends are of one version of this code, so messages are :mod:`marshal` data. This module imports the standard
 library only, and little of it, so as to start fast and to be small.
@@ -27,8 +27,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from sandboxd.execution.limits import inherited_nofile
-from sandboxd.execution.marks import guard, inherited_mark
+from sandboxd.processes.limits import inherited_nofile
+from sandboxd.processes.marks import guard, inherited_mark
 
 #: The shell, by its full name: the PATH of a command's environment is the command's business.
 SH = "/bin/sh"

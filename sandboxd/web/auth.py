@@ -9,8 +9,8 @@ from hashlib import sha256
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
-from sandboxd.tokens import MAX_TOKEN, Credentials, read_tokens, store_token, stored_tokens
-from sandboxd.workers import Workers
+from sandboxd.web.tokens import MAX_TOKEN, Credentials, read_tokens, store_token, stored_tokens
+from sandboxd.reactor.threads import Workers
 
 #: Characters below which the log says that a token is short.
 SHORT = 16

@@ -11,8 +11,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from sandboxd.execution.marks import Marks, sweep
-from sandboxd.workers import Workers
+from sandboxd.processes.marks import Marks, sweep
+from sandboxd.reactor.threads import Workers
 
 #: Seconds that one sweep waits for what it has signalled before it looks again.
 _SWEEP = 0.05

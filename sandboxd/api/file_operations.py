@@ -8,9 +8,9 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError
 
-from sandboxd.api.exchange import checker, conditions
+from sandboxd.api.preconditions import checker, conditions
 from sandboxd.api.routing import ApiError, Reply, Routes, send_json_parts
-from sandboxd.change_messages import (
+from sandboxd.messages.file_operations import (
     AppendRequest,
     ChmodRequest,
     EditRequest,
@@ -33,7 +33,7 @@ from sandboxd.change_replies import (
     Touched,
     Transferred,
 )
-from sandboxd.conditions import Conditions, Malformed, entity_tag
+from sandboxd.web.conditions import Conditions, Malformed, entity_tag
 from sandboxd.files.copying import Copied, copy, move
 from sandboxd.files.edit import NoMatch, edit
 from sandboxd.files.grep import expression
@@ -43,11 +43,11 @@ from sandboxd.files.renames import link
 from sandboxd.files.root import Root
 from sandboxd.files.search import Searching
 from sandboxd.files.writing import append, touch
-from sandboxd.jsontext import dumps
-from sandboxd.lanes import Lanes
-from sandboxd.messages import BadRequest
-from sandboxd.requests import Request
-from sandboxd.workers import Workers
+from sandboxd.web.ascii_json import dumps
+from sandboxd.files.filesystem_threads import Lanes
+from sandboxd.messages.decoding import BadRequest
+from sandboxd.web.request import Request
+from sandboxd.reactor.threads import Workers
 
 _ERRORS = (403, 404, 409, 507)
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 
-from sandboxd.execution.pipes import ExitWatch, Reactor
+from sandboxd.processes.pipes import ExitWatch, Reactor
 
 #: Statuses that are kept of children that nobody has expected.
 UNCLAIMED = 1024

@@ -3,7 +3,7 @@ The TCP proxy: connections to one port are forwarded to another, which can be ch
 
 After the shape of ``twisted.protocols.portforward``, with what that lacks: half-close in both directions, a target
 that may listen on IPv4 or IPv6, and an answer when there is none. Once two connections are joined, the kernel moves
-their bytes (:mod:`sandboxd.splicing`); where it cannot, they are read and written here.
+their bytes (:mod:`sandboxd.proxy.splicing`); where it cannot, they are read and written here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from sandboxd.splicing import PipePool, SplicedSocket, can_splice, splice
+from sandboxd.proxy.splicing import PipePool, SplicedSocket, can_splice, splice
 
 
 class Reactor(IReactorTCP, IReactorFDSet):

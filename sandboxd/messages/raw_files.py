@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from sandboxd.messages import Count, Path, check_path
+from sandboxd.messages.decoding import Count, Path, check_path
 from sandboxd.replies import Struct
 
 FilePath = Annotated[Path, Meta(description="The file; percent-encoded bytes, so that any name can be given.")]
