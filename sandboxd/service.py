@@ -8,52 +8,45 @@ from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IListeningPort, IReactorCore, IReactorSocket, IReactorTCP, IReactorThreads
+from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
 from sandboxd import __version__
 from sandboxd.api.archive import add_archive_routes
-from sandboxd.api.commands import Starter, add_command_routes
+from sandboxd.api.commands import CommandStarter, add_command_routes
 from sandboxd.api.downloads import add_download_routes
 from sandboxd.api.executions import add_execution_routes
+from sandboxd.api.file_operations import add_file_operation_routes
 from sandboxd.api.files import add_file_routes
 from sandboxd.api.health import add_health_route
-from sandboxd.api.metrics import add_metrics_routes
+from sandboxd.api.metrics import Metrics, add_metrics_routes, add_status_route
 from sandboxd.api.openapi import add_openapi_route
 from sandboxd.api.ports import add_port_routes
 from sandboxd.api.processes import add_process_routes
 from sandboxd.api.routing import Routes
-from sandboxd.api.status import add_status_route
-from sandboxd.api.file_operations import add_tree_routes
 from sandboxd.api.uploads import add_upload_routes
 from sandboxd.api.watch import add_watch_routes
-from sandboxd.web.auth import Gate
+from sandboxd.daemon.sockets import ListeningSocket
+from sandboxd.execution.table import ProcessTable
+from sandboxd.files.filesystem_threads import FilesystemThreads
+from sandboxd.files.root import Root
 from sandboxd.processes.cgroup import Cgroups
 from sandboxd.processes.companion import Companion, why_not_started
-from sandboxd.processes.pipes import Reactor as ProcessReactor
-from sandboxd.execution.table import ProcessTable
-from sandboxd.files.root import Root
-from sandboxd.web.idempotency import IdempotencyStore
-from sandboxd.files.filesystem_threads import Lanes
-from sandboxd.metrics import Metrics
 from sandboxd.proxy.portforward import PortForward
-from sandboxd.proxy.portforward import Reactor as ProxyReactor
+from sandboxd.reactor.interfaces import Reactor
+from sandboxd.reactor.lag import LagMeter
+from sandboxd.reactor.threads import ThreadPool
+from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.settings import Settings
-from sandboxd.web.site import Site
-from sandboxd.daemon.sockets import ListeningSocket
-from sandboxd.web.sse import Streams
-from sandboxd.reactor.lag import StallMeter
-from sandboxd.web.tokens import Credentials
-from sandboxd.reactor.turn_budget import Turns
 from sandboxd.watch.watches import Watches
-from sandboxd.reactor.threads import Workers
+from sandboxd.web.auth import Gate
+from sandboxd.web.idempotency import IdempotencyStore
+from sandboxd.web.site import Site
+from sandboxd.web.sse import Streams
+from sandboxd.web.tokens import Credentials
 
 DEFAULTS = Settings()
-
-
-class Reactor(ProcessReactor, ProxyReactor, IReactorCore, IReactorTCP, IReactorSocket, IReactorThreads):
-    """What the daemon asks of a reactor."""
 
 
 class Sandboxd(Service):
@@ -100,13 +93,13 @@ class Sandboxd(Service):
         self.proxy_port: int = next((sock.port for sock in proxy if sock.port is not None), 0)
         self._listening: list[IListeningPort] = []
         # Walks over the process table have threads of their own: file operations that hang must not delay a kill.
-        self._walks = Workers(reactor, 2, "walks")
+        self._walks = ThreadPool(reactor, 2, "walks")
         root = root or Root()
-        self._files = Lanes(reactor, root.directory)
-        self._searches = Workers(reactor, 4, "searches")
-        self._aside = Workers(reactor, 2, "aside")  # what is no client's: the tokens, the document, the metrics
+        self._files = FilesystemThreads(reactor, root.directory)
+        self._searches = ThreadPool(reactor, 4, "searches")
+        self._aside = ThreadPool(reactor, 2, "aside")  # what is no client's: the tokens, the document, the metrics
         self.gate = Gate(credentials, self._aside)
-        turns = Turns(reactor)
+        turns = TurnBudget(reactor)
         self.table = ProcessTable(
             reactor,
             environ,
@@ -120,10 +113,10 @@ class Sandboxd(Service):
         )
         self.forward = PortForward(reactor)
         self.streams = Streams(reactor, turns, settings.max_streams, settings.heartbeat)
-        self.stalls = StallMeter(reactor)
+        self.stalls = LagMeter(reactor)
         self.watches = Watches(reactor, settings.max_watches, settings.watch_linger)
         store = IdempotencyStore(reactor)
-        starter = Starter(self.table, root, self._files, turns, store)
+        starter = CommandStarter(self.table, root, self._files, turns, store)
         self.routes = routes = Routes()
         self.site = Site(
             routes.resource(),
@@ -142,7 +135,7 @@ class Sandboxd(Service):
         add_process_routes(routes, self.table, starter, self.streams)
         add_execution_routes(routes, self.table, reactor)
         add_file_routes(routes, root, self._files, store)
-        add_tree_routes(routes, root, self._files, self._searches)
+        add_file_operation_routes(routes, root, self._files, self._searches)
         add_archive_routes(routes, root, self._files)
         add_watch_routes(routes, root, self._files, self.streams, self.watches)
         add_download_routes(routes, root, self._files)

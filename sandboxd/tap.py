@@ -21,17 +21,18 @@ from twisted.logger import ILogObserver, Logger, LogLevel
 from twisted.python.logfile import LogFile
 
 from sandboxd.daemon import logs
+from sandboxd.daemon.hardening import become_subreaper, environment_at_exec, erase, forbid_inspection
+from sandboxd.daemon.logs import LogWriter, to_descriptor
+from sandboxd.daemon.reload import Reloads
+from sandboxd.daemon.sockets import ListeningSocket, listen_at, listen_on_port
+from sandboxd.daemon.systemd import ActivationError, ServiceManager, inherited_sockets
+from sandboxd.files.root import Root
+from sandboxd.options import ServiceOptions
 from sandboxd.processes.cgroup import CgroupError, Cgroups, delegated
 from sandboxd.processes.environment import MANAGER
 from sandboxd.processes.limits import prepare_process
-from sandboxd.files.root import Root
-from sandboxd.daemon.hardening import become_subreaper, environment_at_exec, erase, forbid_inspection
-from sandboxd.daemon.logs import Outlet, to_descriptor
-from sandboxd.options import ServiceOptions
-from sandboxd.daemon.reload import Reloads
-from sandboxd.service import Reactor, Sandboxd
-from sandboxd.daemon.sockets import ListeningSocket, listen_at, listen_on_port
-from sandboxd.daemon.systemd import ActivationError, ServiceManager, inherited_sockets
+from sandboxd.reactor.interfaces import Reactor
+from sandboxd.service import Sandboxd
 
 #: Signals that mean something to a companion only.
 FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGWINCH)
@@ -60,7 +61,7 @@ def log_observer() -> ILogObserver:
     """What writes the log, to where ``twistd`` has it."""
     options, file = _logging["options"], _logging["file"]
     to_stdout = file == "-"
-    outlet = Outlet(to_descriptor(1) if to_stdout else LogFile.fromFullPath(file).write)
+    outlet = LogWriter(to_descriptor(1) if to_stdout else LogFile.fromFullPath(file).write)
     _logging["outlet"] = outlet
     return logs.log_observer(
         outlet,

@@ -25,12 +25,12 @@ from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
 from sandboxd.files.archive.compression import CompressionError, Decompressor, compressor, preferred, zstd
-from sandboxd.files.errors import FileError
 from sandboxd.files.archive.pack import Packing
-from sandboxd.files.patterns import Pattern, PatternError
-from sandboxd.files.root import Root
 from sandboxd.files.archive.tar import Member, Reader, Receiver, TarError
 from sandboxd.files.archive.unpack import Unpacking
+from sandboxd.files.errors import FileError
+from sandboxd.files.patterns import Pattern, PatternError
+from sandboxd.files.root import Root
 from tests.client import Api, Response
 from tests.daemon import Daemon
 from tests.waiting import until, within

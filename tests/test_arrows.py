@@ -1,9 +1,15 @@
-"""Imports point downwards only: which module may use which."""
+"""
+The import rules: arrows between rooms point downwards only, none inside a room goes in a circle.
+
+A room is a folder of ``sandboxd/``, or a module that stands beside the folders.
+"""
 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,112 +18,29 @@ import sandboxd
 
 ROOT = Path(sandboxd.__file__).parent
 
-#: From top to bottom. A module may import from the layers below its own, not from its own or from above.
-LAYERS = [
-    {"sandboxd.tap"},
-    {"sandboxd.service"},
-    {
-        "sandboxd.api.downloads",
-        "sandboxd.api.archive",
-        "sandboxd.api.executions",
-        "sandboxd.api.files",
-        "sandboxd.api.health",
-        "sandboxd.api.metrics",
-        "sandboxd.api.openapi",
-        "sandboxd.api.ports",
-        "sandboxd.api.processes",
-        "sandboxd.api.status",
-        "sandboxd.api.file_operations",
-        "sandboxd.api.uploads",
-        "sandboxd.api.watch",
-    },
-    {"sandboxd.api.commands", "sandboxd.api.preconditions", "sandboxd.metrics"},
-    {"sandboxd.api.routing"},
-    {"sandboxd.api.dispatch", "sandboxd.api.operations"},
-    {"sandboxd.messages.file_operations", "sandboxd.change_replies"},
-    {"sandboxd.messages.raw_files", "sandboxd.messages.archive"},
-    {"sandboxd.files.edit", "sandboxd.files.search"},
-    {
-        "sandboxd.files.copying",
-        "sandboxd.files.download",
-        "sandboxd.files.form",
-        "sandboxd.files.grep",
-        "sandboxd.files.listing",
-        "sandboxd.files.archive.pack",
-        "sandboxd.files.permissions",
-        "sandboxd.files.text",
-        "sandboxd.files.archive.unpack",
-        "sandboxd.files.writing",
-        "sandboxd.messages.decoding",
-        "sandboxd.proxy.portforward",
-        "sandboxd.web.site",
-        "sandboxd.web.sse",
-        "sandboxd.tree_replies",
-    },
-    {"sandboxd.files.renames", "sandboxd.files.upload", "sandboxd.web.request"},
-    {
-        "sandboxd.web.body",
-        "sandboxd.files.removal",
-        "sandboxd.files.below",
-        "sandboxd.files.archive.compression",
-        "sandboxd.files.patterns",
-        "sandboxd.files.root",
-        "sandboxd.files.archive.tar",
-        "sandboxd.files.walk",
-        "sandboxd.daemon.hardening",
-        "sandboxd.web.idempotency",
-        "sandboxd.web.ascii_json",
-        "sandboxd.daemon.logs",
-        "sandboxd.files.filesystem_threads",
-        "sandboxd.options",
-        "sandboxd.daemon.reload",
-        "sandboxd.replies",
-        "sandboxd.requestid",
-        "sandboxd.web.response",
-        "sandboxd.daemon.sockets",
-        "sandboxd.proxy.splicing",
-        "sandboxd.reactor.lag",
-        "sandboxd.daemon.systemd",
-        "sandboxd.watch.watches",
-    },
-    {"sandboxd.watch.watcher"},
-    {"sandboxd.watch.changes", "sandboxd.watch.inotify"},
-    {"sandboxd.execution.table"},
-    {"sandboxd.execution.execution"},
-    {"sandboxd.processes.companion", "sandboxd.execution.protocol", "sandboxd.processes.child"},
-    {
-        "sandboxd.web.auth",
-        "sandboxd.processes.environment",
-        "sandboxd.processes.spawn_client",
-        "sandboxd.execution.log",
-        "sandboxd.processes.reaper",
-        "sandboxd.processes.trees",
-    },
-    {"sandboxd.processes.pipes", "sandboxd.processes.spawn_server"},
-    {
-        "sandboxd.execution.lines",
-        "sandboxd.processes.marks",
-        "sandboxd.processes.command",
-        "sandboxd.processes.cgroup",
-        "sandboxd.processes.limits",
-        "sandboxd.web.conditions",
-        "sandboxd.files.digests",
-        "sandboxd.reactor.oneshot",
-        "sandboxd.files.owners",
-        "sandboxd.files.swaps",
-        "sandboxd.web.ranges",
-        "sandboxd.files.errors",
-        "sandboxd.settings",
-        "sandboxd.web.request_stats",
-        "sandboxd.web.tokens",
-        "sandboxd.files.mounts",
-        "sandboxd.reactor.threads",
-        "sandboxd.reactor.turn_budget",
-    },
-    {"sandboxd", "sandboxd.api", "sandboxd.execution", "sandboxd.files", "sandboxd.watch"},
-]
-LAYER = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
-LOWEST = len(LAYERS)
+#: From top to bottom. A room may import from those below it.
+ROOMS = (
+    "tap",
+    "service",
+    "options",
+    "api",
+    "messages",
+    "execution",
+    "web",
+    "watch",
+    "files",
+    "processes",
+    "proxy",
+    "daemon",
+    "reactor",
+    "settings",
+)
+
+#: What knows nothing of HTTP.
+NO_HTTP = ("execution", "processes", "files", "watch")
+
+#: Programs that run as processes of their own, and start in milliseconds: they import the standard library only.
+PROGRAMS = ("sandboxd.processes.spawn_server", "sandboxd.files.grep")
 
 
 def modules() -> dict[str, ast.Module]:
@@ -165,19 +88,59 @@ def module(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_every_module_has_its_layer() -> None:
-    assert set(MODULES) == set(LAYER)
+def room(module: str) -> str:
+    """The room that a module is in; empty for the package itself."""
+    return f"{module}.".split(".")[1]
+
+
+def own_imports(module: str) -> set[str]:
+    """The modules of ours that a module imports."""
+    return {name for imported in imports(MODULES[module]) if (name := own_module(imported))} - {"sandboxd"}
+
+
+def reached(module: str) -> set[str]:
+    """All modules of ours that importing a module imports."""
+    found, left = set(), {module}
+    while left:
+        found |= left
+        left = {name for each in left for name in own_imports(each)} - found
+    return found
+
+
+def test_every_room_has_its_place() -> None:
+    assert {room(name) for name in MODULES} - {""} == set(ROOMS)
 
 
 def test_no_arrow_points_upwards(module: str) -> None:
-    used = {name for imported in imports(MODULES[module]) if (name := own_module(imported))}
-    assert {name for name in used if LAYER.get(name, LOWEST) <= LAYER.get(module, -1)} == set()
+    rank = {name: depth for depth, name in enumerate(ROOMS)}
+    upwards = {
+        name
+        for name in own_imports(module)
+        if room(name) != room(module) and rank[room(name)] < rank.get(room(module), -1)
+    }
+    assert upwards == set()
 
 
-@pytest.mark.parametrize("other", ["sandboxd.api", "klein", "twisted.web"])
-def test_executions_know_nothing_of_http(module: str, other: str) -> None:
-    if is_within(module, "sandboxd.execution"):
+def test_no_arrows_go_in_a_circle() -> None:
+    TopologicalSorter({name: own_imports(name) - {name} for name in MODULES}).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("other", ["sandboxd.api", "sandboxd.web", "klein", "twisted.web"])
+def test_rooms_that_know_nothing_of_http(module: str, other: str) -> None:
+    if room(module) in NO_HTTP:
         assert [imported for imported in imports(MODULES[module]) if is_within(imported, other)] == []
+
+
+@pytest.mark.parametrize("other", ["sandboxd.files", "sandboxd.execution", "sandboxd.processes", "sandboxd.watch"])
+def test_the_http_server_knows_neither_files_nor_executions(module: str, other: str) -> None:
+    if room(module) == "web":
+        assert [imported for imported in imports(MODULES[module]) if is_within(imported, other)] == []
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_import_the_standard_library_only(program: str) -> None:
+    tops = {imported.partition(".")[0] for name in reached(program) for imported in imports(MODULES[name])}
+    assert tops - {"sandboxd"} <= sys.stdlib_module_names
 
 
 def test_only_the_command_line_names_the_reactor(module: str) -> None:

@@ -23,9 +23,9 @@ from twisted.web.server import Request
 
 from sandboxd import __version__
 from sandboxd.api.routing import Reply
+from sandboxd.daemon.sockets import ListeningSocket
 from sandboxd.service import Sandboxd
 from sandboxd.settings import Settings
-from sandboxd.daemon.sockets import ListeningSocket
 from sandboxd.web.tokens import Credentials
 from tests.client import Api
 from tests.daemon import Daemon

@@ -11,7 +11,7 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.task import Clock
 from twisted.web.client import ResponseNeverReceived
 
-from sandboxd.web.idempotency import Entry, IdempotencyStore, KeyConflict
+from sandboxd.web.idempotency import IdempotencyStore, KeyConflict, KeyedResult
 from tests.client import Api, Events, Response
 from tests.daemon import Daemon
 from tests.waiting import Gate, settled, until, within
@@ -43,7 +43,7 @@ def start() -> Started:
     return Started()
 
 
-def held(store: IdempotencyStore, key: str, start: Started, size: int) -> Entry[int]:
+def held(store: IdempotencyStore, key: str, start: Started, size: int) -> KeyedResult[int]:
     entry = store.once(key, b"request", start)
     store.holds(entry, size)
     return entry

@@ -7,7 +7,8 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxd.web.ascii_json import CHUNK, dumps, escaped, escaped_chunks
+from sandboxd.api.files import CHUNK, escaped_chunks
+from sandboxd.web.ascii_json import dumps, escaped
 from tests.test_lines import FRAGMENTS
 
 VALUES = st.recursive(

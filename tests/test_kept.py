@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sandboxd.api.commands import Kept
+from sandboxd.execution.buffered import HeadAndTail
 
 PIECES = st.lists(st.binary(min_size=1, max_size=30), max_size=40)
 
 
-def keep(pieces: list[bytes], limit: int) -> tuple[Kept, bytes]:
+def keep(pieces: list[bytes], limit: int) -> tuple[HeadAndTail, bytes]:
     """A stream's pieces, given to a new one; and what it kept of them."""
-    kept = Kept(limit)
+    kept = HeadAndTail(limit)
     for piece in pieces:
         kept.add(piece)
     return kept, b"".join(kept.pieces())

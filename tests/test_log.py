@@ -19,7 +19,7 @@ from sandboxd.execution.log import (
     REMEMBERED,
     Batch,
     Cursor,
-    Gap,
+    DroppedRecords,
     OutputLog,
     Stream,
 )
@@ -56,12 +56,12 @@ def filled(lines: int, per_append: int = 1, **limits: int) -> OutputLog:
     return log
 
 
-def read_all(cursor: Cursor) -> list[Batch | Gap]:
+def read_all(cursor: Cursor) -> list[Batch | DroppedRecords]:
     """What there is to read now."""
     return list(iter(cursor.read, None))
 
 
-def text(found: list[Batch | Gap]) -> bytes:
+def text(found: list[Batch | DroppedRecords]) -> bytes:
     """The bytes of what was read."""
     return b"".join(batch.data for batch in found if isinstance(batch, Batch))
 
@@ -138,11 +138,11 @@ class LogMachine(RuleBasedStateMachine):
         assert reader.cursor.ended == self.log.closed
         assert reader.read + reader.dropped == self.log.next - reader.start
 
-    def take(self, reader: Reader, found: Batch | Gap | None) -> None:
+    def take(self, reader: Reader, found: Batch | DroppedRecords | None) -> None:
         """What was read follows on what the reader had, and is what was written."""
         if found is None:
             assert reader.position == self.log.next
-        elif isinstance(found, Gap):
+        elif isinstance(found, DroppedRecords):
             assert found.dropped > 0
             reader.dropped += found.dropped
             reader.position += found.dropped
@@ -174,7 +174,7 @@ class LogMachine(RuleBasedStateMachine):
         cursor.close()
         read = sum(one.count for one in found if isinstance(one, Batch))
         assert read <= MAX_RECORDS
-        gaps = [one for one in found if isinstance(one, Gap)]
+        gaps = [one for one in found if isinstance(one, DroppedRecords)]
         assert gaps == found[: len(gaps)]
         assert sum(gap.dropped for gap in gaps) == self.log.last - read
 
@@ -213,7 +213,7 @@ def test_a_reader_behind_the_byte_limit_is_told_the_gap() -> None:
     cursor = log.cursor()
     for _ in range(50):
         log.append("stdout", b"x" * 99 + b"\n", 0.0)
-    assert cursor.read() == Gap(dropped=40, after=40)
+    assert cursor.read() == DroppedRecords(dropped=40, after=40)
     assert sum(batch.count for batch in read_all(cursor) if isinstance(batch, Batch)) == 10
 
 
@@ -221,7 +221,7 @@ def test_a_reader_behind_the_byte_limit_is_told_the_gap() -> None:
 def test_a_new_reader_that_resumes_far_back_gets_at_most_the_newest_records(after: int) -> None:
     log = filled(100, per_append=100, max_records=10)
     gap, *rest = read_all(log.cursor(after))
-    assert gap == Gap(dropped=90 - after, after=90)
+    assert gap == DroppedRecords(dropped=90 - after, after=90)
     assert sum(batch.count for batch in rest if isinstance(batch, Batch)) == 10
 
 
@@ -282,7 +282,7 @@ def test_a_lossless_reader_pauses_the_producer_and_misses_nothing(sizes: list[in
     log.register_producer(pipes)
     cursor = log.cursor(after=0, lossless=True)
     written = b""
-    received: list[Batch | Gap] = []
+    received: list[Batch | DroppedRecords] = []
     for number, size in enumerate(sizes):
         while pipes.paused:
             found = [one for _ in range(reads) if (one := cursor.read())]
@@ -294,7 +294,7 @@ def test_a_lossless_reader_pauses_the_producer_and_misses_nothing(sizes: list[in
         assert log.size <= HIGH_WATER or pipes.paused
     log.close(0.0)
     received += read_all(cursor)
-    assert not any(isinstance(one, Gap) for one in received)
+    assert not any(isinstance(one, DroppedRecords) for one in received)
     assert text(received) == written
     assert not pipes.paused
 

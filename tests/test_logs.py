@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from sandboxd.daemon import logs
 from sandboxd.daemon.logs import as_bare_text, as_json_line, log_observer
-from sandboxd.requestid import request_id
+from sandboxd.web.request import request_id
 from tests.client import Api
 from tests.daemon import SECRET, TWISTD, Daemon
 from tests.waiting import until
@@ -64,7 +64,7 @@ def test_an_event_that_cannot_be_formatted_is_written_all_the_same() -> None:
 @pytest.mark.parametrize("as_json", [False, True])
 def test_the_journal_gets_priorities_and_no_times(as_json: bool) -> None:
     lines: list[bytes] = []
-    observer = log_observer(logs.Outlet(lines.append), logs.LogLevel.info, as_json=as_json, to_journal=True)
+    observer = log_observer(logs.LogWriter(lines.append), logs.LogLevel.info, as_json=as_json, to_journal=True)
     log = Logger("some.where", observer=observer)
     log.debug("quiet")
     log.info("one")

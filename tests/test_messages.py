@@ -10,17 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandboxd.messages.daemon import BindPortRequest, UnbindPortRequest
+from sandboxd.messages.decoding import BadRequest, PathRequest, decode
+from sandboxd.messages.executions import CommandRequest, KillProcessRequest
+from sandboxd.messages.files import WriteFileRequest
 from sandboxd.processes.command import Command
-from sandboxd.messages.decoding import (
-    BadRequest,
-    BindPortRequest,
-    CommandRequest,
-    KillProcessRequest,
-    PathRequest,
-    UnbindPortRequest,
-    WriteFileRequest,
-    decode,
-)
 
 
 def command(**fields: object) -> Command:

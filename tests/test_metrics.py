@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from sandboxd.web.request_stats import Histogram
+from sandboxd.reactor.lag import Histogram
 from tests.client import Api
 from tests.daemon import SECRET, Daemon
 from tests.waiting import Gate

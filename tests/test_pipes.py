@@ -8,13 +8,13 @@ from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
 from sandboxd.processes.pipes import OutputPipe
-from sandboxd.reactor.turn_budget import Turns
+from sandboxd.reactor.turn_budget import TurnBudget
 from tests.waiting import until
 
 
 async def test_a_new_pipe_is_not_taken_for_one_that_was_closed_in_the_same_turn() -> None:
     """The reactor has events of two pipes; the handler of the first closes the second, and opens a new one."""
-    turns = Turns(reactor)
+    turns = TurnBudget(reactor)
     received: list[bytes] = []
     closed: list[str] = []
     new: list[int] = []

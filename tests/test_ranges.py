@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.api.downloads import disposition
-from sandboxd.web.conditions import Conditions, Malformed, if_range
 from sandboxd.files.digests import Digests
+from sandboxd.web.conditions import Conditions, Malformed, if_range
 from sandboxd.web.ranges import MAX_RANGES, Span, Unsatisfiable, parse_content_range, parse_range, part_heads
 
 # Range

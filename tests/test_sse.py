@@ -15,10 +15,11 @@ from twisted.internet.testing import StringTransport
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
+from sandboxd.api.streaming import follow, log_events, output_events, timestamp
 from sandboxd.execution.lines import PIECE
 from sandboxd.execution.log import Batch, Cursor, OutputLog
-from sandboxd.web.sse import Streams, event, log_events, output_events, timestamp
-from sandboxd.reactor.turn_budget import Turns
+from sandboxd.reactor.turn_budget import TurnBudget
+from sandboxd.web.sse import Streams, event
 from tests.test_lines import chunked
 
 LINE_LIMIT = 64 * 1024
@@ -171,9 +172,8 @@ class FollowResource(Resource):
         self.result: Deferred[None] | None = None
 
     def render_GET(self, request: Request) -> int:
-        self.result = Deferred.fromCoroutine(
-            Streams(Clock(), Turns(Clock()), 1, 15).open(request).follow(self.cursor, output_events)
-        )
+        streams = Streams(Clock(), TurnBudget(Clock()), 1, 15)
+        self.result = Deferred.fromCoroutine(follow(streams.open(request), streams, self.cursor, output_events))
         return NOT_DONE_YET
 
 

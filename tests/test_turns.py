@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from twisted.internet.task import Clock
 
-from sandboxd.reactor.turn_budget import BUDGET, Turns
+from sandboxd.reactor.turn_budget import BUDGET, TurnBudget
 
 
 class Reactor(Clock):
@@ -17,7 +17,7 @@ class Reactor(Clock):
         super().__init__()
         self.due: list[Callable[[], None]] = []
         self.worked = 0.0
-        self.turns = Turns(self, lambda: self.worked)
+        self.turns = TurnBudget(self, lambda: self.worked)
         self.done: list[str] = []
 
     def work(self, name: str, seconds: float) -> Callable[[], None]:

@@ -7,22 +7,21 @@ from urllib.parse import quote_from_bytes
 
 from twisted.logger import Logger
 
-from sandboxd.api.preconditions import let_go
-from sandboxd.api.operations import Raw
+from sandboxd.api.operations import RawBody
+from sandboxd.api.preconditions import finish_in_thread
 from sandboxd.api.routing import ApiError, Reply, Routes
-from sandboxd.web.body import BodyStream
 from sandboxd.files.archive.compression import CompressionError, compressor, preferred
-from sandboxd.files.errors import FileError
 from sandboxd.files.archive.pack import Packing
-from sandboxd.files.root import Root
 from sandboxd.files.archive.tar import TarError
 from sandboxd.files.archive.unpack import TooMuch, Unpacking
-from sandboxd.files.filesystem_threads import Lanes
+from sandboxd.files.errors import FileError
+from sandboxd.files.filesystem_threads import FilesystemThreads
+from sandboxd.files.root import Root
+from sandboxd.messages.archive import ArchiveQuery, Unpacked, UnpackQuery
+from sandboxd.reactor.threads import ThreadPool
+from sandboxd.web.body import BodyStream
 from sandboxd.web.request import Request
 from sandboxd.web.response import ResponseStream
-from sandboxd.messages.archive import ArchiveQuery, UnpackQuery
-from sandboxd.tree_replies import Unpacked
-from sandboxd.reactor.threads import Workers
 
 _log = Logger()
 
@@ -37,7 +36,7 @@ FORMATS = {
 CODINGS = (None, "identity", "gzip", "x-gzip", "zstd")
 
 
-def add_archive_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
+def add_archive_routes(routes: Routes, root: Root, in_thread: FilesystemThreads) -> None:
     """
     Add them to the API.
 
@@ -48,7 +47,7 @@ def add_archive_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
     @routes.get(
         "/archive",
         query=ArchiveQuery,
-        reply=(Raw("application/x-tar"), Raw("application/gzip"), Raw("application/zstd")),
+        reply=(RawBody("application/x-tar"), RawBody("application/gzip"), RawBody("application/zstd")),
         errors=(403, 404, 409),
         headers=("Accept-Encoding",),
     )
@@ -78,12 +77,12 @@ def add_archive_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
             if request.method != b"HEAD":
                 await _send(request, lane, packing, piece)
         finally:
-            let_go(lane, packing.close)
+            finish_in_thread(lane, packing.close)
 
     @routes.route(
         "PUT",
         "/archive",
-        Raw("application/x-tar"),
+        RawBody("application/x-tar"),
         query=UnpackQuery,
         reply=Unpacked,
         errors=(400, 403, 404, 409, 413, 415, 507),
@@ -125,11 +124,11 @@ def add_archive_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
         except FileError as error:
             raise ApiError(error.status, str(error), **unpacking.report()) from None
         finally:
-            let_go(lane, unpacking.close)
+            finish_in_thread(lane, unpacking.close)
         return Reply({"path": query.path, **unpacking.report()})
 
 
-async def _send(request: Request, lane: Workers, packing: Packing, piece: bytes | None) -> None:
+async def _send(request: Request, lane: ThreadPool, packing: Packing, piece: bytes | None) -> None:
     """Send the pieces, each made while the one before is on its way."""
     stream = ResponseStream(request)
     try:

@@ -7,34 +7,31 @@ import errno
 import os
 import pwd
 import signal as signals
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import Logger
+from twisted.internet.defer import CancelledError
 
 from sandboxd.api.operations import Events
 from sandboxd.api.routing import ApiError, Reply, Routes, send_json_parts
-from sandboxd.processes.command import Command, User
+from sandboxd.api.streaming import check_streams, follow, output_events, resume_after
+from sandboxd.execution.buffered import BufferedOutput, HeadAndTail
 from sandboxd.execution.execution import Execution
-from sandboxd.execution.lines import character_border
-from sandboxd.execution.log import Gap
-from sandboxd.processes.child import SpawnError
 from sandboxd.execution.table import ProcessTable
+from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.root import Root
-from sandboxd.web.idempotency import Entry, IdempotencyStore, KeyConflict
+from sandboxd.messages.decoding import BadRequest, Error
+from sandboxd.messages.executions import CommandRequest, Complete, Output, RunResult, StreamQuery
+from sandboxd.processes.child import SpawnError
+from sandboxd.processes.command import Command, User
+from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.web.ascii_json import dumps, escaped
-from sandboxd.files.filesystem_threads import Lanes
-from sandboxd.messages.decoding import BadRequest, CommandRequest, StreamQuery
-from sandboxd.replies import Complete, Error, Output, Ran
+from sandboxd.web.idempotency import IdempotencyStore, KeyConflict, KeyedResult
 from sandboxd.web.request import Request
-from sandboxd.web.sse import Streams, event, output_events
-from sandboxd.reactor.turn_budget import Turns
+from sandboxd.web.sse import Streams, event
 
 T = TypeVar("T")
 
-_log = Logger()
 
 #: Bytes of each stream that ``/run`` keeps: the first half and the last half of them.
 MAX_OUTPUT = 128 * 1024 * 1024
@@ -46,90 +43,7 @@ SMALL = 256 * 1024
 EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
-class Kept:
-    """
-    The head and the tail of one stream.
-
-    :param limit: bytes to keep, at most.
-    :ivar size: bytes that came.
-    :ivar dropped: bytes of them that were not kept.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.dropped = 0
-        self.size = 0
-        self._limit = limit
-        self._head: list[bytes] = []
-        self._head_size = 0
-        self._tail: deque[bytes] = deque()
-        self._tail_size = 0
-
-    def add(self, data: bytes) -> None:
-        """More output."""
-        self.size += len(data)
-        if not self._tail:
-            room = character_border(data, min(self._limit // 2 - self._head_size, len(data)))
-            if room:
-                self._head.append(data[:room])
-                self._head_size += room
-                data = data[room:]
-            if not data:
-                return
-        self._tail.append(data)
-        self._tail_size += len(data)
-        while (excess := self._head_size + self._tail_size - self._limit) > 0:
-            oldest = self._tail.popleft()
-            if len(oldest) > excess:
-                self._tail.appendleft(oldest[excess:])
-            cut = min(len(oldest), excess)
-            self._tail_size -= cut
-            self.dropped += cut
-
-    def pieces(self) -> Iterator[bytes]:
-        """What was kept, in order."""
-        yield from self._head
-        yield from self._tail
-
-
-class Buffered:
-    """
-    An execution whose whole output is wanted when it has ended.
-
-    :param limit: bytes of each stream to keep, at most.
-    :ivar kept: the output, by stream; complete once the execution has ended.
-    """
-
-    def __init__(self, execution: Execution, limit: int) -> None:
-        self.execution = execution
-        self.kept = {"stdout": Kept(limit), "stderr": Kept(limit)}
-        Deferred.fromCoroutine(self._collect()).addErrback(
-            lambda failure: _log.failure("{id}: its output was not collected", failure, id=execution.id)
-        )
-
-    @property
-    def size(self) -> int:
-        """Bytes of output that are kept."""
-        return sum(stream.size - stream.dropped for stream in self.kept.values())
-
-    @property
-    def cost(self) -> int:
-        """Bytes of memory that it holds, the execution's log included."""
-        return self.size + self.execution.log.size
-
-    async def _collect(self) -> None:
-        cursor = self.execution.log.cursor(after=0)
-        try:
-            while not cursor.ended:
-                while (batch := cursor.read()) is not None:
-                    assert not isinstance(batch, Gap), "a cursor that reads at once cannot fall behind"
-                    self.kept[batch.stream].add(batch.data)
-                if not cursor.ended:
-                    await cursor.when_more()
-        finally:
-            cursor.close()
-
-
-class Starter:
+class CommandStarter:
     """
     Starts what a request asks for.
 
@@ -141,7 +55,7 @@ class Starter:
     """
 
     def __init__(
-        self, table: ProcessTable, root: Root, in_thread: Lanes, turns: Turns, store: IdempotencyStore
+        self, table: ProcessTable, root: Root, in_thread: FilesystemThreads, turns: TurnBudget, store: IdempotencyStore
     ) -> None:
         self._table = table
         self._root = root
@@ -182,7 +96,7 @@ class Starter:
         await self.until_started(execution, entry)
         return execution, entry.keyed
 
-    def once(self, request: Request, start: Callable[[], T]) -> Entry[T]:
+    def once(self, request: Request, start: Callable[[], T]) -> KeyedResult[T]:
         """
         What ``start`` makes of the request, or has made when it came before.
 
@@ -190,16 +104,16 @@ class Starter:
         """
         return self.store.once(request.idempotency_key, request.fingerprint, start)
 
-    def buffered(self, command: Command, limit: int) -> Buffered:
+    def buffered(self, command: Command, limit: int) -> BufferedOutput:
         """
         Start it, and keep its output.
 
         :param limit: bytes of each stream to keep, at most.
         :raise SpawnError: if that cannot even be tried.
         """
-        return Buffered(self._table.start(command, background=False), limit)
+        return BufferedOutput(self._table.start(command, background=False), limit)
 
-    async def until_started(self, execution: Execution, entry: Entry[T]) -> None:
+    async def until_started(self, execution: Execution, entry: KeyedResult[T]) -> None:
         """
         Wait until an execution runs.
 
@@ -287,10 +201,10 @@ def name_execution(request: Request, execution: Execution) -> None:
     request.setHeader(b"X-Execution-Id", execution.id.encode("ascii"))
 
 
-def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> None:
+def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams) -> None:
     """Add them to the API."""
 
-    @routes.post("/run", CommandRequest, reply=Ran, errors=(409, 503), headers=("Idempotency-Key",))
+    @routes.post("/run", CommandRequest, reply=RunResult, errors=(409, 503), headers=("Idempotency-Key",))
     async def run(request: Request, body: CommandRequest) -> Reply | None:
         """
         Run a command and answer with its output when it has ended.
@@ -358,7 +272,7 @@ def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> No
         cursor = execution.log.cursor(after, lossless=True)
         stream = streams.open(request)
         try:
-            await stream.follow(cursor, output_events)
+            await follow(stream, streams, cursor, output_events)
             await execution.when_ended()
             code = execution.exit_code
             end = {"code": code, "error": code != 0, **outcome(execution)}
@@ -373,30 +287,7 @@ def add_command_routes(routes: Routes, starter: Starter, streams: Streams) -> No
         return None
 
 
-def check_streams(streams: Streams) -> None:
-    """
-    Make sure that an event stream can be opened.
-
-    :raise ApiError: if there are too many.
-    """
-    if streams.full:
-        raise ApiError(503, f"{len(streams)} event streams are open, which is the limit; try again later")
-
-
-def resume_after(request: Request, after: int | None) -> int:
-    """
-    The sequence number behind which a stream is to go on; 0 for its beginning.
-
-    :param after: what the query says; else the header ``Last-Event-ID`` counts.
-    :raise BadRequest: if that is not a number.
-    """
-    text = request.text_header(b"Last-Event-ID")
-    if text and not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise BadRequest(f"Last-Event-ID: {text!r} is not a number")
-    return int(text or 0) if after is None else after
-
-
-def _run_reply(kept: dict[str, Kept], end: dict[str, object]) -> Iterator[bytes]:
+def _run_reply(kept: dict[str, HeadAndTail], end: dict[str, object]) -> Iterator[bytes]:
     """The reply of ``/run`` in parts, each encoded when it is needed."""
     for name, stream in kept.items():
         yield b'%s"%s":"' % (b"{" if name == "stdout" else b'",', name.encode("ascii"))

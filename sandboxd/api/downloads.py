@@ -9,18 +9,18 @@ from urllib.parse import quote
 
 from twisted.logger import Logger
 
-from sandboxd.api.preconditions import CONDITIONS, conditions, failed, let_go
-from sandboxd.api.operations import Raw
+from sandboxd.api.operations import RawBody
+from sandboxd.api.preconditions import CONDITIONS, conditions, failed, finish_in_thread
 from sandboxd.api.routing import ApiError, Reply, Routes
-from sandboxd.web.conditions import Conditions, http_date, if_range
-from sandboxd.messages.raw_files import FileQuery
 from sandboxd.files.download import Opened
+from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.root import Root
-from sandboxd.files.filesystem_threads import Lanes
+from sandboxd.messages.raw_files import FileQuery
+from sandboxd.reactor.threads import ThreadPool
+from sandboxd.web.conditions import Conditions, http_date, if_range
 from sandboxd.web.ranges import Span, Unsatisfiable, parse_range, part_heads
 from sandboxd.web.request import Request
 from sandboxd.web.response import ResponseStream
-from sandboxd.reactor.threads import Workers
 
 _log = Logger()
 
@@ -31,7 +31,7 @@ _HEADERS = (*CONDITIONS, "If-Modified-Since")
 _ERRORS = (304, 403, 404, 409, 412)
 
 
-def add_download_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
+def add_download_routes(routes: Routes, root: Root, in_thread: FilesystemThreads) -> None:
     """
     Add them to the API.
 
@@ -53,17 +53,19 @@ def add_download_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
             return await _send(request, lane, file, asked)
         finally:
             if not file.closed:
-                let_go(lane, file.close)
+                finish_in_thread(lane, file.close)
 
     async def head(request: Request, query: FileQuery) -> Reply | None:
         """What `GET` would say of a file, without its bytes."""
         return await get(request, query)
 
-    routes.get("/files", query=FileQuery, reply=Raw(), errors=(206, *_ERRORS, 416), headers=(*_HEADERS, "Range"))(get)
-    routes.route("HEAD", "/files", query=FileQuery, reply=Raw(), errors=_ERRORS, headers=_HEADERS)(head)
+    routes.get("/files", query=FileQuery, reply=RawBody(), errors=(206, *_ERRORS, 416), headers=(*_HEADERS, "Range"))(
+        get
+    )
+    routes.route("HEAD", "/files", query=FileQuery, reply=RawBody(), errors=_ERRORS, headers=_HEADERS)(head)
 
 
-async def _send(request: Request, lane: Workers, file: Opened, asked: Conditions) -> Reply | None:
+async def _send(request: Request, lane: ThreadPool, file: Opened, asked: Conditions) -> Reply | None:
     """Answer with a file, or with what its conditions make of it."""
     if file.tag:
         request.setHeader(b"ETag", file.tag.encode("ascii"))
@@ -120,7 +122,7 @@ def _spans(request: Request, file: Opened, size: int) -> list[Span] | None:
 
 
 async def _send_spans(
-    request: Request, lane: Workers, file: Opened, parts: list[tuple[bytes, Span]], tail: bytes
+    request: Request, lane: ThreadPool, file: Opened, parts: list[tuple[bytes, Span]], tail: bytes
 ) -> None:
     stream = ResponseStream(request)
     try:

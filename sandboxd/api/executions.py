@@ -9,13 +9,21 @@ from twisted.internet.interfaces import IReactorTime
 
 from sandboxd.api.commands import name_execution, outcome
 from sandboxd.api.routing import ApiError, Reply, Routes
+from sandboxd.api.streaming import texts, timestamp
 from sandboxd.execution.execution import Execution
-from sandboxd.execution.log import Batch, Gap
+from sandboxd.execution.log import Batch, DroppedRecords
 from sandboxd.execution.table import ProcessTable
-from sandboxd.messages.decoding import LogsQuery, SignalRequest, StdinQuery, WaitRequest
-from sandboxd.replies import Described, Fed, Logs, Told
+from sandboxd.messages.decoding import DoneWithMessage
+from sandboxd.messages.executions import (
+    ExecutionDetails,
+    Logs,
+    LogsQuery,
+    SignalRequest,
+    StdinQuery,
+    StdinWritten,
+    WaitRequest,
+)
 from sandboxd.web.request import Request
-from sandboxd.web.sse import texts, timestamp
 
 #: Records that one reply of ``/processes/<id>/logs`` has at most.
 MAX_RECORDS = 10_000
@@ -80,7 +88,7 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
         except KeyError:
             raise ApiError(404, f"process not found: {id}") from None
 
-    @routes.get("/processes/<id>", reply=Described)
+    @routes.get("/processes/<id>", reply=ExecutionDetails)
     async def process(request: Request, id: str) -> Reply:
         """All that is known of an execution: of ``/run`` and ``/run_streaming`` too, by their ``X-Execution-Id``."""
         return Reply(described(get(id)))
@@ -95,7 +103,7 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
         dropped = 0
         try:
             while len(found) < limit and (item := cursor.read()) is not None:
-                if isinstance(item, Gap):
+                if isinstance(item, DroppedRecords):
                     dropped += item.dropped
                 else:
                     found.extend(records(item))
@@ -106,7 +114,7 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
         last = found[-1]["seq"] if found else min(query.after + dropped, execution.log.last)
         return Reply({"records": found, "dropped": dropped, "last": last, "ended": ended})
 
-    @routes.post("/processes/<id>/stdin", bytes, query=StdinQuery, success=True, reply=Fed, errors=(409,))
+    @routes.post("/processes/<id>/stdin", bytes, query=StdinQuery, success=True, reply=StdinWritten, errors=(409,))
     async def stdin(request: Request, body: bytes, id: str, query: StdinQuery) -> Reply:
         """
         Write to the stdin of a command that was started with ``"stdin": true``.
@@ -121,7 +129,7 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
             raise ApiError(409, f"stdin of {id}: {error.strerror}") from None
         return Reply({"success": True, "bytes": len(body)})
 
-    @routes.post("/processes/<id>/signal", SignalRequest, success=True, reply=Told, errors=(409,))
+    @routes.post("/processes/<id>/signal", SignalRequest, success=True, reply=DoneWithMessage, errors=(409,))
     async def signal(request: Request, body: SignalRequest, id: str) -> Reply:
         """Send a signal to an execution's processes. Answers 409 if it has ended."""
         signum = body.signum()
@@ -131,7 +139,7 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
         await execution.send_signal(signum)
         return Reply({"success": True, "message": f"{signals.Signals(signum).name} sent"})
 
-    @routes.post("/processes/<id>/wait", WaitRequest, reply=Described)
+    @routes.post("/processes/<id>/wait", WaitRequest, reply=ExecutionDetails)
     async def wait(request: Request, body: WaitRequest, id: str) -> Reply:
         """What is known of an execution, when it has ended or ``timeout`` seconds have passed."""
         execution = get(id)

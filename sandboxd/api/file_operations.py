@@ -8,51 +8,50 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError
 
-from sandboxd.api.preconditions import checker, conditions
+from sandboxd.api.preconditions import conditions, require
 from sandboxd.api.routing import ApiError, Reply, Routes, send_json_parts
-from sandboxd.messages.file_operations import (
-    AppendRequest,
-    ChmodRequest,
-    EditRequest,
-    GlobRequest,
-    GrepRequest,
-    LinkRequest,
-    ListQuery,
-    StatQuery,
-    TouchRequest,
-    TransferRequest,
-)
-from sandboxd.change_replies import (
-    EditedFile,
-    FileInfo,
-    FileList,
-    FoundList,
-    Linked,
-    Matches,
-    Permitted,
-    Touched,
-    Transferred,
-)
-from sandboxd.web.conditions import Conditions, Malformed, entity_tag
 from sandboxd.files.copying import Copied, copy, move
 from sandboxd.files.edit import NoMatch, edit
+from sandboxd.files.etag import entity_tag
+from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.grep import expression
 from sandboxd.files.listing import Page, listing, stat
 from sandboxd.files.permissions import change
 from sandboxd.files.renames import link
 from sandboxd.files.root import Root
 from sandboxd.files.search import Searching
-from sandboxd.files.writing import append, touch
-from sandboxd.web.ascii_json import dumps
-from sandboxd.files.filesystem_threads import Lanes
+from sandboxd.files.text import append, touch
 from sandboxd.messages.decoding import BadRequest
+from sandboxd.messages.file_operations import (
+    AppendRequest,
+    ChmodRequest,
+    EditedFile,
+    EditRequest,
+    FileInfo,
+    FileList,
+    FoundList,
+    GlobRequest,
+    GrepRequest,
+    Linked,
+    LinkRequest,
+    ListQuery,
+    Matches,
+    PermissionsChanged,
+    StatQuery,
+    Touched,
+    TouchRequest,
+    Transferred,
+    TransferRequest,
+)
+from sandboxd.reactor.threads import ThreadPool
+from sandboxd.web.ascii_json import dumps
+from sandboxd.web.conditions import Conditions, Malformed
 from sandboxd.web.request import Request
-from sandboxd.reactor.threads import Workers
 
 _ERRORS = (403, 404, 409, 507)
 
 
-def add_tree_routes(routes: Routes, root: Root, in_thread: Lanes, searches: Workers) -> None:
+def add_file_operation_routes(routes: Routes, root: Root, in_thread: FilesystemThreads, searches: ThreadPool) -> None:
     """
     Add them to the API.
 
@@ -148,7 +147,7 @@ def add_tree_routes(routes: Routes, root: Root, in_thread: Lanes, searches: Work
         "Copy a file, a link, or a directory with all that is in it, as `cp -a` does; it gets its name in the end.",
     )
 
-    @routes.post("/files/chmod", ChmodRequest, reply=Permitted, errors=_ERRORS)
+    @routes.post("/files/chmod", ChmodRequest, reply=PermissionsChanged, errors=_ERRORS)
     async def chmod_route(request: Request, body: ChmodRequest) -> Reply:
         """Change the mode, the owner or the group of a file, or of all in a directory."""
 
@@ -187,7 +186,7 @@ def add_tree_routes(routes: Routes, root: Root, in_thread: Lanes, searches: Work
         The old text must be there exactly, and only once unless `replace_all`; else nothing is changed, and the 409 has
         `edit`, the number of the edit, `count`, how often its text is there, and `lines`, where.
         """
-        check = checker(conditions(request) if body.if_match is None else _matching(body.if_match))
+        check = require(conditions(request) if body.if_match is None else _matching(body.if_match))
         try:
             edited = await in_thread(body.path, edit, root, body.path, body.items(), check)
         except NoMatch as error:

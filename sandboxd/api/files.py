@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, TypeVar
 
 from sandboxd.api.routing import Reply, Routes, send_json_parts
-from sandboxd.reactor.oneshot import OneShot
+from sandboxd.execution.lines import character_border
 from sandboxd.files import text
 from sandboxd.files.errors import FileError
+from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.root import Root
+from sandboxd.messages.decoding import Done, Error, Failure, PathRequest
+from sandboxd.messages.files import Content, Entries, Stat, WriteFileRequest
+from sandboxd.reactor.oneshot import OneShot
+from sandboxd.web.ascii_json import escaped
 from sandboxd.web.idempotency import IdempotencyStore
-from sandboxd.web.ascii_json import CHUNK, escaped_chunks
-from sandboxd.files.filesystem_threads import Lanes
-from sandboxd.messages.decoding import PathRequest, WriteFileRequest
-from sandboxd.replies import Content, Done, Entries, Error, Failure, Stat
 from sandboxd.web.request import Request
 
 T = TypeVar("T", bound=PathRequest)
 
 
-def add_file_routes(routes: Routes, root: Root, in_thread: Lanes, store: IdempotencyStore) -> None:
+def add_file_routes(routes: Routes, root: Root, in_thread: FilesystemThreads, store: IdempotencyStore) -> None:
     """
     Add them to the API.
 
@@ -113,3 +114,16 @@ def add_file_routes(routes: Routes, root: Root, in_thread: Lanes, store: Idempot
 def _failed(error: FileError, success: bool) -> Reply:
     """The clients throw away the body of a 4xx and match this text, so it comes with 200."""
     return Reply({"success": False, "error": str(error)} if success else {"error": str(error)})
+
+
+#: Bytes of text that are encoded at a time, so that no single call holds the interpreter for long.
+CHUNK = 256 * 1024
+
+
+def escaped_chunks(data: bytes) -> Iterator[bytes]:
+    """:func:`escaped`, a chunk at a time, for text of any size."""
+    position = 0
+    while position < len(data):
+        end = character_border(data, min(position + CHUNK, len(data)))
+        yield escaped(data[position:end])
+        position = end

@@ -6,7 +6,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from sandboxd import __version__
 from sandboxd.api.routing import Reply, Routes
-from sandboxd.replies import Health
+from sandboxd.messages.daemon import Health
 from sandboxd.web.request import Request
 
 

@@ -1,19 +1,268 @@
-"""``/metrics``, ``/metrics.json`` and ``/ready``: for those who watch the daemon. Not in the Go server."""
+"""
+The daemon in numbers, for Prometheus and for people.
+
+Everything is counted where it happens; here it is only put together, in two steps: what the reactor's objects know is
+copied in its thread, and what is made of the copy, or read from ``/proc``, is made in another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import platform
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
-from sandboxd.api.operations import Raw
+from twisted.internet.interfaces import IReactorTime
+
+from sandboxd import __version__
+from sandboxd.api.operations import RawBody
 from sandboxd.api.routing import Reply, Routes
-from sandboxd.metrics import Metrics, as_json, exposed
-from sandboxd.replies import MetricsReply, Readiness
+from sandboxd.execution.table import ProcessTable
+from sandboxd.messages.daemon import DaemonStatus, MetricsReply, Readiness
+from sandboxd.proxy.portforward import PortForward
+from sandboxd.reactor.lag import Histogram, LagMeter
+from sandboxd.reactor.threads import ThreadPool
 from sandboxd.web.request import Request
-from sandboxd.reactor.threads import Workers
+from sandboxd.web.site import Site
+from sandboxd.web.sse import Streams
+
+if TYPE_CHECKING:  # importing it costs more than all the rest of a start
+    from prometheus_client.metrics_core import Metric
+
+Labels = tuple[str, ...]
+
+
+class Family(NamedTuple):
+    """
+    A metric.
+
+    :ivar name: its name, without the ``_total`` of a counter.
+    :ivar help: what it counts.
+    :ivar kind: ``counter``, ``gauge`` or ``histogram``.
+    :ivar labels: the names of its labels.
+    :ivar values: its values, by the labels' values.
+    """
+
+    name: str
+    help: str
+    kind: str
+    labels: Labels
+    values: Mapping[Labels, float | Histogram]
+
+
+def counter(name: str, help: str, value: float) -> Family:
+    """A number that only grows."""
+    return Family(name, help, "counter", (), {(): value})
+
+
+def gauge(name: str, help: str, value: float) -> Family:
+    """A number."""
+    return Family(name, help, "gauge", (), {(): value})
+
+
+class Metrics:
+    """
+    Reads off the parts of the daemon how it is doing.
+
+    :param table: its executions.
+    :param streams: its event streams.
+    :param forward: its proxy.
+    :param stalls: measures how long its reactor was kept from its work.
+    :param site: its HTTP server.
+    :param why_not_ready: why it would not take a command now, or None.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        table: ProcessTable,
+        streams: Streams,
+        forward: PortForward,
+        stalls: LagMeter,
+        site: Site,
+        why_not_ready: Callable[[], str | None],
+    ) -> None:
+        self._clock = clock
+        self._table = table
+        self._streams = streams
+        self._forward = forward
+        self._stalls = stalls
+        self._site = site
+        self._why_not_ready = why_not_ready
+
+    @property
+    def idle(self) -> float:
+        """
+        Seconds for which nobody has used the daemon; 0 while a command runs, a request is served or a connection is
+        forwarded. Looking at the daemon is not using it.
+        """
+        tally = self._site.tally
+        if self._table.live or tally.open or self._forward.connections:
+            return 0.0
+        return max(0.0, self._clock.seconds() - max(tally.last, self._table.last_ended))
+
+    def families(self) -> list[Family]:
+        """All of them but those of the process, as they are now. For the reactor's thread."""
+        return [
+            Family(
+                "sandboxd_build_info",
+                "Always 1; the labels tell which daemon this is.",
+                "gauge",
+                ("version", "python"),
+                {(__version__, platform.python_version()): 1.0},
+            ),
+            gauge("sandboxd_ready", "1 if it would take a command now, else 0.", float(self._why_not_ready() is None)),
+            gauge("sandboxd_idle_seconds", "Seconds since it was last used; 0 while anything runs.", self.idle),
+            *self._of_requests(),
+            *self._of_executions(),
+            *self._of_streams(),
+            gauge("sandboxd_proxy_connections", "Clients of the proxy.", len(self._forward.connections)),
+            counter("sandboxd_proxy_accepted", "Clients that the proxy has had.", self._forward.accepted),
+            counter("sandboxd_proxy_bytes", "Bytes that it has forwarded, both ways.", self._forward.forwarded),
+            gauge("sandboxd_reactor_delay_longest_seconds", "Longest delay of the reactor.", self._stalls.longest),
+            Family(
+                "sandboxd_reactor_delay_seconds",
+                "By how much the reactor was late for a call every 50 ms.",
+                "histogram",
+                (),
+                {(): self._stalls.delays.copy()},
+            ),
+        ]
+
+    def _of_requests(self) -> Iterator[Family]:
+        tally = self._site.tally
+        yield Family(
+            "sandboxd_http_requests",
+            "Requests by route and status; 499 if the client hung up. No route: refused before one was asked.",
+            "counter",
+            ("method", "route", "code"),
+            {(answer.method, answer.route, str(answer.code)): number for answer, number in tally.answers.items()},
+        )
+        yield Family(
+            "sandboxd_http_request_latency_seconds",
+            "Seconds from the end of a request's headers to the first byte of its answer.",
+            "histogram",
+            ("route",),
+            {(route,): latency.copy() for route, latency in tally.latencies.items()},
+        )
+        yield gauge(
+            "sandboxd_http_requests_open", "Requests that are served; those that only look excepted.", tally.open
+        )
+        yield gauge("sandboxd_http_connections", "Clients of the HTTP API.", len(self._site.channels))
+        yield counter("sandboxd_http_sent_bytes", "Bytes of bodies that were sent.", tally.sent)
+
+    def _of_executions(self) -> Iterator[Family]:
+        table = self._table
+        yield gauge("sandboxd_executions_running", "Commands that run.", len(table.live))
+        yield Family(
+            "sandboxd_executions_started",
+            "Commands that were started.",
+            "counter",
+            ("kind",),
+            {(kind,): table.started[kind] for kind in ("background", "foreground")},
+        )
+        yield Family(
+            "sandboxd_executions_ended",
+            "Commands that have ended, by how; unstarted ones could not be.",
+            "counter",
+            ("status",),
+            {(status,): table.ended[status] for status in ("completed", "failed", "killed", "unstarted")},
+        )
+        yield counter("sandboxd_output_bytes", "Bytes that commands have written.", table.output_bytes)
+
+    def _of_streams(self) -> Iterator[Family]:
+        lags = [stream.backlog() for stream in self._streams.open_streams]
+        yield gauge("sandboxd_streams", "Event streams that are open.", len(lags))
+        yield gauge(
+            "sandboxd_streams_paused",
+            "Those whose client has yet to take what was sent.",
+            sum(stream.paused for stream in self._streams.open_streams),
+        )
+        yield gauge("sandboxd_stream_lag_records", "Records that the slowest is behind.", max(lags, default=0))
+        yield counter(
+            "sandboxd_stream_dropped_records",
+            "Records that were gone when a stream got to them.",
+            self._streams.dropped,
+        )
+
+
+def measured(families: Iterable[Family]) -> Iterator[Metric]:
+    """What :meth:`Metrics.families` has found as Prometheus has it, and the process itself. Blocks."""
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+    from prometheus_client.process_collector import ProcessCollector
+
+    for family in families:
+        if family.kind == "histogram":
+            histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+            for labels, value in family.values.items():
+                assert isinstance(value, Histogram)
+                histogram.add_metric(labels, _cumulative(value), value.sum)
+            yield histogram
+            continue
+        kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+        metric = kind(family.name, family.help, labels=family.labels)
+        for labels, value in family.values.items():
+            assert not isinstance(value, Histogram)
+            metric.add_metric(labels, value)
+        yield metric
+    yield GaugeMetricFamily("process_threads", "Threads of Python's.", threading.active_count())
+    yield from ProcessCollector(registry=None).collect()
+
+
+def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
+    """How often a value was at most each bound."""
+    total = 0
+    found = []
+    for bound, number in zip((*map(str, histogram.bounds), "+Inf"), histogram.counts, strict=True):
+        total += number
+        found.append((bound, float(total)))
+    return found
+
+
+def exposed(families: Iterable[Family], accept: str) -> tuple[bytes, str]:
+    """
+    What a scraper gets. Blocks.
+
+    :param accept: the request's ``Accept``, by which Prometheus's text format or OpenMetrics is chosen.
+    :return: the body and its type.
+    """
+    from prometheus_client.exposition import choose_encoder
+
+    encode, content_type = choose_encoder(accept)
+    return encode(_Collected(families)), content_type
+
+
+class _Collected:
+    """Families as the registry that the exposition wants to have."""
+
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics."""
+        return measured(self._families)
+
+
+def as_json(families: Iterable[Family]) -> dict[str, object]:
+    """The same for a JSON reply. Blocks."""
+    return {
+        "metrics": [
+            {
+                "name": metric.name,
+                "type": metric.type,
+                "help": metric.documentation,
+                "samples": [
+                    {"name": sample.name, "labels": sample.labels, "value": float(sample.value)}
+                    for sample in metric.samples
+                ],
+            }
+            for metric in measured(families)
+        ]
+    }
 
 
 def add_metrics_routes(
-    routes: Routes, metrics: Metrics, why_not_ready: Callable[[], str | None], in_thread: Workers
+    routes: Routes, metrics: Metrics, why_not_ready: Callable[[], str | None], in_thread: ThreadPool
 ) -> None:
     """
     Add them to the API.
@@ -22,7 +271,7 @@ def add_metrics_routes(
     :param in_thread: runs a blocking function off the reactor's thread.
     """
 
-    @routes.get("/metrics", reply=Raw("text/plain"))
+    @routes.get("/metrics", reply=RawBody("text/plain"))
     async def scrape(request: Request) -> None:
         """The daemon's metrics for Prometheus, in its text format or, by ``Accept``, as OpenMetrics."""
         accept = request.text_header(b"Accept") or ""
@@ -45,3 +294,31 @@ def add_metrics_routes(
         """
         why = why_not_ready()
         return Reply({"ready": True}) if why is None else Reply({"ready": False, "error": why}, 503)
+
+
+def add_status_route(
+    routes: Routes,
+    clock: IReactorTime,
+    table: ProcessTable,
+    streams: Streams,
+    forward: PortForward,
+    stalls: LagMeter,
+    metrics: Metrics,
+) -> None:
+    """Add it to the API."""
+    started = clock.seconds()
+
+    @routes.get("/status", reply=DaemonStatus)
+    async def status(request: Request) -> Reply:
+        """How the daemon is doing."""
+        return Reply(
+            {
+                "version": __version__,
+                "uptime": round(clock.seconds() - started, 3),
+                "executions": len(table.live),
+                "streams": len(streams),
+                "proxy_connections": len(forward.connections),
+                "longest_stall": round(stalls.longest, 4),
+                "idle": round(metrics.idle, 3),
+            }
+        )

@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 
 from sandboxd import __version__
-from sandboxd.api.operations import Events, Operation, Raw
+from sandboxd.api.operations import Events, Operation, RawBody
 from sandboxd.api.routing import Reply, Routes
-from sandboxd.replies import Error, Failure
+from sandboxd.messages.decoding import Error, Failure
+from sandboxd.reactor.threads import ThreadPool
 from sandboxd.web.request import PREFIX, Request
-from sandboxd.reactor.threads import Workers
 
 _REFERENCE = "#/components/schemas/{name}"
 
@@ -48,7 +48,7 @@ def _types(operation: Operation) -> Iterator[Any]:
     for part in (*_parts(operation.body), *_parts(operation.reply), *_parts(operation.query)):
         if isinstance(part, Events):
             yield from part.types.values()
-        elif not isinstance(part, Raw):
+        elif not isinstance(part, RawBody):
             yield part
 
 
@@ -104,7 +104,7 @@ class _Writer:
         if operation.body is not None:
             found["requestBody"] = {
                 "content": self._content(operation.body),
-                "required": isinstance(operation.body, Raw) or bool(_required(operation.body)),
+                "required": isinstance(operation.body, RawBody) or bool(_required(operation.body)),
             }
         if operation.is_open:
             found["security"] = []
@@ -123,7 +123,7 @@ class _Writer:
         content: dict[str, object] = {}
         json = []
         for part in _parts(body):
-            if isinstance(part, Raw):
+            if isinstance(part, RawBody):
                 content[part.media_type] = {}
             elif isinstance(part, Events):
                 events = {name: self._schemas[type] for name, type in part.types.items()}
@@ -200,7 +200,7 @@ def document(operations: Iterable[Operation]) -> dict[str, object]:
     }
 
 
-def add_openapi_route(routes: Routes, in_thread: Workers) -> None:
+def add_openapi_route(routes: Routes, in_thread: ThreadPool) -> None:
     """
     Add it to the API.
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawBody:
     """
     A body that is no JSON.
 
@@ -36,9 +36,9 @@ class Operation(NamedTuple):
     :ivar method: its HTTP method.
     :ivar path: its path, with parameters as ``<name>``.
     :ivar route: the function that answers; its docstring is the description, its module the tag.
-    :ivar body: the type that the body is decoded to, :class:`Raw`, or None.
+    :ivar body: the type that the body is decoded to, :class:`RawBody`, or None.
     :ivar query: the type that the query is decoded to, or None.
-    :ivar reply: the type of what is answered, :class:`Raw`, :class:`Events`, a tuple of such, or None for no body.
+    :ivar reply: the type of what is answered, :class:`RawBody`, :class:`Events`, a tuple of such, or None for no body.
     :ivar status: the status of that answer.
     :ivar errors: the statuses that it answers errors with, beside those that any route may.
     :ivar headers: the names of headers that it heeds, beside those that every route does.

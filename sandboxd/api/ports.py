@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from sandboxd.api.routing import ApiError, Reply, Routes
-from sandboxd.messages.decoding import BadRequest, BindPortRequest, UnbindPortRequest
+from sandboxd.messages.daemon import BindPortRequest, Bound, PortStatus, UnbindPortRequest
+from sandboxd.messages.decoding import BadRequest, DoneWithMessage
 from sandboxd.proxy.portforward import PortForward
-from sandboxd.replies import Bound, PortStatus, Told
 from sandboxd.web.request import Request
 
 
@@ -27,7 +27,7 @@ def add_port_routes(routes: Routes, forward: PortForward, proxy_port: int) -> No
         forward.bind(port)
         return Reply({"success": True, "message": "Port binding configured", "port": str(port)})
 
-    @routes.post("/unbind_port", UnbindPortRequest, success=True, reply=Told, errors=(409,))
+    @routes.post("/unbind_port", UnbindPortRequest, success=True, reply=DoneWithMessage, errors=(409,))
     async def unbind_port(request: Request, body: UnbindPortRequest) -> Reply:
         """
         Forward no new connections.

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from twisted.logger import Logger
 
 from sandboxd.api.routing import ApiError
-from sandboxd.web.conditions import Conditions, Malformed, entity_tag
+from sandboxd.files.etag import entity_tag
 from sandboxd.messages.decoding import BadRequest
+from sandboxd.reactor.threads import ThreadPool
+from sandboxd.web.conditions import Conditions, Malformed
 from sandboxd.web.request import Request
-from sandboxd.reactor.threads import Workers
 
 _log = Logger()
 
@@ -26,7 +27,7 @@ def conditions(request: Request) -> Conditions:
     :raise BadRequest: if one is malformed.
     """
     try:
-        return Conditions(request.text_header_of)
+        return Conditions(request.joined_header)
     except Malformed as error:
         raise BadRequest(str(error)) from None
 
@@ -41,7 +42,7 @@ def failed(tag: str | None) -> ApiError:
     return ApiError(412, f"the condition in If-Match, If-None-Match or If-Unmodified-Since fails: {what}", etag=tag)
 
 
-def checker(asked: Conditions) -> Callable[[os.stat_result | None], None]:
+def require(asked: Conditions) -> Callable[[os.stat_result | None], None]:
     """A function that raises :class:`ApiError` if a file, or that there is none, is not as it is asked for."""
 
     def check(info: os.stat_result | None) -> None:
@@ -52,6 +53,6 @@ def checker(asked: Conditions) -> Callable[[os.stat_result | None], None]:
     return check
 
 
-def let_go(lane: Workers, end: Callable[[], None]) -> None:
+def finish_in_thread(lane: ThreadPool, end: Callable[[], None]) -> None:
     """End in a thread what may still be at work in another, without waiting for it."""
     lane(end).addErrback(lambda failure: _log.failure("not ended", failure))

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from sandboxd.api.commands import Starter, cannot_start, check_streams, name_execution, resume_after
+from sandboxd.api.commands import CommandStarter, cannot_start, name_execution
 from sandboxd.api.operations import Events
 from sandboxd.api.routing import ApiError, Reply, Routes
+from sandboxd.api.streaming import check_streams, follow, log_events, resume_after, send_available, timestamp
 from sandboxd.execution.execution import Execution
-from sandboxd.processes.child import SpawnError
 from sandboxd.execution.table import ProcessTable
-from sandboxd.messages.decoding import BadRequest, CommandRequest, KillProcessRequest, ProcessLogsQuery
-from sandboxd.replies import Error, Gap, LogLine, Processes, Started, StreamEnded, Told
+from sandboxd.messages.decoding import BadRequest, DoneWithMessage, Error
+from sandboxd.messages.executions import (
+    CommandRequest,
+    Gap,
+    KillProcessRequest,
+    LogLine,
+    Processes,
+    ProcessLogsQuery,
+    Started,
+    StreamEnded,
+)
+from sandboxd.processes.child import SpawnError
 from sandboxd.web.request import Request
-from sandboxd.web.sse import Streams, event, log_events, timestamp
+from sandboxd.web.sse import Streams, event
 
 
 def listed(execution: Execution) -> dict[str, object]:
@@ -33,7 +43,7 @@ def listed(execution: Execution) -> dict[str, object]:
     return entry
 
 
-def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter, streams: Streams) -> None:
+def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStarter, streams: Streams) -> None:
     """Add them to the API."""
 
     @routes.post(
@@ -56,7 +66,7 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter, st
         """The background processes that run or are remembered, in the order of their start."""
         return Reply({"processes": [listed(execution) for execution in table.background()]})
 
-    @routes.post("/kill_process", KillProcessRequest, success=True, reply=Told)
+    @routes.post("/kill_process", KillProcessRequest, success=True, reply=DoneWithMessage)
     async def kill_process(request: Request, body: KillProcessRequest) -> Reply:
         """
         End a process and all that it has started; answers when they are gone.
@@ -101,7 +111,7 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: Starter, st
         stream = streams.open(request)
         try:
             if request.method != b"HEAD":
-                await (stream.follow if query.follow else stream.send_available)(cursor, log_events)
+                await (follow if query.follow else send_available)(stream, streams, cursor, log_events)
             stream.write(event("complete", {"message": "stream ended"}, cursor.position - 1))
         finally:
             cursor.close()

@@ -20,13 +20,13 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import RequestRedirect
 
 from sandboxd.api.dispatch import Dispatch, Endpoint
-from sandboxd.api.operations import Operation, Raw
-from sandboxd.web.body import BodyError
-from sandboxd.processes.cgroup import CgroupError
+from sandboxd.api.operations import Operation, RawBody
 from sandboxd.files.errors import FileError
-from sandboxd.web.idempotency import KeyConflict
-from sandboxd.web.ascii_json import dumps
 from sandboxd.messages.decoding import BadRequest, decode, decode_query
+from sandboxd.processes.cgroup import CgroupError
+from sandboxd.web.ascii_json import dumps
+from sandboxd.web.body import BodyError
+from sandboxd.web.idempotency import KeyConflict
 from sandboxd.web.request import OPEN_PATHS, PREFIX, Request, printable
 from sandboxd.web.response import ResponseStream
 
@@ -97,8 +97,8 @@ class Routes:
         ``query`` by that name if it has a type for it.
 
         :param type: what the body is decoded to from JSON; ``bytes`` for the body itself; a
-            :class:`~sandboxd.api.operations.Raw` for a :class:`~sandboxd.web.body.BodyStream` of it, as it arrives (for
-            paths without parameters); None if there is none.
+            :class:`~sandboxd.api.operations.RawBody` for a :class:`~sandboxd.web.body.BodyStream` of it, as it
+            arrives (for paths without parameters); None if there is none.
         :param query: a :class:`msgspec.Struct` that the query is decoded to.
         :param reply: said in the OpenAPI document, as :class:`~sandboxd.api.operations.Operation` has it.
         :param status: likewise.
@@ -109,8 +109,8 @@ class Routes:
         if success:
             self._success.append(re.compile(re.sub("<[a-z]+>", "[^/]+", path)))
         on_error = {"success": False} if success else {}
-        takes = Raw() if type is bytes else type
-        streams = isinstance(type, Raw)
+        takes = RawBody() if type is bytes else type
+        streams = isinstance(type, RawBody)
         is_open = path.encode("ascii") in OPEN_PATHS
 
         def add(route: Route) -> None:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import os
 
-from sandboxd.api.preconditions import CONDITIONS, checker, conditions, let_go
-from sandboxd.api.operations import Raw
+from sandboxd.api.operations import RawBody
+from sandboxd.api.preconditions import CONDITIONS, conditions, finish_in_thread, require
 from sandboxd.api.routing import ApiError, Reply, Routes
-from sandboxd.web.body import BodyStream
-from sandboxd.web.conditions import entity_tag
 from sandboxd.files.digests import Digests
-from sandboxd.messages.raw_files import Deleted, FileQuery, FormQuery, Stored, StoredFiles, UploadQuery
 from sandboxd.files.errors import FileError
+from sandboxd.files.etag import entity_tag
+from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.form import Form, FormError, boundary
-from sandboxd.files.owners import Owner, owner
+from sandboxd.files.permissions import Owner, owner
 from sandboxd.files.root import Root
 from sandboxd.files.text import delete
-from sandboxd.files.upload import Corrupt, Incoming, Patch, Replacement, Written
-from sandboxd.files.filesystem_threads import Lanes
+from sandboxd.files.upload import Corrupt, Patch, Replacement, Upload, Written
 from sandboxd.messages.decoding import BadRequest
+from sandboxd.messages.raw_files import Deleted, FileQuery, FormQuery, Stored, StoredFiles, UploadQuery
+from sandboxd.reactor.threads import ThreadPool
+from sandboxd.web.body import BodyStream
 from sandboxd.web.ranges import parse_content_range
 from sandboxd.web.request import Request
-from sandboxd.reactor.threads import Workers
 
 _ERRORS = (400, 403, 404, 409, 412, 413, 415, 507)
 
 
-def add_upload_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
+def add_upload_routes(routes: Routes, root: Root, in_thread: FilesystemThreads) -> None:
     """
     Add them to the API.
 
@@ -37,7 +37,7 @@ def add_upload_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
     @routes.route(
         "PUT",
         "/files",
-        Raw(),
+        RawBody(),
         query=UploadQuery,
         reply=Stored,
         status=201,
@@ -53,14 +53,14 @@ def add_upload_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
         """
         if request.text_header(b"Content-Encoding") not in (None, "identity"):
             raise ApiError(415, "Content-Encoding: the body is stored as it comes; leave it out")
-        check = checker(conditions(request))
+        check = require(conditions(request))
         try:
             digests = Digests(request.text_header(b"Content-Digest"), request.text_header(b"Want-Content-Digest"))
         except ValueError as error:
             raise BadRequest(str(error)) from None
         offset = _offset(request, body, query)
         mode, whose = query.permissions, await _owner(in_thread, query.owner)
-        upload: Incoming
+        upload: Upload
         if offset is None:
             upload = Replacement(root, query.path, check, mode, whose, digests, parents=query.parents)
         else:
@@ -75,7 +75,7 @@ def add_upload_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
     @routes.route(
         "POST",
         "/files",
-        Raw("multipart/form-data"),
+        RawBody("multipart/form-data"),
         query=FormQuery,
         reply=StoredFiles,
         status=201,
@@ -90,7 +90,7 @@ def add_upload_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
         whose = await _owner(in_thread, query.owner)
         lane = await in_thread.find(query.path)
 
-        def upload(name: str) -> Incoming:
+        def upload(name: str) -> Upload:
             path = os.path.join(query.path, name)
             return Replacement(root, path, lambda old: None, query.permissions, whose, parents=query.parents)
 
@@ -108,7 +108,7 @@ def add_upload_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
             raise ApiError(error.status, str(error), files=_files(query.path, form)) from None
         finally:
             if not form.over:
-                let_go(lane, form.discard)
+                finish_in_thread(lane, form.discard)
         return Reply({"files": _files(query.path, form)}, 201)
 
     @routes.route(
@@ -116,11 +116,11 @@ def add_upload_routes(routes: Routes, root: Root, in_thread: Lanes) -> None:
     )
     async def delete_file(request: Request, query: FileQuery) -> Reply:
         """Remove a file, a link, or an empty directory."""
-        await in_thread(query.path, delete, root, query.path, checker(conditions(request)))
+        await in_thread(query.path, delete, root, query.path, require(conditions(request)))
         return Reply({"path": query.path})
 
 
-async def _receive(lane: Workers, upload: Incoming, body: BodyStream) -> Written:
+async def _receive(lane: ThreadPool, upload: Upload, body: BodyStream) -> Written:
     """
     Write what arrives.
 
@@ -135,10 +135,10 @@ async def _receive(lane: Workers, upload: Incoming, body: BodyStream) -> Written
         raise ApiError(400, str(error)) from None
     finally:
         if not upload.over:
-            let_go(lane, upload.discard)
+            finish_in_thread(lane, upload.discard)
 
 
-async def _owner(in_thread: Lanes, text: str | None) -> Owner | None:
+async def _owner(in_thread: FilesystemThreads, text: str | None) -> Owner | None:
     """
     Whom a file is to belong to.
 

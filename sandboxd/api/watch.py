@@ -8,19 +8,18 @@ import stat as modes
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
-from sandboxd.api.commands import check_streams, resume_after
 from sandboxd.api.operations import Events
 from sandboxd.api.routing import ApiError, Routes
-from sandboxd.files.errors import FileError, told
+from sandboxd.api.streaming import check_streams, resume_after
+from sandboxd.files.errors import FileError, os_errors
+from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.root import Root
-from sandboxd.files.filesystem_threads import Lanes
-from sandboxd.web.request import Request
-from sandboxd.web.sse import EventStream, Streams, event
-from sandboxd.messages.archive import WatchQuery
-from sandboxd.tree_replies import Changed, MissedChanges, Moved, Overflow, Ready, WatchEnded
+from sandboxd.messages.watch import Changed, MissedChanges, Moved, Overflow, Ready, WatchEnded, WatchQuery
 from sandboxd.watch.changes import Change, Lost
 from sandboxd.watch.watcher import Watcher
 from sandboxd.watch.watches import TooManyWatches, Watch, Watches
+from sandboxd.web.request import Request
+from sandboxd.web.sse import EventStream, Streams, event
 
 #: Changes that are encoded at a time.
 BATCH = 256
@@ -40,7 +39,9 @@ class _Target(NamedTuple):
     watcher: Callable[[], Watcher]
 
 
-def add_watch_routes(routes: Routes, root: Root, in_thread: Lanes, streams: Streams, watches: Watches) -> None:
+def add_watch_routes(
+    routes: Routes, root: Root, in_thread: FilesystemThreads, streams: Streams, watches: Watches
+) -> None:
     """
     Add them to the API.
 
@@ -141,7 +142,7 @@ def _target(root: Root, query: WatchQuery) -> _Target:
     """
     excluded = query.excluded()
     only = None
-    with told("watch", query.path):
+    with os_errors("watch", query.path):
         real = root.real(query.path)
         info = root.stat(real, follow=False)
         prefix = os.fsencode(root.absolute(query.path))

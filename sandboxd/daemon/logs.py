@@ -40,7 +40,7 @@ PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
 _INTERNAL = {"format", "isError", "message", "printed", "system", "text", "time"}
 
 
-class Outlet:
+class LogWriter:
     """
     Where lines go out.
 
@@ -126,7 +126,7 @@ class Observer:
     :param render: makes text of one; lines, each with its end.
     """
 
-    def __init__(self, outlet: Outlet, render: Callable[[LogEvent], str]) -> None:
+    def __init__(self, outlet: LogWriter, render: Callable[[LogEvent], str]) -> None:
         self._outlet = outlet
         self._render = render
 
@@ -135,7 +135,7 @@ class Observer:
         self._outlet.put(self._render(event))
 
 
-def log_observer(outlet: Outlet, level: Any, *, as_json: bool, to_journal: bool) -> ILogObserver:
+def log_observer(outlet: LogWriter, level: Any, *, as_json: bool, to_journal: bool) -> ILogObserver:
     """
     What writes the log.
 

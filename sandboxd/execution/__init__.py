@@ -1,8 +1,1 @@
-"""Executions: a command that runs, its processes and its output. Knows no HTTP.
-
-Arrows inside run downwards only::
-
-    table -> execution -> protocol -> log -> lines
-                       -> spawn -> pipes, marks, limits, cgroup, command
-                       -> tree -> marks
-"""
+"""A command that runs: its log, its lines, its life, and the table of all of them. Knows no HTTP."""

@@ -14,13 +14,13 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from sandboxd.processes.cgroup import Cgroup
-from sandboxd.processes.command import Command
 from sandboxd.execution.log import OutputLog
-from sandboxd.reactor.oneshot import OneShot
 from sandboxd.execution.protocol import CaptureProtocol
+from sandboxd.processes.cgroup import Cgroup
 from sandboxd.processes.child import Child, SpawnError
+from sandboxd.processes.command import Command
 from sandboxd.processes.trees import Trees
+from sandboxd.reactor.oneshot import OneShot
 
 Status = Literal["running", "completed", "failed", "killed"]
 

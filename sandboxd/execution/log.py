@@ -99,7 +99,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Gap:
+class DroppedRecords:
     """
     Records that a reader can no longer get, because the log has dropped them.
 
@@ -257,14 +257,14 @@ class OutputLog:
         index = bisect_right(self._batches, position, key=_first)
         return index if index and position >= self._batches[index - 1].end else max(index - 1, 0)
 
-    def _read(self, cursor: Cursor) -> Batch | Gap | None:
+    def _read(self, cursor: Cursor) -> Batch | DroppedRecords | None:
         position = cursor.position
         if position >= self.next:
             return None
         oldest = max(self._batches[0].first, cursor.oldest)
         if position < oldest:
             cursor.position = oldest
-            return Gap(oldest - position, oldest - 1)
+            return DroppedRecords(oldest - position, oldest - 1)
         batch = self._batches[self._find(position)].since(position)
         cursor.position = batch.end
         if cursor.lossless and self.paused:
@@ -308,7 +308,7 @@ class Cursor:
         self.lossless = lossless
         self._log = log
 
-    def read(self) -> Batch | Gap | None:
+    def read(self) -> Batch | DroppedRecords | None:
         """What comes next, moving on behind it; None if there is nothing new."""
         return self._log._read(self)
 

@@ -15,20 +15,20 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from sandboxd.execution.execution import Execution
+from sandboxd.execution.log import OutputLog
+from sandboxd.execution.protocol import CaptureProtocol
 from sandboxd.processes.cgroup import CgroupError, Cgroups
+from sandboxd.processes.child import Child, SpawnError, spawn
 from sandboxd.processes.command import Command
 from sandboxd.processes.companion import Companion
 from sandboxd.processes.environment import Environment
-from sandboxd.execution.execution import Execution
-from sandboxd.processes.spawn_client import Launched, Launcher
-from sandboxd.execution.log import OutputLog
-from sandboxd.processes.reaper import Orphans
-from sandboxd.processes.pipes import Reactor
-from sandboxd.execution.protocol import CaptureProtocol
-from sandboxd.processes.child import Child, SpawnError, spawn
+from sandboxd.processes.reaper import Reaper
+from sandboxd.processes.spawn_client import ChildListener, SpawnClient
 from sandboxd.processes.trees import Trees
-from sandboxd.reactor.turn_budget import Turns
-from sandboxd.reactor.threads import Workers
+from sandboxd.reactor.interfaces import Reactor
+from sandboxd.reactor.threads import ThreadPool
+from sandboxd.reactor.turn_budget import TurnBudget
 
 #: What is remembered of executions that have ended, for background processes and for others alike.
 KEEP_COUNT = 1000
@@ -103,8 +103,8 @@ class ProcessTable(Service):
         self,
         reactor: Reactor,
         environ: Mapping[str, str],
-        in_thread: Workers,
-        turns: Turns,
+        in_thread: ThreadPool,
+        turns: TurnBudget,
         *,
         guarded: bool = False,
         cgroups: Cgroups | None = None,
@@ -116,8 +116,8 @@ class ProcessTable(Service):
         self._reactor = reactor
         self._environment = Environment(environ)
         self._trees = Trees(reactor, in_thread, lambda: self._launcher.pids)
-        self._orphans = Orphans()
-        self._launcher = Launcher(reactor, turns, self._trees.marks.base, self._adopt, self._trees.end)
+        self._orphans = Reaper()
+        self._launcher = SpawnClient(reactor, turns, self._trees.marks.base, self._adopt, self._trees.end)
         self._turns = turns
         self._max_live = max_live
         self.live: dict[str, Execution] = {}
@@ -243,7 +243,7 @@ class ProcessTable(Service):
         self._finished[execution.background].add(execution)
         self._forget()
 
-    def _adopt(self, children: dict[int, Launched]) -> None:
+    def _adopt(self, children: dict[int, ChildListener]) -> None:
         """The process that has started these is dead: they are our own now."""
         for pid, child in children.items():
             child.adopted()

@@ -10,12 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from sandboxd.files.below import Below
-from sandboxd.files.errors import told
-from sandboxd.files.removal import remove_tree
+from sandboxd.files.errors import os_errors
 from sandboxd.files.renames import make_parents, rename, temporary_name
 from sandboxd.files.root import Root
-from sandboxd.files.walk import walk
+from sandboxd.files.walk import DirectoryTree, remove_tree, walk
 
 #: ioctl_ficlonerange(2).
 _FICLONE = 0x40049409
@@ -56,9 +54,9 @@ def copy(root: Root, source: str, target: str, *, overwrite: bool = False, paren
     :param parents: whether to make the directories above it.
     :raise FileError: if it cannot be; then nothing is there that was not.
     """
-    with told("copy", source), root.parent(source) as (source_fd, source_name):
+    with os_errors("copy", source), root.parent(source) as (source_fd, source_name):
         os.lstat(source_name, dir_fd=source_fd)
-        with told("copy to", target):
+        with os_errors("copy to", target):
             if parents:
                 make_parents(root, target)
             with root.parent(target) as (target_fd, target_name):
@@ -75,9 +73,9 @@ def move(root: Root, source: str, target: str, *, overwrite: bool = False, paren
     :return: what was copied, if that was needed.
     :raise FileError: if it cannot be.
     """
-    with told("move", source), root.parent(source) as (source_fd, source_name):
+    with os_errors("move", source), root.parent(source) as (source_fd, source_name):
         os.lstat(source_name, dir_fd=source_fd)
-        with told("move to", target):
+        with os_errors("move to", target):
             if parents:
                 make_parents(root, target)
             with root.parent(target) as (target_fd, target_name):
@@ -133,7 +131,7 @@ def _copy_tree(source_fd: int, source_name: bytes, target_fd: int, target_name: 
     info = os.fstat(top)
     os.mkdir(target_name, 0o700, dir_fd=target_fd)
     made = os.open(target_name, _DIRECTORY, dir_fd=target_fd)
-    below = Below(os.dup(made))
+    below = DirectoryTree(os.dup(made))
     directories: list[tuple[list[str], os.stat_result]] = []
     entries, size = 1, 0
     skipped: list[str] = []

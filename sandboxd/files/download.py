@@ -11,8 +11,8 @@ import os
 import stat as modes
 from threading import Lock
 
-from sandboxd.web.conditions import entity_tag
-from sandboxd.files.errors import told
+from sandboxd.files.errors import os_errors
+from sandboxd.files.etag import entity_tag
 from sandboxd.files.root import Root
 
 #: Bytes that are read at a time.
@@ -51,7 +51,7 @@ class Opened:
 
         :raise FileError: if it cannot be read, or is no regular file.
         """
-        with self._step, told("open", self._path):
+        with self._step, os_errors("open", self._path):
             if self.closed:
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
             # O_NONBLOCK, or opening a FIFO would wait for a writer that may never come.
@@ -81,7 +81,7 @@ class Opened:
 
         :raise FileError: if it cannot be read.
         """
-        with self._step, told("read", self._path):
+        with self._step, os_errors("read", self._path):
             return b"" if self.closed else os.pread(self._fd, min(CHUNK, end - start), start)
 
     def close(self) -> None:

@@ -6,8 +6,8 @@ import errno
 import os
 from typing import NamedTuple
 
-from sandboxd.web.conditions import entity_tag
-from sandboxd.files.errors import FileError, told
+from sandboxd.files.errors import FileError, os_errors
+from sandboxd.files.etag import entity_tag
 from sandboxd.files.root import Root
 from sandboxd.files.text import MAX_READ
 from sandboxd.files.upload import Check, Replacement
@@ -95,9 +95,9 @@ def edit(root: Root, path: str, edits: list[Edit], check: Check) -> Edited:
 
 
 def _read(root: Root, path: str, check: Check) -> tuple[bytes, os.stat_result]:
-    with told("open", path):
+    with os_errors("open", path):
         fd = root.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with told("read", path), open(fd, "rb") as file:
+    with os_errors("read", path), open(fd, "rb") as file:
         info = os.fstat(fd)
         check(info)
         if info.st_size > MAX_READ:

@@ -54,7 +54,7 @@ class RootItself(OSError):
 
 
 @contextmanager
-def told(op: str, path: str) -> Iterator[None]:
+def os_errors(op: str, path: str) -> Iterator[None]:
     """Turn an :class:`OSError` into a :class:`FileError`."""
     try:
         yield

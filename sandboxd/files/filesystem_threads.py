@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 
 from sandboxd.files.errors import FileError
 from sandboxd.files.mounts import Mounts, Place
-from sandboxd.reactor.threads import Workers
+from sandboxd.reactor.threads import ThreadPool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Busy(FileError):
         return 503
 
 
-class Lanes:
+class FilesystemThreads:
     """
     Bounded pools of threads. Call it with a path, a function that uses it, and the function's arguments.
 
@@ -52,7 +52,7 @@ class Lanes:
         self._reactor = reactor
         self._base = base or ""
         self._mounts = Mounts()
-        self._lanes: dict[frozenset[bytes], Workers] = {}
+        self._lanes: dict[frozenset[bytes], ThreadPool] = {}
 
     def __call__(
         self, path: str | tuple[str, ...], function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
@@ -96,7 +96,7 @@ class Lanes:
     async def _run_all(self, paths: tuple[str, ...], call: Callable[[], T]) -> T:
         return await (await self._find(paths))(call)
 
-    def find(self, path: str | tuple[str, ...]) -> Deferred[Workers]:
+    def find(self, path: str | tuple[str, ...]) -> Deferred[ThreadPool]:
         """
         The threads for a path; fires in the reactor's thread. For whoever has many calls to make, such as the parts
         of one file.
@@ -105,7 +105,7 @@ class Lanes:
         """
         return Deferred.fromCoroutine(self._find((path,) if isinstance(path, str) else path))
 
-    async def _find(self, paths: tuple[str, ...]) -> Workers:
+    async def _find(self, paths: tuple[str, ...]) -> ThreadPool:
         devices = set()
         for path in paths:
             place, arrived = self._begin(path), False
@@ -118,7 +118,7 @@ class Lanes:
         self._mounts.refresh()
         return self._mounts.begin(os.fsencode(os.path.join(os.getcwd(), self._base, path)))
 
-    def _lane(self, devices: set[bytes], path: str) -> Workers:
+    def _lane(self, devices: set[bytes], path: str) -> ThreadPool:
         """
         The lane of a file system, or of what needs several.
 
@@ -127,7 +127,7 @@ class Lanes:
         key = frozenset(devices)
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Workers(self._reactor, LANE_THREADS, "files")
+            lane = self._lanes[key] = ThreadPool(self._reactor, LANE_THREADS, "files")
         if lane.under_way >= MAX_UNDER_WAY:
             raise Busy(path)
         return lane

@@ -9,7 +9,7 @@ from threading import Lock
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from sandboxd.files.upload import Incoming, Written
+from sandboxd.files.upload import Upload, Written
 
 #: Files of one form, at most.
 MAX_FILES = 10_000
@@ -42,10 +42,10 @@ class Form:
     :ivar over: whether nothing is left to be discarded.
     """
 
-    def __init__(self, boundary: bytes, upload: Callable[[str], Incoming]) -> None:
+    def __init__(self, boundary: bytes, upload: Callable[[str], Upload]) -> None:
         self.written: list[tuple[str, Written]] = []
         self._upload = upload
-        self._current: Incoming | None = None
+        self._current: Upload | None = None
         self._name = ""
         self._headers: dict[bytes, bytes] = {}
         self._field = b""

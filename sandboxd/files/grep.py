@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sandboxd.files.patterns import Excludes, Pattern
-from sandboxd.files.walk import Entry, walk
+from sandboxd.files.walk import TreeEntry, walk
 
 #: Bytes at the beginning of a file in which a NUL means that it is no text.
 _LOOK = 8192
@@ -91,7 +91,7 @@ class Grep:
     def _failed(self, path: str, error: OSError) -> None:
         self.unreadable += 1
 
-    def _is_meant(self, entry: Entry) -> bool:
+    def _is_meant(self, entry: TreeEntry) -> bool:
         if (not self._hidden and entry.name.startswith(".")) or self._excluded(entry.path):
             entry.enter = False
             return False
@@ -103,7 +103,7 @@ class Grep:
             glob.matches_path(entry.path) for glob in self._paths
         )
 
-    def _open(self, entry: Entry) -> Iterator[dict[str, object]]:
+    def _open(self, entry: TreeEntry) -> Iterator[dict[str, object]]:
         try:
             fd = entry.open(os.O_RDONLY | os.O_NONBLOCK)
         except PermissionError:

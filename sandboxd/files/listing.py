@@ -18,11 +18,11 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import NamedTuple
 
-from sandboxd.web.conditions import entity_tag
-from sandboxd.files.errors import told
+from sandboxd.files.errors import os_errors
+from sandboxd.files.etag import entity_tag
 from sandboxd.files.patterns import Excludes, Pattern, State
 from sandboxd.files.root import Root
-from sandboxd.files.walk import Entry, walk
+from sandboxd.files.walk import TreeEntry, walk
 
 #: Seconds after which a page ends, however little is in it.
 PATIENCE = 3.0
@@ -99,7 +99,7 @@ def stat(root: Root, path: str, follow: bool = False) -> dict[str, object]:
     :param follow: whether to follow a link in the last place.
     :raise FileError: if there is none.
     """
-    with told("stat", path):
+    with os_errors("stat", path):
         fd = root.open(path, os.O_PATH if follow else os.O_PATH | os.O_NOFOLLOW)
         try:
             info = os.fstat(fd)
@@ -172,7 +172,7 @@ def listing(
         if len(unreadable) < MAX_UNREADABLE:
             unreadable.append(where)
 
-    with told("open", path):
+    with os_errors("open", path):
         top = root.open(path, os.O_RDONLY | os.O_DIRECTORY)
         for entry in walk(top, after, failed):
             if not entry.passed and time.monotonic() > deadline and seen != after:
@@ -190,7 +190,7 @@ def listing(
     return Page(entries, None, unreadable)
 
 
-def _is_chosen(entry: Entry, choice: Choice) -> bool:
+def _is_chosen(entry: TreeEntry, choice: Choice) -> bool:
     """Whether an entry is one of those that are meant, its type aside; and say whether to go into it."""
     if (not choice.hidden and entry.name.startswith(".") and choice.pattern is None) or (
         choice.excluded is not None and choice.excluded(entry.path)
@@ -214,7 +214,7 @@ def _is_chosen(entry: Entry, choice: Choice) -> bool:
     return choice.pattern.matches(state)
 
 
-def _entry(entry: Entry, types: tuple[str, ...] | None, names: Names, brief: bool) -> dict[str, object] | None:
+def _entry(entry: TreeEntry, types: tuple[str, ...] | None, names: Names, brief: bool) -> dict[str, object] | None:
     if brief and types is None:
         return {"path": entry.path, "type": "dir" if entry.is_dir else "file"}
     try:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import re
 import stat as modes
 from collections.abc import Callable
+from typing import NamedTuple
 
-from sandboxd.files.errors import told
-from sandboxd.files.owners import Owner
+from sandboxd.files.errors import os_errors
 from sandboxd.files.root import Root
 from sandboxd.files.walk import GONE, walk
 
@@ -18,10 +20,10 @@ _BITS = {"r": 0o444, "w": 0o222, "x": 0o111}
 _WHO = {"u": 0o4700, "g": 0o2070, "o": 0o1007, "a": 0o7777}
 
 #: From a file's mode, and whether it is a directory, to its new mode.
-Change = Callable[[int, bool], int]
+ModeChange = Callable[[int, bool], int]
 
 
-def parse_mode(text: str) -> Change:
+def parse_mode(text: str) -> ModeChange:
     """
     A mode, octal as ``0644`` or symbolic as ``u+x,go-w``. The umask does not count.
 
@@ -68,7 +70,7 @@ def _bits(letters: str, mode: int, is_dir: bool) -> int:
     return bits
 
 
-def change(root: Root, path: str, mode: Change | None, owner: Owner | None, recursive: bool = False) -> int:
+def change(root: Root, path: str, mode: ModeChange | None, owner: Owner | None, recursive: bool = False) -> int:
     """
     Change who may do what with a file, or with a directory and all that is in it. A link in the last place is followed;
     of those below a directory the owner is changed, and nothing of what they lead to.
@@ -76,7 +78,7 @@ def change(root: Root, path: str, mode: Change | None, owner: Owner | None, recu
     :return: how many files that was.
     :raise FileError: if it may not be changed; then some of a tree may have been.
     """
-    with told("chmod" if mode is not None else "chown", path):
+    with os_errors("chmod" if mode is not None else "chown", path):
         fd = root.open(path, os.O_PATH)
         try:
             info = os.fstat(fd)
@@ -105,10 +107,42 @@ def change(root: Root, path: str, mode: Change | None, owner: Owner | None, recu
         return count
 
 
-def _change(fd: int, info: os.stat_result, mode: Change | None, owner: Owner | None) -> None:
+def _change(fd: int, info: os.stat_result, mode: ModeChange | None, owner: Owner | None) -> None:
     """The owner first: a change of it takes set-user-id away. The descriptor may be one of ``O_PATH``."""
     here = f"/proc/self/fd/{fd}"
     if owner is not None:
         os.chown(here, owner.uid, owner.gid)
     if mode is not None:
         os.chmod(here, mode(modes.S_IMODE(info.st_mode), modes.S_ISDIR(info.st_mode)))
+
+
+class Owner(NamedTuple):
+    """
+    User and group; -1 for leaving one as it is.
+    """
+
+    uid: int
+    gid: int
+
+
+def owner(text: str) -> Owner:
+    """
+    As chown(1) takes it: ``user``, ``user:group`` or ``:group``, each a name or a number. Blocks.
+
+    :raise ValueError: if there is no such user or group.
+    """
+    user, _, group = text.partition(":")
+    return Owner(
+        _id("user", user, lambda: pwd.getpwnam(user).pw_uid), _id("group", group, lambda: grp.getgrnam(group).gr_gid)
+    )
+
+
+def _id(kind: str, name: str, look_up: Callable[[], int]) -> int:
+    if not name:
+        return -1
+    if name.isascii() and name.isdigit() and len(name) < 10:
+        return int(name)
+    try:
+        return look_up()
+    except (KeyError, ValueError):
+        raise ValueError(f"owner: there is no {kind} {name!r}") from None

@@ -6,10 +6,11 @@ import ctypes
 import errno
 import os
 import secrets
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Lock
 
-from sandboxd.files.errors import told
+from sandboxd.files.errors import os_errors
 from sandboxd.files.root import Root
 
 _RENAME_NOREPLACE = 1
@@ -69,7 +70,7 @@ def link(root: Root, path: str, target: str, *, hard: bool, overwrite: bool = Fa
     :param parents: whether to make the directories above it.
     :raise FileError: if it cannot be made.
     """
-    with told("link", path):
+    with os_errors("link", path):
         if parents:
             make_parents(root, path)
         with root.parent(path) as (directory, name):
@@ -99,3 +100,33 @@ def _put(directory: int, name: bytes, overwrite: bool, make: Callable[[bytes], N
     finally:
         with suppress(OSError):  # it is still there if both are the same file, see rename(2)
             os.unlink(temporary, dir_fd=directory)
+
+
+_guard = Lock()
+
+
+_swapping: dict[tuple[int, int, bytes], tuple[Lock, int]] = {}
+
+
+@contextmanager
+def name_lock(dir_fd: int, name: bytes) -> Iterator[None]:
+    """
+    Keep every other thread of ours from changing what a name in a directory stands for. Commands are not kept from it.
+
+    :param dir_fd: the directory.
+    """
+    info = os.fstat(dir_fd)
+    key = info.st_dev, info.st_ino, name
+    with _guard:
+        lock, users = _swapping.get(key, (Lock(), 0))
+        _swapping[key] = lock, users + 1
+    try:
+        with lock:
+            yield
+    finally:
+        with _guard:
+            lock, users = _swapping[key]
+            if users > 1:
+                _swapping[key] = lock, users - 1
+            else:
+                del _swapping[key]

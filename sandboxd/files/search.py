@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sandboxd.files.errors import told
+from sandboxd.files.errors import os_errors
 from sandboxd.files.root import Root
 
 #: What the process runs. It sees no environment, and needs no site-packages.
@@ -75,11 +75,11 @@ class Searching:
             wanted, and ``timed_out`` if the time was over before the end.
         :raise FileError: if there is nothing there to search.
         """
-        with told("open", self._path):
+        with os_errors("open", self._path):
             fd = self._root.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             info = os.fstat(fd)
-            with told("search", self._path):
+            with os_errors("search", self._path):
                 if not modes.S_ISDIR(info.st_mode) and not modes.S_ISREG(info.st_mode):
                     raise FileExistsError(17, "neither a directory nor a file")
             asked = {

@@ -6,12 +6,13 @@ import errno
 import os
 import stat as modes
 from datetime import datetime, timezone
+from time import time_ns
 
-from sandboxd.files.errors import FileError, RootItself, told
-from sandboxd.files.removal import remove_tree
+from sandboxd.files.errors import FileError, RootItself, os_errors
+from sandboxd.files.renames import make_parents, name_lock
 from sandboxd.files.root import Root
-from sandboxd.files.swaps import swapping
-from sandboxd.files.upload import Check, Incoming, Patch, Replacement
+from sandboxd.files.upload import Check, Patch, Replacement, Upload
+from sandboxd.files.walk import remove_tree
 
 #: Most bytes that :func:`read` takes into memory.
 MAX_READ = 64 * 1024 * 1024
@@ -30,10 +31,10 @@ def read(root: Root, path: str) -> bytes:
 
     :raise FileError: if it cannot be read, is not a regular file, or has more than :data:`MAX_READ` bytes.
     """
-    with told("open", path):
+    with os_errors("open", path):
         # O_NONBLOCK, or opening a FIFO would wait for a writer that may never come.
         fd = root.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with told("read", path), open(fd, "rb") as file:
+    with os_errors("read", path), open(fd, "rb") as file:
         info = os.fstat(fd)
         if modes.S_ISDIR(info.st_mode):
             raise FileError("read", path, "is a directory")
@@ -64,7 +65,7 @@ def write(root: Root, path: str, content: str) -> None:
         _write(Patch(root, path, lambda old: None, offset=0, size=len(data), durable=False), data)
 
 
-def _write(upload: Incoming, data: bytes) -> None:
+def _write(upload: Upload, data: bytes) -> None:
     try:
         upload.open(None)
         upload.write(data)
@@ -87,7 +88,7 @@ def delete(root: Root, path: str, check: Check = lambda info: None) -> None:
     :param check: whether it may be.
     :raise FileError: if it cannot be removed.
     """
-    with told("remove", path), root.parent(path) as (directory, name), swapping(directory, name):
+    with os_errors("remove", path), root.parent(path) as (directory, name), name_lock(directory, name):
         info = os.lstat(name, dir_fd=directory)
         check(info)
         if modes.S_ISDIR(info.st_mode):
@@ -102,7 +103,7 @@ def delete_tree(root: Root, path: str) -> None:
 
     :raise FileError: if something cannot be removed, or if it is the root directory.
     """
-    with told("remove", path):
+    with os_errors("remove", path):
         try:
             with root.parent(path) as (directory, name):
                 remove_tree(directory, name)
@@ -118,7 +119,7 @@ def make_directories(root: Root, path: str) -> None:
 
     :raise FileError: if it cannot be made, or if something else is there.
     """
-    with told("mkdir", path):
+    with os_errors("mkdir", path):
         root.make_directories(path)
 
 
@@ -128,7 +129,7 @@ def names(root: Root, path: str) -> list[str]:
 
     :raise FileError: if it cannot be read.
     """
-    with told("open", path):
+    with os_errors("open", path):
         fd = root.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             return sorted(os.fsencode(name).decode("utf-8", "replace") for name in os.listdir(fd))
@@ -142,7 +143,7 @@ def stat(root: Root, path: str) -> dict[str, object]:
 
     :raise FileError: if there is none.
     """
-    with told("stat", path):
+    with os_errors("stat", path):
         info = root.stat(path)
     changed = datetime.fromtimestamp(min(info.st_mtime, _LAST_SECOND), timezone.utc)
     return {
@@ -152,3 +153,78 @@ def stat(root: Root, path: str) -> dict[str, object]:
         "mod_time": changed.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "mode": modes.filemode(info.st_mode),
     }
+
+
+def append(root: Root, path: str, data: bytes, parents: bool = False) -> os.stat_result:
+    """
+    Add to the end of a file, with one write(2), so that what others append at the same time comes before or after it.
+
+    :param parents: whether to make the directories above it.
+    :return: what is known of the file then.
+    :raise FileError: if it cannot be written, or not all of it.
+    """
+    with os_errors("append", path):
+        if parents:
+            make_parents(root, path)
+        fd = _open(root, path, os.O_WRONLY | os.O_APPEND)
+        try:
+            _regular(fd)
+            written = os.write(fd, data)
+            if written < len(data):
+                raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes were written: no space left")
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+
+def touch(root: Root, path: str, mtime: datetime | None, parents: bool = False) -> os.stat_result:
+    """
+    Give a file the current time, or another, and make it if it is not there.
+
+    :param mtime: the time of its last change.
+    :param parents: whether to make the directories above it.
+    :return: what is known of the file then.
+    :raise FileError: if it cannot be.
+    """
+    with os_errors("touch", path):
+        if parents:
+            make_parents(root, path)
+        try:
+            fd = root.open(path, os.O_PATH)
+        except FileNotFoundError:
+            fd = _open(root, path, os.O_WRONLY)
+        try:
+            time = time_ns() if mtime is None else _nanoseconds(mtime)
+            os.utime(f"/proc/self/fd/{fd}", ns=(time, time))
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+
+def _open(root: Root, path: str, flags: int) -> int:
+    """Open a file, or make one, mode 0644 whatever the umask is."""
+    while True:
+        try:
+            # O_NONBLOCK, or opening a FIFO would wait for a reader that may never come.
+            return root.open(path, flags | os.O_NONBLOCK)
+        except FileNotFoundError:
+            pass
+        try:
+            fd = root.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            if modes.S_ISLNK(root.stat(path, follow=False).st_mode):
+                return root.open(path, flags | os.O_CREAT | os.O_NONBLOCK, 0o644)  # a link to what is not there yet
+            continue
+        os.fchmod(fd, 0o644)
+        return fd
+
+
+def _regular(fd: int) -> None:
+    info = os.fstat(fd)
+    if not modes.S_ISREG(info.st_mode):
+        raise OSError(errno.EEXIST, "not a regular file")
+
+
+def _nanoseconds(time: datetime) -> int:
+    since = time.astimezone(timezone.utc) - datetime(1970, 1, 1, tzinfo=timezone.utc)
+    return (since.days * 86400 + since.seconds) * 10**9 + since.microseconds * 1000

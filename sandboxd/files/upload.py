@@ -21,10 +21,10 @@ from threading import Lock
 from typing import NamedTuple
 
 from sandboxd.files.digests import Digests
-from sandboxd.files.errors import told
-from sandboxd.files.owners import Owner
+from sandboxd.files.errors import os_errors
+from sandboxd.files.permissions import Owner
+from sandboxd.files.renames import name_lock
 from sandboxd.files.root import Root
-from sandboxd.files.swaps import swapping
 
 #: Called with what is known of the file that is there, or None if there is none; raises if it is not to be changed.
 Check = Callable[["os.stat_result | None"], None]
@@ -55,7 +55,7 @@ class Corrupt(Exception):
     """What has arrived is not what its digest says."""
 
 
-class Incoming(ABC):
+class Upload(ABC):
     """
     An upload.
 
@@ -97,7 +97,7 @@ class Incoming(ABC):
         :param length: bytes that will come, if that is known.
         :raise FileError: if it cannot be written, or there is no room for it.
         """
-        with self._step, told("open", self._path):
+        with self._step, os_errors("open", self._path):
             if self.over:
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
             self._open(length)
@@ -108,7 +108,7 @@ class Incoming(ABC):
 
         :raise FileError: if it cannot be written.
         """
-        with self._step, told("write", self._path):
+        with self._step, os_errors("write", self._path):
             if not self.over:
                 self._digests.update(data)
                 self._write(data)
@@ -120,7 +120,7 @@ class Incoming(ABC):
         :raise Corrupt: if it is not what its digest says.
         :raise FileError: if it cannot be.
         """
-        with self._step, told("write", self._path):
+        with self._step, os_errors("write", self._path):
             mismatch = self._digests.mismatch()
             if mismatch is not None:
                 raise Corrupt(mismatch)
@@ -178,7 +178,7 @@ def _write_all(fd: int, data: bytes, offset: int | None = None) -> None:
         offset = None if offset is None else offset + done
 
 
-class Replacement(Incoming):
+class Replacement(Upload):
     """
     An upload of a whole file: whoever reads the name gets the old file, or all of the new one.
 
@@ -254,7 +254,7 @@ class Replacement(Incoming):
     def _commit(self) -> Written:
         if self._durable:
             os.fsync(self._fd)
-        with swapping(self._directory, self._name):
+        with name_lock(self._directory, self._name):
             old = self._old()
             self._check(old)
             _dress(self._fd, old, self._mode, self._owner)
@@ -285,7 +285,7 @@ class Replacement(Incoming):
             raise
 
 
-class Patch(Incoming):
+class Patch(Upload):
     """
     An upload of a part of a file, into its place in the file that is there, or in a new one.
 

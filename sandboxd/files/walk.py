@@ -9,8 +9,12 @@ from __future__ import annotations
 import errno
 import heapq
 import os
-from collections.abc import Callable, Iterator
+import secrets
+import stat as modes
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, islice
+from typing import NamedTuple
 
 #: Directories that are open at a time, however deep a tree is.
 _MAX_OPEN = 64
@@ -24,7 +28,7 @@ _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 
 
-class Entry:
+class TreeEntry:
     """
     Something in a tree.
 
@@ -41,7 +45,7 @@ class Entry:
 
     __slots__ = ("above", "depth", "dir_fd", "enter", "is_dir", "mark", "name", "passed", "path")
 
-    def __init__(self, above: Entry | None, dir_fd: int, name: str, is_dir: bool, passed: bool) -> None:
+    def __init__(self, above: TreeEntry | None, dir_fd: int, name: str, is_dir: bool, passed: bool) -> None:
         self.above = above
         self.name = name
         self.path: str = name if above is None else f"{above.path}/{name}"
@@ -75,7 +79,7 @@ class _Level:
     :ivar fd: -1 while it is closed, for there are too many.
     """
 
-    def __init__(self, entry: Entry | None, fd: int, after: list[str]) -> None:
+    def __init__(self, entry: TreeEntry | None, fd: int, after: list[str]) -> None:
         self.entry = entry
         self.fd = fd
         self.last = ""
@@ -114,7 +118,7 @@ class _Level:
         self.left = iter(found)
 
 
-def walk(top: int, after: str = "", failed: Callable[[str, OSError], None] | None = None) -> Iterator[Entry]:
+def walk(top: int, after: str = "", failed: Callable[[str, OSError], None] | None = None) -> Iterator[TreeEntry]:
     """
     All that is in a directory and below.
 
@@ -140,7 +144,7 @@ def walk(top: int, after: str = "", failed: Callable[[str, OSError], None] | Non
                 levels.pop()
                 continue
             name, is_dir, way = found
-            entry = Entry(level.entry, level.fd, name, is_dir, way is not None)
+            entry = TreeEntry(level.entry, level.fd, name, is_dir, way is not None)
             yield entry
             if not entry.enter:
                 continue
@@ -181,3 +185,134 @@ def _reopen(levels: list[_Level]) -> int:
             os.close(fd)
         fd = inner
     return fd
+
+
+_PATH_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class DirectoryTree:
+    """
+    A directory and those below it.
+
+    :param top: the directory, open. It is closed by :meth:`close`.
+    """
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self._at: tuple[list[str], int] = ([], os.dup(top))
+
+    def directory(self, parts: Sequence[str], *, make: bool = False) -> int:
+        """
+        A directory, by the names on the way to it. It stays open until the next one is asked for.
+
+        :param make: whether to make what is missing, mode 0755.
+        :raise OSError: if it is none, or a link.
+        """
+        parts = list(parts)
+        known, fd = self._at
+        if parts == known:
+            return fd
+        if parts[: len(known)] == known:
+            done, here = len(known), os.dup(fd)
+        else:
+            done, here = 0, os.dup(self._top)
+        try:
+            for name in parts[done:]:
+                try:
+                    inner = os.open(name, _PATH_FLAGS, dir_fd=here)
+                except FileNotFoundError:
+                    if not make:
+                        raise
+                    os.mkdir(name, 0o755, dir_fd=here)
+                    inner = os.open(name, _PATH_FLAGS, dir_fd=here)
+                os.close(here)
+                here = inner
+        except BaseException:
+            os.close(here)
+            raise
+        os.close(fd)
+        self._at = parts, here
+        return here
+
+    def settle(self, parts: Sequence[str], mode: int, mtime: int) -> None:
+        """
+        Give a directory, once all is in it, its mode, and its time (ns), which writing into it would have changed.
+
+        :raise OSError: if it cannot have them.
+        """
+        above = self.directory(parts[:-1])
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(parts[-1], flags, dir_fd=above)
+        try:
+            os.fchmod(fd, mode)
+            os.utime(fd, ns=(mtime, mtime))
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Close all that is open; once more is no harm."""
+        if self._top >= 0:
+            os.close(self._at[1])
+            os.close(self._top)
+            self._top = -1
+
+
+class _RemovalLevel(NamedTuple):
+    """A directory that is being emptied."""
+
+    fd: int
+    name: bytes
+    left: list[bytes]
+
+
+def remove_tree(dir_fd: int, name: bytes) -> None:
+    """
+    Remove whatever has a name in a directory, as ``rm -rf`` does. Links are not followed. What others remove
+    meanwhile is no error.
+
+    :param dir_fd: the directory.
+    :raise FileNotFoundError: if there is nothing.
+    :raise OSError: if something cannot be removed; what is left is left.
+    """
+    if not modes.S_ISDIR(os.lstat(name, dir_fd=dir_fd).st_mode):
+        os.unlink(name, dir_fd=dir_fd)
+        return
+    levels = [_level(dir_fd, name)]
+    try:
+        while levels:
+            level = levels[-1]
+            if not level.left:
+                above = levels[-2].fd if len(levels) > 1 else dir_fd
+                _gone(os.rmdir, level.name, above)
+                os.close(levels.pop().fd)
+                continue
+            entry = level.left.pop()
+            try:
+                is_directory = modes.S_ISDIR(os.lstat(entry, dir_fd=level.fd).st_mode)
+            except FileNotFoundError:
+                continue
+            if not is_directory:
+                _gone(os.unlink, entry, level.fd)
+            elif len(levels) < _MAX_OPEN:
+                levels.append(_level(level.fd, entry))
+            else:
+                fresh = f".sandboxd-{secrets.token_hex(8)}.tmp".encode("ascii")
+                os.rename(entry, fresh, src_dir_fd=level.fd, dst_dir_fd=levels[0].fd)
+                levels[0].left.append(fresh)
+    finally:
+        for level in levels:
+            os.close(level.fd)
+
+
+def _level(dir_fd: int, name: bytes) -> _RemovalLevel:
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        return _RemovalLevel(fd, name, [os.fsencode(entry) for entry in os.listdir(fd)])
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _gone(remove: Callable[..., None], name: bytes, dir_fd: int) -> None:
+    with suppress(FileNotFoundError):
+        remove(name, dir_fd=dir_fd)

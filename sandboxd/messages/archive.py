@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, field
+from msgspec import UNSET, Meta, UnsetType, field
 
 from sandboxd.files.patterns import Excludes, PatternError
-from sandboxd.messages.decoding import After, BadRequest, Count, PathRequest
+from sandboxd.messages.decoding import BadRequest, Count, PathRequest, Struct
 
 Recursive = Annotated[bool, Meta(description="Whether what is in the directories below is meant too.")]
 
@@ -38,13 +38,6 @@ class TreeQuery(PathRequest, kw_only=True):
             raise BadRequest(f"exclude: {error}") from None
 
 
-class WatchQuery(TreeQuery, kw_only=True):
-    """Query of ``/watch``."""
-
-    recursive: Recursive = False
-    after: After = None
-
-
 class ArchiveQuery(TreeQuery, kw_only=True):
     """Query of ``GET /archive``."""
 
@@ -71,3 +64,19 @@ class UnpackQuery(PathRequest, kw_only=True):
     ] = None
     max_size: Annotated[Count, Meta(description="Bytes that the files may have together.")] | None = None
     max_entries: Annotated[int, Meta(ge=1, le=1_000_000, description="Members that the archive may have.")] = 1_000_000
+
+
+Name = Annotated[str, Meta(description="Bytes that are not UTF-8 are lone surrogates, U+DC80 to U+DCFF.")]
+
+
+class Unpacked(Struct):
+    """An archive that was unpacked."""
+
+    path: Name
+    entries: Annotated[int, Meta(description="Members that are there now.")]
+    bytes: Annotated[int, Meta(description="Bytes of their contents.")]
+    skipped: (
+        Annotated[list[Name], Meta(description="Members that were left out, devices and FIFOs: the first 100.")]
+        | UnsetType
+    ) = UNSET
+    skips: Annotated[int, Meta(description="How many those are in all.")] | UnsetType = UNSET

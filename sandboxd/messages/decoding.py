@@ -9,16 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal as signals
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
-
-from sandboxd.processes.command import Command, User
-from sandboxd.processes.limits import check_limits
 
 
 class BadRequest(Exception):
@@ -28,8 +24,6 @@ class BadRequest(Exception):
 #: What has no NUL in it, as a regular expression.
 NO_NUL = r"^[^\x00]*$"
 
-#: Likewise a port.
-PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 
 #: At most a year, lest a timer be set that the clock cannot count to.
 Seconds = Annotated[float, Meta(ge=0, le=366 * 86400)]
@@ -40,117 +34,6 @@ After = Annotated[Count, Meta(description="Records behind this number; wins over
 
 #: Said in the OpenAPI document, and checked by code of ours, whose errors say more.
 Path = Annotated[str, Meta(extra_json_schema={"minLength": 1, "pattern": NO_NUL})]
-Port = Annotated[str | int, Meta(extra_json_schema={"minimum": 1, "maximum": 65535, "pattern": f"^{PORT}$"})]
-PortOrNone = Annotated[str | int, Meta(extra_json_schema={"minimum": 1, "maximum": 65535, "pattern": f"^({PORT})?$"})]
-Signal = Annotated[
-    str | int,
-    Meta(
-        description="Its name, with SIG or without, or its number.",
-        extra_json_schema={
-            "enum": [
-                *(signal.name for signal in signals.Signals),
-                *(signal.name.removeprefix("SIG") for signal in signals.Signals),
-                *map(int, signals.Signals),
-            ]
-        },
-    ),
-]
-
-
-class LimitsRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, rename={"as_": "as"}):
-    """
-    Limits of each process, by their names in getrlimit(2): seconds for ``cpu``, counts for ``nofile`` and ``nproc``,
-    else bytes. Of the tree as a whole: ``memory`` in bytes, ``pids``, and ``cpus`` as a number of processors.
-    """
-
-    as_: Count | None = None
-    core: Count | None = None
-    cpu: Count | None = None
-    data: Count | None = None
-    fsize: Count | None = None
-    nofile: Count | None = None
-    nproc: Count | None = None
-    stack: Count | None = None
-    memory: Annotated[int, Meta(ge=1, le=(1 << 62))] | None = None
-    pids: Annotated[int, Meta(ge=1, le=(1 << 22))] | None = None
-    cpus: Annotated[float, Meta(gt=0, le=4096)] | None = None
-
-    def of_tree(self) -> dict[str, float]:
-        """Those that need a cgroup."""
-        found = {"memory": self.memory, "pids": self.pids, "cpus": self.cpus}
-        return {name: value for name, value in found.items() if value is not None}
-
-    def of_process(self) -> dict[str, int]:
-        """Those that are rlimits."""
-        given: dict[str, int] = msgspec.to_builtins(self)
-        return {name: value for name, value in given.items() if name not in self.of_tree()}
-
-
-class CommandRequest(msgspec.Struct):
-    """Body of ``/run``, ``/run_streaming`` and ``/start_process``."""
-
-    cmd: Annotated[str, Meta(description="What sh -c is given.", extra_json_schema={"pattern": NO_NUL})]
-    cwd: Annotated[str, Meta(description="Working directory; the daemon's own if it is empty or left out.")] | None = (
-        None
-    )
-    env: (
-        Annotated[
-            dict[str, str],
-            Meta(
-                description="Variables over the daemon's own.",
-                extra_json_schema={"propertyNames": {"pattern": r"^[^\x00=]+$"}},
-            ),
-        ]
-        | None
-    ) = None
-    timeout: Annotated[Seconds, Meta(description="Seconds that it may live; 0 for ever.")] | None = None
-    idle_timeout: Annotated[Seconds, Meta(description="Seconds that it may go without output; 0 for ever.")] | None = (
-        None
-    )
-    max_output: (
-        Annotated[
-            Count, Meta(description="/run only: bytes of each stream to keep, half from the start, half from the end.")
-        ]
-        | None
-    ) = None
-    stdin: Annotated[bool, Meta(description="Whether its stdin is a pipe, for /processes/{id}/stdin.")] = False
-    detach: Annotated[bool, Meta(description="/run_streaming only: whether it outlives the connection.")] = False
-    survive: Annotated[bool, Meta(description="Whether its processes may outlive a daemon that was killed.")] = False
-    limits: LimitsRequest | None = None
-    user: Annotated[str, Meta(description="Whom to run as, if the daemon is root.")] | None = None
-
-    def command(self, user: User | None = None) -> Command:
-        """
-        The command that is asked for.
-
-        :param user: what is known of the user that is named in it.
-        :raise BadRequest: if the operating system could not take it.
-        """
-        env = self.env or {}
-        limits = {} if self.limits is None else self.limits.of_process()
-        try:
-            check_limits(limits)
-        except ValueError as error:
-            raise BadRequest(str(error)) from None
-        _no_nul("cmd", self.cmd)
-        for name, value in env.items():
-            if not name or "=" in name or "\0" in name:
-                raise BadRequest(f"env: {name!r} is not a variable name; it must not be empty or have '=' or NUL in it")
-            _no_nul(f"env.{name}", value)
-        if self.cwd:
-            _no_nul("cwd", self.cwd)
-        return Command(
-            self.cmd,
-            self.cwd or None,
-            env,
-            timeout=self.timeout or None,
-            idle_timeout=self.idle_timeout or None,
-            stdin=self.stdin,
-            survive=self.survive,
-            limits=limits,
-            tree_limits={} if self.limits is None else self.limits.of_tree(),
-            user=user,
-        )
 
 
 class PathRequest(msgspec.Struct):
@@ -160,107 +43,6 @@ class PathRequest(msgspec.Struct):
 
     def __post_init__(self) -> None:
         check_path("path", self.path)
-
-
-class WriteFileRequest(PathRequest):
-    """Body of ``/write_file``; ``koyeb-cli`` leaves an empty ``content`` out."""
-
-    content: str = ""
-
-
-class BindPortRequest(msgspec.Struct):
-    """Body of ``/bind_port``."""
-
-    port: Port
-
-    def number(self) -> int:
-        """
-        The port.
-
-        :raise BadRequest: if it is not one.
-        """
-        return _port(self.port)
-
-
-class UnbindPortRequest(msgspec.Struct):
-    """Body of ``/unbind_port``."""
-
-    port: PortOrNone | None = None
-
-    def number(self) -> int | None:
-        """
-        The port, if one is given.
-
-        :raise BadRequest: if it is not one.
-        """
-        return None if self.port in (None, "") else _port(self.port)
-
-
-class KillProcessRequest(msgspec.Struct):
-    """Body of ``/kill_process``."""
-
-    id: Annotated[str, Meta(extra_json_schema={"minLength": 1})]
-    signal: Signal | None = None
-    grace: Annotated[Seconds, Meta(description="Seconds until SIGKILL follows, if the signal was another.")] = 5.0
-
-    def __post_init__(self) -> None:
-        if not self.id:
-            raise ValueError("id: Process ID is required")
-
-    def signum(self) -> int:
-        """
-        The signal to send first.
-
-        :raise BadRequest: if there is none of that name or number.
-        """
-        return signals.SIGKILL if self.signal is None else _signum(self.signal)
-
-
-class SignalRequest(msgspec.Struct):
-    """Body of ``/processes/<id>/signal``."""
-
-    signal: Signal
-
-    def signum(self) -> int:
-        """
-        The signal to send.
-
-        :raise BadRequest: if there is none of that name or number.
-        """
-        return _signum(self.signal)
-
-
-class LogsQuery(msgspec.Struct):
-    """Query of ``/processes/<id>/logs``."""
-
-    after: Annotated[Count, Meta(description="Records behind this sequence number.")] = 0
-    limit: Annotated[Count, Meta(description="How many at most; 10,000 by default, and no more.")] | None = None
-
-
-class ProcessLogsQuery(msgspec.Struct):
-    """Query of ``/process_logs_streaming``."""
-
-    id: Annotated[str, Meta(min_length=1)]
-    after: After = None
-    follow: Annotated[bool, Meta(description="Whether to go on with new lines as they come.")] = True
-
-
-class StreamQuery(msgspec.Struct):
-    """Query of ``/run_streaming``."""
-
-    after: After = None
-
-
-class StdinQuery(msgspec.Struct):
-    """Query of ``/processes/<id>/stdin``."""
-
-    close: Annotated[bool, Meta(description="Whether this is the end of its stdin.")] = False
-
-
-class WaitRequest(msgspec.Struct):
-    """Body of ``/processes/<id>/wait``."""
-
-    timeout: Seconds | None = None
 
 
 T = TypeVar("T")
@@ -370,18 +152,42 @@ def _no_nul(field: str, value: str) -> None:
         raise BadRequest(f"{field}: must not contain NUL")
 
 
-def _port(value: str | int) -> int:
-    text = str(value).strip()
-    if text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535:
-        return int(text)
-    raise BadRequest(f"port: {value!r} is not a port; give a number from 1 to 65535")
+Yes = Annotated[bool, Meta(extra_json_schema={"const": True})]
 
 
-def _signum(value: str | int) -> int:
-    try:
-        if isinstance(value, int) or value.isdigit():
-            return signals.Signals(int(value))
-        name = value.upper()
-        return signals.Signals[name if name.startswith("SIG") else f"SIG{name}"]
-    except (KeyError, ValueError):
-        raise BadRequest(f"signal: {value!r} is not a signal; give a name such as TERM, or a number") from None
+No = Annotated[bool, Meta(extra_json_schema={"const": False})]
+
+
+Text = Annotated[str, Meta(description="For people.")]
+
+
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"}, description="RFC 3339, in UTC.")]
+
+
+class Struct(msgspec.Struct, forbid_unknown_fields=True):
+    """A reply with these fields and no others."""
+
+
+class Error(msgspec.Struct):
+    """What is wrong, which field, what to do. Some errors have more fields."""
+
+    error: str
+
+
+class Failure(msgspec.Struct):
+    """An error of a route whose reply has ``success``."""
+
+    success: No
+    error: str
+
+
+class Done(Struct):
+    """It was done."""
+
+    success: Yes
+
+
+class DoneWithMessage(Done):
+    """It was done, with a word about it."""
+
+    message: Text

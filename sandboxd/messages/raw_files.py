@@ -7,8 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from sandboxd.messages.decoding import Count, Path, check_path
-from sandboxd.replies import Struct
+from sandboxd.messages.decoding import Count, Path, Struct, check_path
 
 FilePath = Annotated[Path, Meta(description="The file; percent-encoded bytes, so that any name can be given.")]
 

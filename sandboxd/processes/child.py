@@ -25,11 +25,12 @@ from zope.interface import implementer
 
 from sandboxd.processes.cgroup import Cgroup
 from sandboxd.processes.command import Command
-from sandboxd.processes.spawn_client import Launcher
 from sandboxd.processes.limits import ulimits
-from sandboxd.processes.pipes import InputPipe, OutputPipe, Reactor
+from sandboxd.processes.pipes import InputPipe, OutputPipe
+from sandboxd.processes.spawn_client import SpawnClient
 from sandboxd.processes.spawn_server import SH
-from sandboxd.reactor.turn_budget import Turns
+from sandboxd.reactor.interfaces import Reactor
+from sandboxd.reactor.turn_budget import TurnBudget
 
 #: When the child has exited but its own children hold its pipes open, output is still taken as its own until
 #: the pipes have been silent for QUIET seconds, or for LINGER seconds in all.
@@ -53,8 +54,8 @@ class SpawnError(Exception):
 
 def spawn(
     reactor: Reactor,
-    turns: Turns,
-    launcher: Launcher,
+    turns: TurnBudget,
+    launcher: SpawnClient,
     protocol: ProcessProtocol,
     command: Command,
     env: Mapping[bytes, bytes],
@@ -132,7 +133,7 @@ class Child:
     def __init__(
         self,
         reactor: Reactor,
-        turns: Turns,
+        turns: TurnBudget,
         protocol: ProcessProtocol,
         command: Command,
         stdout: int,

@@ -18,10 +18,10 @@ from twisted.logger import Logger
 
 from sandboxd.processes.limits import inherited_nofile, own_nofile
 from sandboxd.processes.marks import inherited_mark
-from sandboxd.reactor.oneshot import OneShot
-from sandboxd.processes.reaper import Orphans
-from sandboxd.processes.pipes import Reactor
+from sandboxd.processes.reaper import Reaper
 from sandboxd.processes.trees import Trees
+from sandboxd.reactor.interfaces import Reactor
+from sandboxd.reactor.oneshot import OneShot
 
 #: Seconds that it gets to end by itself when the daemon stops.
 GRACE = 5.0
@@ -44,7 +44,7 @@ class Companion:
     _log = Logger()
 
     def __init__(
-        self, reactor: Reactor, trees: Trees, orphans: Orphans, argv: Sequence[str], env: Mapping[str, str]
+        self, reactor: Reactor, trees: Trees, orphans: Reaper, argv: Sequence[str], env: Mapping[str, str]
     ) -> None:
         """
         Start it.

@@ -7,7 +7,7 @@ real-time CPU time (``RLIMIT_RTTIME``, in microseconds). The numbers are so larg
 fork, exec and setsid keep it; and ``prlimit`` reads it from any process. So a walk over ``/proc`` finds a
 tree whatever its members did, except one that sets this very limit for itself.
 
-It imports the standard library only, and little of it: the spawner (:mod:`sandboxd.processes.spawn_server`) uses it too.
+It imports the standard library only, and little of it, because :mod:`sandboxd.processes.spawn_server` uses it too.
 """
 
 from __future__ import annotations

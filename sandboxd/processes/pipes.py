@@ -10,11 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescriptor, IWriteDescriptor
+from twisted.internet.interfaces import IReadDescriptor, IWriteDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from sandboxd.reactor.turn_budget import Turns
+from sandboxd.reactor.interfaces import Reactor
+from sandboxd.reactor.turn_budget import TurnBudget
 
 #: Bytes asked of a pipe at a time: what a pipe holds by default.
 READ_SIZE = 64 * 1024
@@ -22,10 +23,6 @@ READ_SIZE = 64 * 1024
 #: What a pipe that was found full is made to hold, and what it is asked for from then on: fewer and larger reads.
 LARGE_PIPE = 1024 * 1024
 LARGE_READ = 256 * 1024
-
-
-class Reactor(IReactorFDSet, IReactorTime):
-    """What a descriptor asks of a reactor."""
 
 
 _to_close: dict[Reactor, list[int]] = {}
@@ -54,7 +51,12 @@ class OutputPipe:
     """The reading end of a child's stdout or stderr. It is served in turns with all others."""
 
     def __init__(
-        self, reactor: Reactor, turns: Turns, fd: int, received: Callable[[bytes], None], closed: Callable[[], None]
+        self,
+        reactor: Reactor,
+        turns: TurnBudget,
+        fd: int,
+        received: Callable[[bytes], None],
+        closed: Callable[[], None],
     ) -> None:
         """
         Own ``fd``.

@@ -7,13 +7,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 
-from sandboxd.processes.pipes import ExitWatch, Reactor
+from sandboxd.processes.pipes import ExitWatch
+from sandboxd.reactor.interfaces import Reactor
 
 #: Statuses that are kept of children that nobody has expected.
 UNCLAIMED = 1024
 
 
-class Orphans:
+class Reaper:
     """
     Reaps all children of this process, which as PID 1 or subreaper inherits every orphan among its descendants.
 

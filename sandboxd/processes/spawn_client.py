@@ -25,9 +25,10 @@ from zope.interface import implementer
 
 import sandboxd
 from sandboxd.processes.limits import own_nofile
-from sandboxd.processes.pipes import ExitWatch, Reactor, close_later
+from sandboxd.processes.pipes import ExitWatch, close_later
 from sandboxd.processes.spawn_server import EXITED, INLINE, LONG, STARTED
-from sandboxd.reactor.turn_budget import Turns
+from sandboxd.reactor.interfaces import Reactor
+from sandboxd.reactor.turn_budget import TurnBudget
 
 #: How many spawners there are: two, so that one can start a child while the other one waits for an ``exec``.
 SPAWNERS = 2
@@ -50,7 +51,7 @@ main(*map(int, sys.argv[1:]))
 """
 
 
-class Launched(Protocol):
+class ChildListener(Protocol):
     """Who hears what becomes of a child. One of the first two is called, and after ``started`` the third."""
 
     def started(self, pid: int) -> None:
@@ -66,7 +67,7 @@ class Launched(Protocol):
         """Who has started it is dead; it is this process's own child now."""
 
 
-class Launcher:
+class SpawnClient:
     """
     The spawners, and the children that they have started.
 
@@ -81,9 +82,9 @@ class Launcher:
     def __init__(
         self,
         reactor: Reactor,
-        turns: Turns,
+        turns: TurnBudget,
         base: int,
-        adopted: Callable[[dict[int, Launched]], None],
+        adopted: Callable[[dict[int, ChildListener]], None],
         end_tree: Callable[[int], Deferred[list[int]]],
     ) -> None:
         self._reactor = reactor
@@ -91,7 +92,7 @@ class Launcher:
         self._base = base
         self._adopted = adopted
         self._end_tree = end_tree
-        self._spawners: list[_Spawner] = []
+        self._spawners: list[_SpawnServer] = []
         self._running = False
         self._last = 0
 
@@ -103,7 +104,7 @@ class Launcher:
         """
         self._running = True
         while len(self._spawners) < SPAWNERS:
-            self._spawners.append(_Spawner(self._reactor, self._turns, self._base, self._lost, self._break_off))
+            self._spawners.append(_SpawnServer(self._reactor, self._turns, self._base, self._lost, self._break_off))
 
     def stop(self) -> None:
         """Let the spawners end, once they have killed what is left."""
@@ -117,7 +118,9 @@ class Launcher:
         """The spawners' own pids."""
         return frozenset(spawner.pid for spawner in self._spawners)
 
-    def launch(self, child: Launched, mark: int, request: tuple[Any, ...], fds: list[int]) -> Callable[[int], None]:
+    def launch(
+        self, child: ChildListener, mark: int, request: tuple[Any, ...], fds: list[int]
+    ) -> Callable[[int], None]:
         """
         Have a child started.
 
@@ -142,7 +145,7 @@ class Launcher:
         spawner.launch(self._last, child, mark, message, fds)
         return partial(spawner.signal, self._last)
 
-    def _lost(self, spawner: _Spawner) -> None:
+    def _lost(self, spawner: _SpawnServer) -> None:
         if spawner not in self._spawners:
             return
         self._log.error("process {pid}, which starts commands, has died; another takes its place", pid=spawner.pid)
@@ -152,7 +155,7 @@ class Launcher:
         for child, mark in spawner.starting.values():
             self._break_off(child, mark)  # it may run, and nobody would know
 
-    def _break_off(self, child: Launched, mark: int) -> None:
+    def _break_off(self, child: ChildListener, mark: int) -> None:
         """Nothing can be said of a child any more: end it, and then say so."""
         error = OSError(errno.EIO, "the process that starts commands has died")
         self._end_tree(mark).addBoth(lambda _: child.failed(error, False))
@@ -167,12 +170,12 @@ class Launcher:
             self._reactor.callLater(_RESPAWN, self._replace)
 
 
-def _load(spawner: _Spawner) -> tuple[int, int]:
+def _load(spawner: _SpawnServer) -> tuple[int, int]:
     return len(spawner.starting), len(spawner.running)
 
 
 @implementer(IReadDescriptor, IWriteDescriptor)
-class _Spawner:
+class _SpawnServer:
     """
     The daemon's end of one spawner.
 
@@ -186,17 +189,17 @@ class _Spawner:
     def __init__(
         self,
         reactor: Reactor,
-        turns: Turns,
+        turns: TurnBudget,
         base: int,
-        lost: Callable[[_Spawner], None],
-        break_off: Callable[[Launched, int], None],
+        lost: Callable[[_SpawnServer], None],
+        break_off: Callable[[ChildListener, int], None],
     ) -> None:
         self._reactor = reactor
         self._turns = turns
         self._lost = lost
         self._break_off = break_off
-        self.starting: dict[int, tuple[Launched, int]] = {}
-        self.running: dict[int, tuple[Launched, int, int]] = {}
+        self.starting: dict[int, tuple[ChildListener, int]] = {}
+        self.running: dict[int, tuple[ChildListener, int, int]] = {}
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -221,7 +224,7 @@ class _Spawner:
     def logPrefix(self) -> str:
         return type(self).__name__
 
-    def launch(self, number: int, child: Launched, mark: int, message: bytes, fds: list[int]) -> None:
+    def launch(self, number: int, child: ChildListener, mark: int, message: bytes, fds: list[int]) -> None:
         """Ask for a child."""
         self.starting[number] = (child, mark)
         self._send(message, fds)

@@ -51,7 +51,7 @@ OOM_SCORE_STEP = 200
 OOM_SCORE_MAX = 1000
 
 
-class Spawner:
+class SpawnServer:
     """
     Starts children as it is told, until the daemon hangs up.
 
@@ -289,7 +289,7 @@ def main(fd: int, base: int, nofile: int) -> None:
     _raise_oom_score()
     control = socket.socket(fileno=fd)
     control.set_inheritable(False)
-    Spawner(control, nofile).run()
+    SpawnServer(control, nofile).run()
     guard(base)
 
 

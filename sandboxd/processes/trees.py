@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from sandboxd.processes.marks import Marks, sweep
-from sandboxd.reactor.threads import Workers
+from sandboxd.reactor.threads import ThreadPool
 
 #: Seconds that one sweep waits for what it has signalled before it looks again.
 _SWEEP = 0.05
@@ -39,7 +39,7 @@ class Trees:
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, in_thread: Workers, spared: Callable[[], frozenset[int]]) -> None:
+    def __init__(self, clock: IReactorTime, in_thread: ThreadPool, spared: Callable[[], frozenset[int]]) -> None:
         self.marks = Marks()
         self._clock = clock
         self._in_thread = in_thread

@@ -19,7 +19,6 @@ from twisted.internet.interfaces import (
     IProtocol,
     IProtocolFactory,
     IReactorFDSet,
-    IReactorTCP,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.tcp import Connection
@@ -28,11 +27,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sandboxd.proxy.splicing import PipePool, SplicedSocket, can_splice, splice
-
-
-class Reactor(IReactorTCP, IReactorFDSet):
-    """What forwarding asks of a reactor."""
-
+from sandboxd.reactor.interfaces import Reactor
 
 #: Where the target is looked for, in turn.
 HOSTS = (("127.0.0.1", TCP4ClientEndpoint), ("::1", TCP6ClientEndpoint))
@@ -124,7 +119,7 @@ class Side(Protocol):
         self.transport.loseConnection()
 
 
-class Incoming(Side):
+class ProxyConnection(Side):
     """A client's connection, waiting for its counterpart."""
 
     factory: PortForward
@@ -204,11 +199,11 @@ class PortForward:
         self._copied = 0
         self.pool = PipePool() if splicing and can_splice() else None
         self.port: int | None = None
-        self.connections: set[Incoming] = set()
+        self.connections: set[ProxyConnection] = set()
 
-    def buildProtocol(self, addr: IAddress | None) -> Incoming:
+    def buildProtocol(self, addr: IAddress | None) -> ProxyConnection:
         """A client has connected."""
-        incoming = Incoming()
+        incoming = ProxyConnection()
         incoming.factory = self
         return incoming
 

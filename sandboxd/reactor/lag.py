@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+
 from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-
-from sandboxd.web.request_stats import Histogram
 
 #: Seconds between looks.
 INTERVAL = 0.05
@@ -14,7 +15,7 @@ INTERVAL = 0.05
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
-class StallMeter(Service):
+class LagMeter(Service):
     """
     Asks to be called at a fixed interval, and measures by how much it is late.
 
@@ -49,3 +50,29 @@ class StallMeter(Service):
         self.longest = max(self.longest, delay)
         self.delays.observe(delay)
         self._schedule()
+
+
+class Histogram:
+    """
+    How often a value fell between which bounds.
+
+    :param bounds: the upper bounds, ascending; what is above the last is counted too.
+    :ivar counts: how often, by bound.
+    :ivar sum: of all values.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """One more."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def copy(self) -> Histogram:
+        """As it is now."""
+        copy = Histogram(self.bounds)
+        copy.counts, copy.sum = self.counts.copy(), self.sum
+        return copy

@@ -16,7 +16,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Workers:
+class ThreadPool:
     """
     A bounded pool of threads. Call it with a function and its arguments.
 

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 BUDGET = 0.008
 
 
-class Turns:
+class TurnBudget:
     """
     Does work at once while there is time left in this turn of the reactor; what is more waits, first come first served.
 

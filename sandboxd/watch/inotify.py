@@ -53,7 +53,7 @@ _HEADER = struct.Struct("=iIII")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Raw(NamedTuple):
+class RawEvent(NamedTuple):
     """An event as the kernel tells it."""
 
     wd: int
@@ -91,7 +91,7 @@ class Inotify:
         """Watch a directory no longer; one that is not watched is no error."""
         _libc.inotify_rm_watch(self._fd, wd)
 
-    def read(self, patience: float = 0.0) -> list[Raw]:
+    def read(self, patience: float = 0.0) -> list[RawEvent]:
         """
         The next events; none if there are none.
 
@@ -110,7 +110,7 @@ class Inotify:
         while position < len(data):
             wd, mask, cookie, length = _HEADER.unpack_from(data, position)
             position += _HEADER.size
-            found.append(Raw(wd, mask, cookie, data[position : position + length].rstrip(b"\0")))
+            found.append(RawEvent(wd, mask, cookie, data[position : position + length].rstrip(b"\0")))
             position += length
         return found
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from sandboxd.watch import inotify
 from sandboxd.watch.changes import Change
-from sandboxd.watch.inotify import Inotify, Raw
+from sandboxd.watch.inotify import Inotify, RawEvent
 
 #: Directories that one watch may have.
 MAX_DIRECTORIES = 100_000
@@ -42,14 +42,14 @@ class _Node:
     :ivar told: names in it that were told as created, of which the kernel may yet tell the same.
     """
 
-    __slots__ = ("children", "name", "parent", "told", "wd")
+    __slots__ = ("announced", "children", "name", "parent", "wd")
 
     def __init__(self, parent: _Node | None, name: bytes) -> None:
         self.wd = -1
         self.parent = parent
         self.name = name
         self.children: dict[bytes, _Node] = {}
-        self.told: set[bytes] = set()
+        self.announced: set[bytes] = set()
 
     def names(self) -> list[bytes]:
         """The way to it from what is watched."""
@@ -166,7 +166,7 @@ class Watcher:
             self._moved_away(move)
         self._moves.clear()
         for node in self._fresh:
-            node.told.clear()
+            node.announced.clear()
         self._fresh.clear()
 
     def _ignored(self, node: _Node, name: bytes) -> bool:
@@ -176,7 +176,7 @@ class Watcher:
         if self._only is None or change.path in (b"", self._only):
             self._changes.append(change)
 
-    def _take(self, event: Raw) -> None:
+    def _take(self, event: RawEvent) -> None:
         node = self._nodes.get(event.wd)
         if node is None:
             return
@@ -201,31 +201,31 @@ class Watcher:
         elif mask & inotify.ATTRIB:
             self._tell(Change("modified", b"", True))
 
-    def _take_named(self, node: _Node, event: Raw) -> None:
+    def _take_named(self, node: _Node, event: RawEvent) -> None:
         name, mask = event.name, event.mask
         path = node.path(name)
         is_dir = bool(mask & inotify.ISDIR)
         if mask & inotify.CREATE:
-            if name in node.told:
-                node.told.discard(name)
+            if name in node.announced:
+                node.announced.discard(name)
                 return
             self._tell(Change("created", path, is_dir))
             self._arrived(node, name, is_dir)
         elif mask & inotify.MOVED_FROM:
-            node.told.discard(name)
+            node.announced.discard(name)
             self._moves[event.cookie] = _Move(path, is_dir, node.children.pop(name, None))
         elif mask & inotify.MOVED_TO:
             self._moved_to(node, name, is_dir, self._moves.pop(event.cookie, None))
         elif mask & inotify.DELETE:
-            node.told.discard(name)
+            node.announced.discard(name)
             node.children.pop(name, None)
             self._tell(Change("deleted", path, is_dir))
         else:
             self._tell(Change("modified", path, is_dir))
 
     def _moved_to(self, node: _Node, name: bytes, is_dir: bool, move: _Move | None) -> None:
-        if name in node.told:  # it was found there before, and told as created
-            node.told.discard(name)
+        if name in node.announced:  # it was found there before, and told as created
+            node.announced.discard(name)
             if move is not None:
                 self._moved_away(move)
             return
@@ -311,7 +311,7 @@ class Watcher:
                     if self._ignored(node, name):
                         continue
                     if tell:
-                        node.told.add(name)
+                        node.announced.add(name)
                         self._tell(Change("created", node.path(name), is_dir))
                     child = watch(fd, node, name) if is_dir else None
                     if child is not None:

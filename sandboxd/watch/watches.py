@@ -11,10 +11,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from sandboxd.processes.pipes import Reactor
+from sandboxd.reactor.interfaces import Reactor
+from sandboxd.reactor.threads import ThreadPool
 from sandboxd.watch.changes import Change, ChangeLog, Moment
 from sandboxd.watch.watcher import Watcher
-from sandboxd.reactor.threads import Workers
 
 #: Seconds within which the same change is told once.
 MOMENT = 0.05
@@ -43,7 +43,7 @@ class Watch:
     def __init__(
         self,
         reactor: Reactor,
-        in_thread: Workers,
+        in_thread: ThreadPool,
         watcher: Callable[[], Watcher],
         first: int,
         ended: Callable[[], None],
@@ -205,7 +205,7 @@ class Watches(Service):
     def __len__(self) -> int:
         return len(self._open)
 
-    async def join(self, key: Hashable, in_thread: Workers, watcher: Callable[[], Watcher]) -> Watch:
+    async def join(self, key: Hashable, in_thread: ThreadPool, watcher: Callable[[], Watcher]) -> Watch:
         """
         The watch of something, begun if there is none; :meth:`leave` it when done.
 

@@ -1,1 +1,1 @@
-""""""
+"""The HTTP server under the routes. Knows neither files nor executions."""

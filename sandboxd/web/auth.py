@@ -9,8 +9,8 @@ from hashlib import sha256
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
+from sandboxd.reactor.threads import ThreadPool
 from sandboxd.web.tokens import MAX_TOKEN, Credentials, read_tokens, store_token, stored_tokens
-from sandboxd.reactor.threads import Workers
 
 #: Characters below which the log says that a token is short.
 SHORT = 16
@@ -64,7 +64,7 @@ class Gate(BearerAuth):
 
     _log = Logger()
 
-    def __init__(self, credentials: Credentials, in_thread: Workers) -> None:
+    def __init__(self, credentials: Credentials, in_thread: ThreadPool) -> None:
         super().__init__(*credentials.tokens)
         self._path = credentials.path
         self._in_thread = in_thread

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from email.utils import formatdate, parsedate_to_datetime
@@ -13,15 +12,6 @@ _TAG = re.compile(r'[ \t,]*(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"[ \t]*(?=,|$)
 
 class Malformed(ValueError):
     """A header is not what its rule says; the text names it."""
-
-
-def entity_tag(info: os.stat_result) -> str:
-    """
-    A strong entity tag: another for every change of a file that the kernel's clock can tell from the last one.
-
-    It is of device, inode, size, and the times (ns) of the last change of contents and of anything (mode, owner, name).
-    """
-    return f'"{info.st_dev:x}-{info.st_ino:x}-{info.st_size:x}-{info.st_mtime_ns:x}-{info.st_ctime_ns:x}"'
 
 
 def http_date(seconds: float) -> str:

@@ -21,7 +21,7 @@ class KeyConflict(Exception):
     """The key was used for another request, or what became of its request is no longer kept."""
 
 
-class Entry(Generic[T]):
+class KeyedResult(Generic[T]):
     """
     What a request has started.
 
@@ -55,9 +55,9 @@ class IdempotencyStore:
         self._seconds = seconds
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._entries: OrderedDict[str, Entry[object]] = OrderedDict()
+        self._entries: OrderedDict[str, KeyedResult[object]] = OrderedDict()
 
-    def once(self, key: str | None, request: bytes, start: Callable[[], T]) -> Entry[T]:
+    def once(self, key: str | None, request: bytes, start: Callable[[], T]) -> KeyedResult[T]:
         """
         What ``start`` returned, now or when the key was first used.
 
@@ -67,22 +67,22 @@ class IdempotencyStore:
         """
         now = self._clock.seconds()
         if key is None:
-            return Entry(start(), b"", False, now)
+            return KeyedResult(start(), b"", False, now)
         self._forget(now, self._count)
         fingerprint = hashlib.sha256(request).digest()
         known = self._entries.get(key)
         if known is None:
-            entry = Entry(start(), fingerprint, True, now)
+            entry = KeyedResult(start(), fingerprint, True, now)
             self._forget(now, self._count - 1)
-            self._entries[key] = cast(Entry[object], entry)
+            self._entries[key] = cast(KeyedResult[object], entry)
             return entry
         if known.fingerprint != fingerprint:
             raise KeyConflict("Idempotency-Key: it was used for another request; send a new key")
         if known.value is None:
             raise KeyConflict("Idempotency-Key: the request was executed, but its answer is no longer kept")
-        return cast(Entry[T], known)
+        return cast(KeyedResult[T], known)
 
-    def forget(self, entry: Entry[T]) -> None:
+    def forget(self, entry: KeyedResult[T]) -> None:
         """Nothing has come of a request after all: the same key may be used again."""
         if entry.keyed:
             entry.keyed = False
@@ -92,7 +92,7 @@ class IdempotencyStore:
                     del self._entries[key]
                     return
 
-    def holds(self, entry: Entry[T], size: int) -> None:
+    def holds(self, entry: KeyedResult[T], size: int) -> None:
         """Tell how many bytes of memory an entry's value holds."""
         if not entry.keyed or entry.value is None:
             return

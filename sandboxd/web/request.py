@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 from io import BytesIO
+from itertools import count
 from time import perf_counter
 from typing import NamedTuple, Protocol, cast
 
@@ -11,13 +14,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import server
 
+from sandboxd.reactor.turn_budget import TurnBudget
+from sandboxd.settings import Settings
+from sandboxd.web.ascii_json import dumps
 from sandboxd.web.auth import Gate
 from sandboxd.web.body import BodyStream, whole
-from sandboxd.web.ascii_json import dumps
-from sandboxd.requestid import request_id
-from sandboxd.settings import Settings
 from sandboxd.web.request_stats import HUNG_UP
-from sandboxd.reactor.turn_budget import Turns
 
 #: Under which all routes are found too.
 PREFIX = b"/koyeb-sandbox"
@@ -71,7 +73,7 @@ class Server(Protocol):
     gate: Gate
     settings: Settings
     routes: RouteMap
-    turns: Turns
+    turns: TurnBudget
 
     def ended(self, request: Request, status: int) -> None:
         """A request was answered, or its client is gone."""
@@ -207,7 +209,7 @@ class Request(server.Request):
         value = self.getHeader(name)
         return None if value is None else value.decode("utf-8", "backslashreplace")
 
-    def text_header_of(self, name: str) -> str | None:
+    def joined_header(self, name: str) -> str | None:
         """All values of a header that may be a list; what is not UTF-8 in them is escaped."""
         values = self.requestHeaders.getRawHeaders(name.encode("ascii"))
         return None if values is None else b", ".join(values).decode("utf-8", "backslashreplace")
@@ -276,3 +278,23 @@ def too_large(limit: int) -> Refusal:
 def printable(text: bytes) -> str:
     """Part of a request's first line, as it can be shown on a terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:1000].decode("ascii", "replace"))
+
+
+_ACCEPTED = re.compile(rb"[A-Za-z0-9._~+/=:@-]{1,128}")
+
+
+_prefix = secrets.token_hex(4).encode("ascii")
+
+
+_numbers = count(1)
+
+
+def request_id(given: bytes | None) -> bytes:
+    """
+    The id that a request came with, or a new one if that is none: up to 128 letters, digits and ``._~+/=:@-``.
+
+    :param given: the header ``X-Request-Id``, or None.
+    """
+    if given is not None and _ACCEPTED.fullmatch(given):
+        return given
+    return b"%s-%x" % (_prefix, next(_numbers))

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from twisted.internet.interfaces import IReactorTime
+
+from sandboxd.reactor.lag import Histogram
 
 #: Seconds, of a request.
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
 #: The status of a request whose client has hung up before all was answered, as nginx has it.
 HUNG_UP = 499
-
-
-class Histogram:
-    """
-    How often a value fell between which bounds.
-
-    :param bounds: the upper bounds, ascending; what is above the last is counted too.
-    :ivar counts: how often, by bound.
-    :ivar sum: of all values.
-    """
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """One more."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def copy(self) -> Histogram:
-        """As it is now."""
-        copy = Histogram(self.bounds)
-        copy.counts, copy.sum = self.counts.copy(), self.sum
-        return copy
 
 
 class Answer(NamedTuple):
@@ -56,7 +30,7 @@ class Answer(NamedTuple):
     code: int
 
 
-class Tally:
+class RequestStats:
     """
     Counts requests.
 

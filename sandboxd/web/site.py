@@ -23,9 +23,11 @@ from twisted.web import http, server
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import IResource
 
+from sandboxd.reactor.turn_budget import TurnBudget
+from sandboxd.settings import Settings
+from sandboxd.web.ascii_json import dumps
 from sandboxd.web.auth import Gate
 from sandboxd.web.body import BodyError, BodyStream
-from sandboxd.web.ascii_json import dumps
 from sandboxd.web.request import (
     METRICS_PATHS,
     OPEN_PATHS,
@@ -38,9 +40,7 @@ from sandboxd.web.request import (
     printable,
     too_large,
 )
-from sandboxd.settings import Settings
-from sandboxd.web.request_stats import Answer, Tally
-from sandboxd.reactor.turn_budget import Turns
+from sandboxd.web.request_stats import Answer, RequestStats
 
 #: Seconds that a refused client gets to read the answer while what it still sends is dropped. Closing at once
 #: would make the kernel answer with a reset, which destroys the reply on its way.
@@ -275,7 +275,7 @@ class Site(server.Site):
         gate: Gate,
         settings: Settings,
         routes: RouteMap,
-        turns: Turns,
+        turns: TurnBudget,
         reactor: IReactorTime,
         log_access: Callable[..., None] | None = None,
         open_metrics: bool = False,
@@ -286,7 +286,7 @@ class Site(server.Site):
         self.settings = settings
         self.routes = routes
         self.turns = turns
-        self.tally = Tally(reactor)
+        self.tally = RequestStats(reactor)
         self._log_access = log_access
         self.open_paths = OPEN_PATHS | METRICS_PATHS if open_metrics else OPEN_PATHS
         self.channels: set[Channel] = set()

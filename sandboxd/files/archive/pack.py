@@ -16,10 +16,10 @@ from functools import cache
 from threading import Lock
 
 from sandboxd.files.archive.compression import Compressor
-from sandboxd.files.errors import FileError, told
+from sandboxd.files.archive.tar import END, Member, MemberType, header, padding
+from sandboxd.files.errors import FileError, os_errors
 from sandboxd.files.root import Root
-from sandboxd.files.archive.tar import END, Kind, Member, header, padding
-from sandboxd.files.walk import GONE, Entry, walk
+from sandboxd.files.walk import GONE, TreeEntry, walk
 
 #: Bytes that one step makes, about.
 PIECE = 256 * 1024
@@ -30,7 +30,7 @@ STEP = 8 * 1024 * 1024
 #: Files with several names that are remembered, to be put in once.
 _MAX_LINKS = 100_000
 
-_KINDS = {modes.S_IFREG: Kind.FILE, modes.S_IFDIR: Kind.DIRECTORY, modes.S_IFLNK: Kind.SYMLINK}
+_KINDS = {modes.S_IFREG: MemberType.FILE, modes.S_IFDIR: MemberType.DIRECTORY, modes.S_IFLNK: MemberType.SYMLINK}
 
 
 class Packing:
@@ -69,7 +69,7 @@ class Packing:
 
         :raise FileError: if it cannot be read.
         """
-        with self._step, told("open", self._path):
+        with self._step, os_errors("open", self._path):
             fd = self._root.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
             if modes.S_ISDIR(os.fstat(fd).st_mode):
                 self._pieces = self._directory(fd)
@@ -110,7 +110,7 @@ class Packing:
             info = os.fstat(fd)
             if not modes.S_ISREG(info.st_mode):
                 raise FileError("read", self._path, "not a regular file", errno.EEXIST)
-            yield header(self._member(name, Kind.FILE, info))
+            yield header(self._member(name, MemberType.FILE, info))
             yield from self._contents(name, fd, info.st_size)
             yield END
         finally:
@@ -130,15 +130,15 @@ class Packing:
                 entry.enter = False
         yield END
 
-    def _entry(self, entry: Entry) -> Generator[bytes, None, None]:
+    def _entry(self, entry: TreeEntry) -> Generator[bytes, None, None]:
         info = entry.lstat()
         kind = _KINDS.get(modes.S_IFMT(info.st_mode))
         if kind is None:
             return  # a socket, a FIFO or a device, which none would unpack
         member = self._member(entry.path, kind, info)
-        if kind is Kind.SYMLINK:
+        if kind is MemberType.SYMLINK:
             member.target = os.readlink(entry.name, dir_fd=entry.dir_fd)
-        elif kind is Kind.FILE:
+        elif kind is MemberType.FILE:
             if info.st_nlink > 1 and self._is_known(info, member):
                 yield header(member)
                 return
@@ -164,16 +164,16 @@ class Packing:
             if len(self._links) < _MAX_LINKS:
                 self._links[key] = member.name
             return False
-        member.kind, member.target, member.size = Kind.HARD_LINK, first, 0
+        member.kind, member.target, member.size = MemberType.HARD_LINK, first, 0
         return True
 
-    def _member(self, name: str, kind: Kind, info: os.stat_result) -> Member:
+    def _member(self, name: str, kind: MemberType, info: os.stat_result) -> Member:
         return Member(
             name,
             kind,
             modes.S_IMODE(info.st_mode),
             info.st_mtime_ns,
-            info.st_size if kind is Kind.FILE else 0,
+            info.st_size if kind is MemberType.FILE else 0,
             "",
             info.st_uid,
             info.st_gid,
@@ -188,7 +188,7 @@ class Packing:
         """
         left = size
         while left:
-            with told("read", os.path.join(self._path, path)):
+            with os_errors("read", os.path.join(self._path, path)):
                 data = os.read(fd, min(left, PIECE))
             if not data:
                 break
@@ -202,7 +202,7 @@ class Packing:
 
     def _failed(self, path: str, error: OSError) -> None:
         if not (self._skip_unreadable and isinstance(error, PermissionError)):
-            with told("read", os.path.join(self._path, path)):
+            with os_errors("read", os.path.join(self._path, path)):
                 raise error
 
 

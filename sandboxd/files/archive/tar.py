@@ -38,7 +38,7 @@ class TarError(ValueError):
     """What came is no tar archive, or one that is not read here."""
 
 
-class Kind(Enum):
+class MemberType(Enum):
     """What a member is."""
 
     FILE = "file"
@@ -59,7 +59,7 @@ class Member:
     """
 
     name: str
-    kind: Kind
+    kind: MemberType
     mode: int
     mtime: int
     size: int = 0
@@ -71,12 +71,15 @@ class Member:
 
 
 _TYPES = {
-    Kind.FILE: tarfile.REGTYPE,
-    Kind.DIRECTORY: tarfile.DIRTYPE,
-    Kind.SYMLINK: tarfile.SYMTYPE,
-    Kind.HARD_LINK: tarfile.LNKTYPE,
+    MemberType.FILE: tarfile.REGTYPE,
+    MemberType.DIRECTORY: tarfile.DIRTYPE,
+    MemberType.SYMLINK: tarfile.SYMTYPE,
+    MemberType.HARD_LINK: tarfile.LNKTYPE,
 }
-_KINDS = {type: kind for kind, type in _TYPES.items()} | {tarfile.AREGTYPE: Kind.FILE, tarfile.CONTTYPE: Kind.FILE}
+_KINDS = {type: kind for kind, type in _TYPES.items()} | {
+    tarfile.AREGTYPE: MemberType.FILE,
+    tarfile.CONTTYPE: MemberType.FILE,
+}
 
 #: Those after which no data comes, whatever their size says.
 _WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
@@ -220,9 +223,9 @@ class Reader:
 
 def _member(info: tarfile.TarInfo, extended: dict[str, str]) -> Member:
     name = extended.get("path", info.name)
-    kind = _KINDS.get(info.type, Kind.OTHER)
-    if kind is Kind.FILE and name.endswith("/"):
-        kind = Kind.DIRECTORY  # as it was before POSIX
+    kind = _KINDS.get(info.type, MemberType.OTHER)
+    if kind is MemberType.FILE and name.endswith("/"):
+        kind = MemberType.DIRECTORY  # as it was before POSIX
     uid, gid = _number("uid", extended.get("uid"), info.uid), _number("gid", extended.get("gid"), info.gid)
     if not (0 <= uid < _MAX_ID and 0 <= gid < _MAX_ID):
         raise TarError(f"{name!r}: nobody can have the ids {uid} and {gid}")

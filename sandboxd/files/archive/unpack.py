@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock
 
-from sandboxd.files.below import Below
 from sandboxd.files.archive.compression import MAGIC_SIZE, Decompressor, recognised
-from sandboxd.files.errors import FileError, told
+from sandboxd.files.archive.tar import Member, MemberType, Reader, Receiver, TarError
+from sandboxd.files.errors import FileError, os_errors
 from sandboxd.files.root import Root
-from sandboxd.files.archive.tar import Kind, Member, Reader, Receiver, TarError
+from sandboxd.files.walk import DirectoryTree
 
 #: Members that an archive may have.
 MAX_ENTRIES = 1_000_000
@@ -83,7 +83,7 @@ class Unpacking:
 
         :raise FileError: if there is no such directory.
         """
-        with self._step, told("open", self._path):
+        with self._step, os_errors("open", self._path):
             if self._over:
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
             if self._parents:
@@ -206,7 +206,7 @@ class _Tree(Receiver):
         self.size = 0
         self.skipped: list[str] = []
         self.skips = 0
-        self._below = Below(top)
+        self._below = DirectoryTree(top)
         self._keep_owner = keep_owner
         self._max_size = max_size
         self._max_entries = max_entries
@@ -225,16 +225,16 @@ class _Tree(Receiver):
             raise _because(member, error) from None
 
     def _begin(self, member: Member, parts: list[str]) -> None:
-        if member.kind is Kind.OTHER:
+        if member.kind is MemberType.OTHER:
             self.skips += 1
             if len(self.skipped) < MAX_TOLD:
                 self.skipped.append(member.name)
         elif not parts:  # the directory itself
-            if member.kind is not Kind.DIRECTORY:
+            if member.kind is not MemberType.DIRECTORY:
                 raise TarError(f"{member.name!r}: it has no name")
-        elif member.kind is Kind.DIRECTORY:
+        elif member.kind is MemberType.DIRECTORY:
             self._make_directory(member, parts)
-        elif member.kind is Kind.FILE:
+        elif member.kind is MemberType.FILE:
             directory = os.dup(self._below.directory(parts[:-1], make=True))
             try:
                 self._file = _File(member, directory, parts[-1])
@@ -243,7 +243,7 @@ class _Tree(Receiver):
                 raise
         else:
             self._link(member, parts)
-        self.entries += member.kind is not Kind.OTHER and member.kind is not Kind.FILE
+        self.entries += member.kind is not MemberType.OTHER and member.kind is not MemberType.FILE
 
     def data(self, data: bytes) -> None:
         file = self._file
@@ -301,7 +301,7 @@ class _Tree(Receiver):
         directory = os.dup(self._below.directory(parts[:-1], make=True))
         temporary = _temporary()
         try:
-            if member.kind is Kind.SYMLINK:
+            if member.kind is MemberType.SYMLINK:
                 os.symlink(member.target, temporary, dir_fd=directory)
                 if self._keep_owner:
                     os.chown(temporary, member.uid, member.gid, dir_fd=directory, follow_symlinks=False)

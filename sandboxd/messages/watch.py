@@ -1,14 +1,22 @@
-"""Replies about trees of files, for the OpenAPI document; see :mod:`sandboxd.replies`."""
+"""Query and events of ``/watch``."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
-from sandboxd.replies import Struct
+from sandboxd.messages.archive import Name, Recursive, TreeQuery
+from sandboxd.messages.decoding import After, Struct
 
-Name = Annotated[str, Meta(description="Bytes that are not UTF-8 are lone surrogates, U+DC80 to U+DCFF.")]
+
+class WatchQuery(TreeQuery, kw_only=True):
+    """Query of ``/watch``."""
+
+    recursive: Recursive = False
+    after: After = None
+
+
 ChangedType = Annotated[Literal["file", "dir"], Meta(description="What it is; a link, too, is a file here.")]
 
 
@@ -53,16 +61,3 @@ class WatchEnded(Struct):
     """Nothing more will be told."""
 
     reason: Literal["deleted", "moved", "unmounted", "failed", "stopped"]
-
-
-class Unpacked(Struct):
-    """An archive that was unpacked."""
-
-    path: Name
-    entries: Annotated[int, Meta(description="Members that are there now.")]
-    bytes: Annotated[int, Meta(description="Bytes of their contents.")]
-    skipped: (
-        Annotated[list[Name], Meta(description="Members that were left out, devices and FIFOs: the first 100.")]
-        | UnsetType
-    ) = UNSET
-    skips: Annotated[int, Meta(description="How many those are in all.")] | UnsetType = UNSET

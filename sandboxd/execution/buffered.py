@@ -1,0 +1,98 @@
+"""The output of a foreground command, kept until it has ended, within a bound."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from sandboxd.execution.execution import Execution
+from sandboxd.execution.lines import character_border
+from sandboxd.execution.log import DroppedRecords
+
+_log = Logger()
+
+
+class HeadAndTail:
+    """
+    The head and the tail of one stream.
+
+    :param limit: bytes to keep, at most.
+    :ivar size: bytes that came.
+    :ivar dropped: bytes of them that were not kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.dropped = 0
+        self.size = 0
+        self._limit = limit
+        self._head: list[bytes] = []
+        self._head_size = 0
+        self._tail: deque[bytes] = deque()
+        self._tail_size = 0
+
+    def add(self, data: bytes) -> None:
+        """More output."""
+        self.size += len(data)
+        if not self._tail:
+            room = character_border(data, min(self._limit // 2 - self._head_size, len(data)))
+            if room:
+                self._head.append(data[:room])
+                self._head_size += room
+                data = data[room:]
+            if not data:
+                return
+        self._tail.append(data)
+        self._tail_size += len(data)
+        while (excess := self._head_size + self._tail_size - self._limit) > 0:
+            oldest = self._tail.popleft()
+            if len(oldest) > excess:
+                self._tail.appendleft(oldest[excess:])
+            cut = min(len(oldest), excess)
+            self._tail_size -= cut
+            self.dropped += cut
+
+    def pieces(self) -> Iterator[bytes]:
+        """What was kept, in order."""
+        yield from self._head
+        yield from self._tail
+
+
+class BufferedOutput:
+    """
+    An execution whose whole output is wanted when it has ended.
+
+    :param limit: bytes of each stream to keep, at most.
+    :ivar kept: the output, by stream; complete once the execution has ended.
+    """
+
+    def __init__(self, execution: Execution, limit: int) -> None:
+        self.execution = execution
+        self.kept = {"stdout": HeadAndTail(limit), "stderr": HeadAndTail(limit)}
+        Deferred.fromCoroutine(self._collect()).addErrback(
+            lambda failure: _log.failure("{id}: its output was not collected", failure, id=execution.id)
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of output that are kept."""
+        return sum(stream.size - stream.dropped for stream in self.kept.values())
+
+    @property
+    def cost(self) -> int:
+        """Bytes of memory that it holds, the execution's log included."""
+        return self.size + self.execution.log.size
+
+    async def _collect(self) -> None:
+        cursor = self.execution.log.cursor(after=0)
+        try:
+            while not cursor.ended:
+                while (batch := cursor.read()) is not None:
+                    assert not isinstance(batch, DroppedRecords), "a cursor that reads at once cannot fall behind"
+                    self.kept[batch.stream].add(batch.data)
+                if not cursor.ended:
+                    await cursor.when_more()
+        finally:
+            cursor.close()

@@ -1,0 +1,121 @@
+"""Bodies and replies of the routes about the daemon itself: health, port, metrics, status."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from sandboxd.messages.decoding import BadRequest, DoneWithMessage, Struct, Yes
+
+#: Likewise a port.
+PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+
+
+Port = Annotated[str | int, Meta(extra_json_schema={"minimum": 1, "maximum": 65535, "pattern": f"^{PORT}$"})]
+
+
+PortOrNone = Annotated[str | int, Meta(extra_json_schema={"minimum": 1, "maximum": 65535, "pattern": f"^({PORT})?$"})]
+
+
+class BindPortRequest(msgspec.Struct):
+    """Body of ``/bind_port``."""
+
+    port: Port
+
+    def number(self) -> int:
+        """
+        The port.
+
+        :raise BadRequest: if it is not one.
+        """
+        return _port(self.port)
+
+
+class UnbindPortRequest(msgspec.Struct):
+    """Body of ``/unbind_port``."""
+
+    port: PortOrNone | None = None
+
+    def number(self) -> int | None:
+        """
+        The port, if one is given.
+
+        :raise BadRequest: if it is not one.
+        """
+        return None if self.port in (None, "") else _port(self.port)
+
+
+def _port(value: str | int) -> int:
+    text = str(value).strip()
+    if text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535:
+        return int(text)
+    raise BadRequest(f"port: {value!r} is not a port; give a number from 1 to 65535")
+
+
+PortText = Annotated[str, Meta(pattern="^[0-9]{0,5}$")]
+
+
+class Health(Struct):
+    """The daemon answers."""
+
+    status: Literal["ok"]
+    version: str
+    uptime: Annotated[int, Meta(ge=0, description="Seconds.")]
+    proxy_port: PortText
+
+
+class Bound(DoneWithMessage):
+    """New connections to the proxy go to this port."""
+
+    port: PortText
+
+
+class PortStatus(Struct):
+    """The proxy's target."""
+
+    success: Yes
+    port: Annotated[PortText, Meta(description="Empty if none is bound.")]
+    proxy_port: PortText
+
+
+class Readiness(Struct):
+    """The daemon would take a command now."""
+
+    ready: Yes
+
+
+class Sample(Struct):
+    """A value of a metric."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class Metric(Struct):
+    """A metric, as Prometheus has it."""
+
+    name: str
+    type: Literal["counter", "gauge", "histogram"]
+    help: str
+    samples: list[Sample]
+
+
+class MetricsReply(Struct):
+    """The daemon in numbers."""
+
+    metrics: list[Metric]
+
+
+class DaemonStatus(Struct):
+    """How the daemon is doing."""
+
+    version: str
+    uptime: Annotated[float, Meta(description="Seconds.")]
+    executions: Annotated[int, Meta(description="Commands that run.")]
+    streams: Annotated[int, Meta(description="Event streams that are open.")]
+    proxy_connections: int
+    longest_stall: Annotated[float, Meta(description="Seconds by which the daemon was late, at most.")]
+    idle: Annotated[float, Meta(description="Seconds since it was last used; 0 while anything runs.")]

@@ -1,0 +1,340 @@
+"""Bodies, queries and replies of the routes that start, follow and end commands."""
+
+from __future__ import annotations
+
+import signal as signals
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from sandboxd.messages.decoding import NO_NUL, After, BadRequest, Count, Done, Seconds, Struct, Time, Yes, _no_nul
+from sandboxd.processes.command import Command, User
+from sandboxd.processes.limits import check_limits
+
+Signal = Annotated[
+    str | int,
+    Meta(
+        description="Its name, with SIG or without, or its number.",
+        extra_json_schema={
+            "enum": [
+                *(signal.name for signal in signals.Signals),
+                *(signal.name.removeprefix("SIG") for signal in signals.Signals),
+                *map(int, signals.Signals),
+            ]
+        },
+    ),
+]
+
+
+class LimitsRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, rename={"as_": "as"}):
+    """
+    Limits of each process, by their names in getrlimit(2): seconds for ``cpu``, counts for ``nofile`` and ``nproc``,
+    else bytes. Of the tree as a whole: ``memory`` in bytes, ``pids``, and ``cpus`` as a number of processors.
+    """
+
+    as_: Count | None = None
+    core: Count | None = None
+    cpu: Count | None = None
+    data: Count | None = None
+    fsize: Count | None = None
+    nofile: Count | None = None
+    nproc: Count | None = None
+    stack: Count | None = None
+    memory: Annotated[int, Meta(ge=1, le=(1 << 62))] | None = None
+    pids: Annotated[int, Meta(ge=1, le=(1 << 22))] | None = None
+    cpus: Annotated[float, Meta(gt=0, le=4096)] | None = None
+
+    def of_tree(self) -> dict[str, float]:
+        """Those that need a cgroup."""
+        found = {"memory": self.memory, "pids": self.pids, "cpus": self.cpus}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def of_process(self) -> dict[str, int]:
+        """Those that are rlimits."""
+        given: dict[str, int] = msgspec.to_builtins(self)
+        return {name: value for name, value in given.items() if name not in self.of_tree()}
+
+
+class CommandRequest(msgspec.Struct):
+    """Body of ``/run``, ``/run_streaming`` and ``/start_process``."""
+
+    cmd: Annotated[str, Meta(description="What sh -c is given.", extra_json_schema={"pattern": NO_NUL})]
+    cwd: Annotated[str, Meta(description="Working directory; the daemon's own if it is empty or left out.")] | None = (
+        None
+    )
+    env: (
+        Annotated[
+            dict[str, str],
+            Meta(
+                description="Variables over the daemon's own.",
+                extra_json_schema={"propertyNames": {"pattern": r"^[^\x00=]+$"}},
+            ),
+        ]
+        | None
+    ) = None
+    timeout: Annotated[Seconds, Meta(description="Seconds that it may live; 0 for ever.")] | None = None
+    idle_timeout: Annotated[Seconds, Meta(description="Seconds that it may go without output; 0 for ever.")] | None = (
+        None
+    )
+    max_output: (
+        Annotated[
+            Count, Meta(description="/run only: bytes of each stream to keep, half from the start, half from the end.")
+        ]
+        | None
+    ) = None
+    stdin: Annotated[bool, Meta(description="Whether its stdin is a pipe, for /processes/{id}/stdin.")] = False
+    detach: Annotated[bool, Meta(description="/run_streaming only: whether it outlives the connection.")] = False
+    survive: Annotated[bool, Meta(description="Whether its processes may outlive a daemon that was killed.")] = False
+    limits: LimitsRequest | None = None
+    user: Annotated[str, Meta(description="Whom to run as, if the daemon is root.")] | None = None
+
+    def command(self, user: User | None = None) -> Command:
+        """
+        The command that is asked for.
+
+        :param user: what is known of the user that is named in it.
+        :raise BadRequest: if the operating system could not take it.
+        """
+        env = self.env or {}
+        limits = {} if self.limits is None else self.limits.of_process()
+        try:
+            check_limits(limits)
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+        _no_nul("cmd", self.cmd)
+        for name, value in env.items():
+            if not name or "=" in name or "\0" in name:
+                raise BadRequest(f"env: {name!r} is not a variable name; it must not be empty or have '=' or NUL in it")
+            _no_nul(f"env.{name}", value)
+        if self.cwd:
+            _no_nul("cwd", self.cwd)
+        return Command(
+            self.cmd,
+            self.cwd or None,
+            env,
+            timeout=self.timeout or None,
+            idle_timeout=self.idle_timeout or None,
+            stdin=self.stdin,
+            survive=self.survive,
+            limits=limits,
+            tree_limits={} if self.limits is None else self.limits.of_tree(),
+            user=user,
+        )
+
+
+class KillProcessRequest(msgspec.Struct):
+    """Body of ``/kill_process``."""
+
+    id: Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+    signal: Signal | None = None
+    grace: Annotated[Seconds, Meta(description="Seconds until SIGKILL follows, if the signal was another.")] = 5.0
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise ValueError("id: Process ID is required")
+
+    def signum(self) -> int:
+        """
+        The signal to send first.
+
+        :raise BadRequest: if there is none of that name or number.
+        """
+        return signals.SIGKILL if self.signal is None else _signum(self.signal)
+
+
+class SignalRequest(msgspec.Struct):
+    """Body of ``/processes/<id>/signal``."""
+
+    signal: Signal
+
+    def signum(self) -> int:
+        """
+        The signal to send.
+
+        :raise BadRequest: if there is none of that name or number.
+        """
+        return _signum(self.signal)
+
+
+class LogsQuery(msgspec.Struct):
+    """Query of ``/processes/<id>/logs``."""
+
+    after: Annotated[Count, Meta(description="Records behind this sequence number.")] = 0
+    limit: Annotated[Count, Meta(description="How many at most; 10,000 by default, and no more.")] | None = None
+
+
+class ProcessLogsQuery(msgspec.Struct):
+    """Query of ``/process_logs_streaming``."""
+
+    id: Annotated[str, Meta(min_length=1)]
+    after: After = None
+    follow: Annotated[bool, Meta(description="Whether to go on with new lines as they come.")] = True
+
+
+class StreamQuery(msgspec.Struct):
+    """Query of ``/run_streaming``."""
+
+    after: After = None
+
+
+class StdinQuery(msgspec.Struct):
+    """Query of ``/processes/<id>/stdin``."""
+
+    close: Annotated[bool, Meta(description="Whether this is the end of its stdin.")] = False
+
+
+class WaitRequest(msgspec.Struct):
+    """Body of ``/processes/<id>/wait``."""
+
+    timeout: Seconds | None = None
+
+
+def _signum(value: str | int) -> int:
+    try:
+        if isinstance(value, int) or value.isdigit():
+            return signals.Signals(int(value))
+        name = value.upper()
+        return signals.Signals[name if name.startswith("SIG") else f"SIG{name}"]
+    except (KeyError, ValueError):
+        raise BadRequest(f"signal: {value!r} is not a signal; give a name such as TERM, or a number") from None
+
+
+Id = Annotated[str, Meta(description="The execution's id, a UUID.")]
+
+
+Status: TypeAlias = Literal["running", "completed", "failed", "killed"]
+
+
+StreamName: TypeAlias = Literal["stdout", "stderr"]
+
+
+class RunResult(Struct):
+    """What a command has written, and how it ended."""
+
+    stdout: str
+    stderr: str
+    code: Annotated[int, Meta(description="Its exit code; -1 if a signal ended it.")]
+    error: Annotated[str, Meta(description="There if the code is not 0.")] | UnsetType = UNSET
+    signal: Annotated[str, Meta(description="The signal that ended it, such as SIGKILL.")] | UnsetType = UNSET
+    timed_out: Yes | UnsetType = UNSET
+    idle_timed_out: Yes | UnsetType = UNSET
+    oom_killed: Yes | UnsetType = UNSET
+    stdout_dropped: Annotated[int, Meta(description="Bytes that max_output left out.")] | UnsetType = UNSET
+    stderr_dropped: Annotated[int, Meta(description="Bytes that max_output left out.")] | UnsetType = UNSET
+
+
+class Output(Struct):
+    """A line of output, or a piece of one."""
+
+    stream: StreamName
+    data: Annotated[str, Meta(description="The line without its end.")]
+    partial: Annotated[Yes, Meta(description="The line goes on in the next event of the stream.")] | UnsetType = UNSET
+
+
+class LogLine(Output, kw_only=True):
+    """A line of output, and when it came."""
+
+    timestamp: Time
+
+
+class Record(LogLine, kw_only=True):
+    """A line of output with its number."""
+
+    seq: Annotated[int, Meta(ge=1)]
+
+
+class Gap(Struct):
+    """Lines that can no longer be had."""
+
+    dropped: int
+
+
+class Complete(Struct):
+    """The command has ended."""
+
+    code: int
+    error: bool
+    signal: str | UnsetType = UNSET
+    timed_out: Yes | UnsetType = UNSET
+    idle_timed_out: Yes | UnsetType = UNSET
+    oom_killed: Yes | UnsetType = UNSET
+
+
+class StreamEnded(Struct):
+    """There is no more to come."""
+
+    message: Literal["stream ended"]
+
+
+class Started(Struct):
+    """A process that was started."""
+
+    id: Id
+    pid: int
+    status: Status
+
+
+class Process(Started):
+    """A background process."""
+
+    command: str
+    started_at: Time
+    exit_code: int | UnsetType = UNSET
+    completed_at: Time | UnsetType = UNSET
+
+
+class Processes(Struct):
+    """The background processes, in the order of their start."""
+
+    processes: list[Process]
+
+
+class OutputState(Struct):
+    """An execution's output, in numbers."""
+
+    bytes: Annotated[int, Meta(description="Written in all.")]
+    records: Annotated[int, Meta(description="Records in all, those that were dropped included.")]
+    first: Annotated[int, Meta(description="The number of the oldest record that is kept.")]
+    truncated: bool
+    last_at: Time | None
+    followers: Annotated[int, Meta(description="Readers that are open.")]
+
+
+class ExecutionDetails(Struct):
+    """All that is known of an execution."""
+
+    id: Id
+    pid: int
+    status: Status
+    background: bool
+    command: str
+    cwd: str | None
+    user: str | None
+    timeout: float | None
+    idle_timeout: float | None
+    limits: dict[str, float]
+    survive: bool
+    started_at: Time
+    ended_at: Time | None
+    exit_code: int | None
+    signal: str | None
+    timed_out: bool
+    idle_timed_out: bool
+    oom_killed: bool
+    output: OutputState
+
+
+class Logs(Struct):
+    """Records of an execution's log."""
+
+    records: list[Record]
+    dropped: Annotated[int, Meta(description="Records that were asked for and are gone.")]
+    last: Annotated[int, Meta(description="Ask for what is after this number next.")]
+    ended: Annotated[bool, Meta(description="Whether there will be no more.")]
+
+
+class StdinWritten(Done):
+    """Its stdin has taken the bytes."""
+
+    bytes: int
