@@ -94,8 +94,8 @@ def test_every_type_has_a_name_of_its_own(daemon: Daemon) -> None:
 def test_the_reference_has_every_route(daemon: Daemon) -> None:
     paths = described(daemon)["paths"]
     routes = [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
-    os_errors = re.findall(r"^### `([A-Z]+ /.*)`$", apidoc.PAGE.read_text(), re.M)
-    assert sorted(os_errors) == sorted(routes), "run python -m tests.apidoc"
+    told = re.findall(r"^### `([A-Z]+ /.*)`$", apidoc.PAGE.read_text(), re.M)
+    assert sorted(told) == sorted(routes), "run python -m tests.apidoc"
 
 
 def test_only_health_and_readiness_are_open(daemon: Daemon) -> None:

@@ -67,8 +67,8 @@ async def test_nothing_is_claimed_by_a_token_that_cannot_be_stored(
     for answer in answers:
         assert answer.status == 503
         assert "stored" in answer.json()["error"]
+    await until(lambda: "could not be claimed" in daemon.log.read_text())  # the log is written by a thread
     log = daemon.log.read_text()
-    assert "could not be claimed" in log
     assert str(blocker) in log
     assert "to-try" not in log
     blocker.unlink()

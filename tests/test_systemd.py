@@ -91,8 +91,8 @@ def test_from_ready_to_stopping_the_manager_is_told(start_daemon: Callable[..., 
 
 def test_a_reactor_that_is_stuck_does_not_feed_the_watchdog(manager: Manager) -> None:
     clock = Clock()
-    os_errors = ServiceManager({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "10000000"}, clock)
-    os_errors.ready("")
+    told = ServiceManager({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "10000000"}, clock)
+    told.ready("")
     manager.pending()
     clock.advance(4.9)
     assert manager.pending() == []

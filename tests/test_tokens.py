@@ -64,9 +64,9 @@ def test_a_token_a_line(tmp_path: Path, text: str) -> None:
 def test_what_is_no_token_is_told_without_telling_it(tmp_path: Path, data: bytes, why: str) -> None:
     file = tmp_path / "file"
     file.write_bytes(data)
-    with pytest.raises(BadTokens, match=why) as os_errors:
+    with pytest.raises(BadTokens, match=why) as told:
         read_tokens(file)
-    assert "fine" not in str(os_errors.value)
+    assert "fine" not in str(told.value)
 
 
 def test_a_file_that_is_missing_is_told(tmp_path: Path) -> None:
@@ -175,10 +175,10 @@ def test_pool(file: Path, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_meant_is_refused(file: Path, variables: dict[str, str], why: str) -> None:
     places = {"FILE": str(file), "FOLDER": str(file.parent)}
-    with pytest.raises(SystemExit, match=why) as os_errors:
+    with pytest.raises(SystemExit, match=why) as told:
         credentials(**{name: places.get(value, value) for name, value in variables.items()})
-    assert GIVEN not in str(os_errors.value)
-    assert STORED not in str(os_errors.value)
+    assert GIVEN not in str(told.value)
+    assert STORED not in str(told.value)
 
 
 def test_tokens_are_not_shown() -> None:

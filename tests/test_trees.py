@@ -45,7 +45,7 @@ async def get(api: Api, route: str, path: Path, query: str = "") -> Response:
     return await within(20, api.get(f"/files/{route}?path={quote(os.fsencode(path))}{query}"))
 
 
-async def os_errors(api: Api, route: str, path: Path, query: str = "") -> Any:
+async def told(api: Api, route: str, path: Path, query: str = "") -> Any:
     response = await get(api, route, path, query)
     assert response.status == 200, response
     return response.json()
@@ -79,7 +79,7 @@ async def test_stat_tells_all_that_is_known(api: Api, tmp_path: Path) -> None:
     path.write_text("text")
     path.chmod(0o4640)
     os.utime(path, ns=(1_600_000_000_000_000_001, 1_700_000_000_123_456_789))
-    found = await os_errors(api, "stat", path)
+    found = await told(api, "stat", path)
     info = path.stat()
     assert found == {
         "path": str(path),
@@ -103,13 +103,13 @@ async def test_stat_tells_all_that_is_known(api: Api, tmp_path: Path) -> None:
 
 
 async def test_stat_of_links_and_others(api: Api, tree: Path) -> None:
-    link = await os_errors(api, "stat", tree / "link")
+    link = await told(api, "stat", tree / "link")
     assert (link["type"], link["target"]) == ("link", "src")
-    assert (await os_errors(api, "stat", tree / "link", "&follow=true"))["type"] == "dir"
+    assert (await told(api, "stat", tree / "link", "&follow=true"))["type"] == "dir"
     os.mkfifo(tree / "fifo")
-    assert (await os_errors(api, "stat", tree / "fifo"))["type"] == "fifo"
+    assert (await told(api, "stat", tree / "fifo"))["type"] == "fifo"
     (tree / "dangling").symlink_to("nowhere")
-    assert (await os_errors(api, "stat", tree / "dangling"))["type"] == "link"
+    assert (await told(api, "stat", tree / "dangling"))["type"] == "link"
     for path, query in ((tree / "missing", ""), (tree / "dangling", "&follow=1")):
         response = await get(api, "stat", path, query)
         assert response.status == 404
@@ -120,11 +120,11 @@ async def test_stat_of_links_and_others(api: Api, tree: Path) -> None:
 
 
 async def test_list_of_a_directory(api: Api, tree: Path) -> None:
-    page = await os_errors(api, "list", tree)
+    page = await told(api, "list", tree)
     assert paths(page) == [".git", "README.md", "link", "src"]
     assert page["next"] is None
     assert [entry["type"] for entry in page["entries"]] == ["dir", "file", "link", "dir"]
-    assert page["entries"][1]["etag"] == (await os_errors(api, "stat", tree / "README.md"))["etag"]
+    assert page["entries"][1]["etag"] == (await told(api, "stat", tree / "README.md"))["etag"]
     assert page["entries"][2]["target"] == "src"
 
 
@@ -141,7 +141,7 @@ async def test_list_of_a_directory(api: Api, tree: Path) -> None:
     ],
 )
 async def test_list_of_what_is_meant(api: Api, tree: Path, query: str, expected: list[str]) -> None:
-    assert paths(await os_errors(api, "list", tree, query)) == expected
+    assert paths(await told(api, "list", tree, query)) == expected
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 1000])
@@ -154,7 +154,7 @@ async def test_pages_have_each_entry_once_though_others_come_and_go(api: Api, tm
     after = ""
     number = 0
     while True:
-        page = await os_errors(api, "list", tmp_path, f"&depth=9&limit={limit}&after={quote(after)}")
+        page = await told(api, "list", tmp_path, f"&depth=9&limit={limit}&after={quote(after)}")
         assert len(page["entries"]) <= limit
         seen += paths(page)
         if page["next"] is None:
@@ -225,10 +225,10 @@ async def test_trees_of_any_depth(api: Api, tmp_path: Path) -> None:
         fd = inner
     os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
     os.close(fd)
-    page = await os_errors(api, "list", deep, "&depth=1000&type=file")
+    page = await told(api, "list", deep, "&depth=1000&type=file")
     assert paths(page) == ["d/" * 300 + "f"]
     assert (await done(api, "copy", from_=deep, to=tmp_path / "copy"))["entries"] == 302
-    assert paths(await os_errors(api, "list", tmp_path / "copy", "&depth=1000&type=file")) == ["d/" * 300 + "f"]
+    assert paths(await told(api, "list", tmp_path / "copy", "&depth=1000&type=file")) == ["d/" * 300 + "f"]
 
 
 # move and copy
@@ -360,7 +360,7 @@ async def test_chown(api: Api, tree: Path) -> None:
 async def test_append(api: Api, tmp_path: Path) -> None:
     path = tmp_path / "log"
     reply = await done(api, "append", path=path, content="one\n")
-    assert reply == {"path": str(path), "size": 4, "etag": (await os_errors(api, "stat", path))["etag"]}
+    assert reply == {"path": str(path), "size": 4, "etag": (await told(api, "stat", path))["etag"]}
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     await done(api, "append", path=path, base64="/wA=")
     assert path.read_bytes() == b"one\n\xff\0"
@@ -410,13 +410,13 @@ async def test_edit(api: Api, tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_text("one\ntwo\nthree\ntwo\n")
     path.chmod(0o640)
-    before = (await os_errors(api, "stat", path))["etag"]
+    before = (await told(api, "stat", path))["etag"]
     edits = [{"old": "one\ntwo", "new": "ONE"}, {"old": "t", "new": "T\nT", "replace_all": True}]
     reply = await done(api, "edit", path=path, edits=edits, if_match=before)
     assert path.read_text() == "ONE\nT\nThree\nT\nTwo\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert reply["edits"] == [{"replaced": 1, "lines": [1]}, {"replaced": 2, "lines": [2, 4]}]
-    assert reply["etag"] == (await os_errors(api, "stat", path))["etag"] != before
+    assert reply["etag"] == (await told(api, "stat", path))["etag"] != before
     stale = await post(api, "edit", path=path, edits=[{"old": "ONE", "new": "x"}], if_match=before)
     assert stale.status == 412
     assert stale.json()["etag"] == reply["etag"]
@@ -586,8 +586,8 @@ async def test_names_that_are_not_utf8(api: Api, tmp_path: Path) -> None:
     odd = os.fsdecode(b"odd\xff\xe2\x82")
     path = tmp_path / odd
     path.write_text("one")
-    assert (await os_errors(api, "stat", path))["name"] == odd
-    page = await os_errors(api, "list", tmp_path, "&depth=2&limit=1")
+    assert (await told(api, "stat", path))["name"] == odd
+    page = await told(api, "list", tmp_path, "&depth=2&limit=1")
     assert paths(page) == [odd]
     await done(api, "move", from_=path, to=tmp_path / f"d{odd}/{odd}", parents=True)
     await done(api, "copy", from_=tmp_path / f"d{odd}", to=tmp_path / f"e{odd}")
@@ -597,7 +597,7 @@ async def test_names_that_are_not_utf8(api: Api, tmp_path: Path) -> None:
     found = await done(api, "grep", path=tmp_path / f"d{odd}", pattern="one")
     assert lines(found) == [(odd, 1, "one")]
     await done(api, "link", path=tmp_path / "link", target=odd)
-    assert (await os_errors(api, "stat", tmp_path / "link"))["target"] == odd
+    assert (await told(api, "stat", tmp_path / "link"))["target"] == odd
 
 
 class Rooted:
@@ -659,7 +659,7 @@ async def test_nothing_leads_out_of_a_root(rooted: Rooted, way: str) -> None:
 
 
 async def test_links_in_a_root_are_not_followed_by_searches(rooted: Rooted) -> None:
-    assert paths(await os_errors(rooted.api, "list", Path(), "&depth=9")) == ["f", "out", "up"]
+    assert paths(await told(rooted.api, "list", Path(), "&depth=9")) == ["f", "out", "up"]
     found = await done(rooted.api, "grep", path=".", pattern="e")
     assert lines(found) == [("f", 1, "text")]
     await done(rooted.api, "chmod", path=rooted.top, mode="go-w", recursive=True)

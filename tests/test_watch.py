@@ -37,7 +37,7 @@ class Watching:
         self.seen.append(event)
         return event
 
-    async def os_errors(self) -> tuple[str, ...]:
+    async def told(self) -> tuple[str, ...]:
         """The next event in short: its name, the paths in it from the top, and whether it is of a directory."""
         event = await self.next()
         paths = [event.data[key] for key in ("from", "path", "to") if key in event.data]
@@ -75,23 +75,23 @@ async def test_ready_tells_what_is_watched(api: Api, tmp_path: Path) -> None:
 async def test_what_happens_is_told_in_order(api: Api, tmp_path: Path) -> None:
     watching = await watch(api, tmp_path)
     (tmp_path / "f").write_text("text")
-    assert await watching.os_errors() == ("created", "f", "file")
+    assert await watching.told() == ("created", "f", "file")
     (tmp_path / "f").write_text("more")
-    assert await watching.os_errors() == ("modified", "f", "file")
+    assert await watching.told() == ("modified", "f", "file")
     (tmp_path / "f").chmod(0o600)
-    assert await watching.os_errors() == ("modified", "f", "file")
+    assert await watching.told() == ("modified", "f", "file")
     (tmp_path / "f").rename(tmp_path / "g")
-    assert await watching.os_errors() == ("moved", "f", "g", "file")
+    assert await watching.told() == ("moved", "f", "g", "file")
     (tmp_path / "d").mkdir()
-    assert await watching.os_errors() == ("created", "d", "dir")
+    assert await watching.told() == ("created", "d", "dir")
     (tmp_path / "d").rename(tmp_path / "e")
-    assert await watching.os_errors() == ("moved", "d", "e", "dir")
+    assert await watching.told() == ("moved", "d", "e", "dir")
     (tmp_path / "g").unlink()
-    assert await watching.os_errors() == ("deleted", "g", "file")
+    assert await watching.told() == ("deleted", "g", "file")
     (tmp_path / "e").rmdir()
-    assert await watching.os_errors() == ("deleted", "e", "dir")
+    assert await watching.told() == ("deleted", "e", "dir")
     (tmp_path / "l").symlink_to("nowhere")
-    assert await watching.os_errors() == ("created", "l", "file")
+    assert await watching.told() == ("created", "l", "file")
     watching.stream.close()
 
 
@@ -138,14 +138,14 @@ async def test_five_thousand_changes_lose_none(api: Api, tmp_path: Path) -> None
     watching.stream.close()
     if any(event.name in ("overflow", "gap") for event in events):
         return
-    os_errors: dict[str, list[str]] = {}
+    told: dict[str, list[str]] = {}
     for event in events:
         for key in ("from", "to", "path"):
             if key in event.data and event.name != "modified":
-                os_errors.setdefault(event.data[key], []).append(event.name)
+                told.setdefault(event.data[key], []).append(event.name)
     for n in range(1250):
         old, new = (str(tmp_path / f"d{n % 20}" / f"{letter}{n}") for letter in "fg")
-        assert (os_errors[old], os_errors[new]) == (["created", "moved"], ["moved", "deleted"])
+        assert (told[old], told[new]) == (["created", "moved"], ["moved", "deleted"])
 
 
 async def test_new_directories_lose_nothing_of_what_is_put_into_them_at_once(api: Api, tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ async def test_a_moved_directory_takes_what_is_in_it_along(api: Api, tmp_path: P
     watching = await watch(api, tmp_path, "&recursive=true")
     (tmp_path / "old").rename(tmp_path / "other/new")
     (tmp_path / "other/new/inner/f").touch()
-    assert await watching.os_errors() == ("moved", "old", "other/new", "dir")
-    assert await watching.os_errors() == ("created", "other/new/inner/f", "file")
+    assert await watching.told() == ("moved", "old", "other/new", "dir")
+    assert await watching.told() == ("created", "other/new/inner/f", "file")
     watching.stream.close()
 
 
@@ -190,16 +190,16 @@ async def test_what_is_moved_out_is_deleted_and_what_is_moved_in_is_created(api:
     outside.mkdir()
     watching = await watch(api, inside, "&recursive=true")
     (inside / "d").rename(outside / "d")
-    assert await watching.os_errors() == ("deleted", "d", "dir")
+    assert await watching.told() == ("deleted", "d", "dir")
     (outside / "d/e/f").touch()  # nobody's business any more
     (outside / "d").rename(inside / "back")
-    assert sorted([await watching.os_errors() for _ in range(3)]) == [
+    assert sorted([await watching.told() for _ in range(3)]) == [
         ("created", "back", "dir"),
         ("created", "back/e", "dir"),
         ("created", "back/e/f", "file"),
     ]
     (inside / "back/e/g").touch()
-    assert await watching.os_errors() == ("created", "back/e/g", "file")
+    assert await watching.told() == ("created", "back/e/g", "file")
     watching.stream.close()
 
 
@@ -227,7 +227,7 @@ async def test_resuming_behind_ready_brings_all_since_then(api: Api, tmp_path: P
     watching.stream.close()
     (tmp_path / "one").touch()
     again = await watch(api, tmp_path, f"&after={watching.seen[0].id}")
-    assert await again.os_errors() == ("created", "one", "file")
+    assert await again.told() == ("created", "one", "file")
     again.stream.close()
 
 
@@ -247,7 +247,7 @@ async def test_what_cannot_be_had_any_more_is_told(start_daemon: Callable[..., D
     gap = await again.next()
     assert (gap.name, gap.data) == ("gap", {"dropped": None})
     (top / "three").touch()
-    assert await again.os_errors() == ("created", "three", "file")
+    assert await again.told() == ("created", "three", "file")
     stopped = deferToThread(daemon.stop)
     while (event := await again.next()).name != "end":
         pass
@@ -327,11 +327,11 @@ async def test_a_file_is_watched_through_its_replacement(api: Api, tmp_path: Pat
     watching.top = tmp_path
     (tmp_path / "other").touch()
     path.write_text("text")
-    assert await watching.os_errors() == ("modified", "f", "file")
+    assert await watching.told() == ("modified", "f", "file")
     (tmp_path / "other").rename(path)
-    assert await watching.os_errors() == ("created", "f", "file")
+    assert await watching.told() == ("created", "f", "file")
     path.unlink()
-    assert await watching.os_errors() == ("deleted", "f", "file")
+    assert await watching.told() == ("deleted", "f", "file")
     watching.stream.close()
 
 
@@ -355,9 +355,9 @@ async def test_what_is_excluded_is_not_told(api: Api, tmp_path: Path) -> None:
     (tmp_path / "node_modules/f").touch()
     (tmp_path / "src/f.o").touch()
     (tmp_path / "src/f.c").touch()
-    assert await watching.os_errors() == ("created", "src/f.c", "file")
+    assert await watching.told() == ("created", "src/f.c", "file")
     (tmp_path / "src/f.o").rename(tmp_path / "src/g")
-    assert await watching.os_errors() == ("created", "src/g", "file")
+    assert await watching.told() == ("created", "src/g", "file")
     watching.stream.close()
 
 
@@ -403,7 +403,7 @@ async def test_a_client_that_leaves_before_ready_leaves_nothing(daemon: Daemon, 
     api = Api(daemon.url, daemon.secret)
     watching = await watch(api, tmp_path)
     (tmp_path / "f").touch()
-    assert await watching.os_errors() == ("created", "f", "file")
+    assert await watching.told() == ("created", "f", "file")
     watching.stream.close()
 
 
