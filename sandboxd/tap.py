@@ -31,6 +31,7 @@ from sandboxd.options import ServiceOptions
 from sandboxd.processes.cgroup import CgroupError, Cgroups, delegated
 from sandboxd.processes.environment import MANAGER
 from sandboxd.processes.limits import prepare_process
+from sandboxd.reactor.clock import RunningTime
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.service import Sandboxd
 
@@ -133,6 +134,7 @@ def makeService(options: Options) -> Sandboxd:
     :raise SystemExit: if a port cannot be had, or the root or the cgroup cannot be used.
     """
     reactor = _reactor()
+    _set_clock(reactor)
     root = _root(options["root"])
     http, proxy = _open_sockets(options)
     manager = ServiceManager(os.environ, reactor)
@@ -212,6 +214,11 @@ def _reactor() -> Reactor:
     from twisted.internet import reactor
 
     return cast(Reactor, reactor)
+
+
+def _set_clock(reactor: Reactor) -> None:
+    """Give the reactor a clock that no change of the wall clock and no pause of the process affects."""
+    cast(Any, reactor).seconds = RunningTime()
 
 
 def _stop_now() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
@@ -86,9 +87,11 @@ class Execution:
         self._start: OneShot[None] = OneShot()
         self._end: OneShot[None] = OneShot()
         self._timers: list[IDelayedCall] = []
-        self.started_at = clock.seconds()
+        self.started_at = time.time()
+        self._began = clock.seconds()
         self.pid: int | None = None
-        self._child: Child | None = launch(CaptureProtocol(log, clock, self._started, self._exited), self._mark)
+        self._protocol = CaptureProtocol(log, clock, self._started, self._exited)
+        self._child: Child | None = launch(self._protocol, self._mark)
         log.register_producer(self._child)
 
     @property
@@ -182,7 +185,7 @@ class Execution:
         self._timers = [timer for timer in self._timers if timer.active()] + [call]
 
     def _look_idle(self, limit: float) -> None:
-        idle = self._clock.seconds() - (self.log.last_output or self.started_at)
+        idle = self._clock.seconds() - (self._protocol.last_output or self._began)
         if self.log.paused or self.log.pauses != self._pauses_seen:
             # It may have been waiting for a slow reader, and not been silent.
             self._pauses_seen = self.log.pauses
@@ -216,7 +219,7 @@ class Execution:
         if self.cgroup is not None:
             self.oom_killed = self.cgroup.oom_killed
         self._child = None
-        self.ended_at = self._clock.seconds()
+        self.ended_at = time.time()
         self._ended(self)
         if self.pid is None:
             self._start.fire(reason)

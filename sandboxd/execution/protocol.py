@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
-from sandboxd.execution.log import OutputLog
+from sandboxd.execution.log import OutputLog, Stream
 
 
 class CaptureProtocol(ProcessProtocol):
@@ -16,9 +17,10 @@ class CaptureProtocol(ProcessProtocol):
     Puts a child's stdout and stderr into one log, in the order in which they arrive.
 
     :param log: where the output goes.
-    :param clock: tells the time of each batch.
+    :param clock: the clock of :attr:`last_output`; the log's times are those of the wall clock.
     :param started: called when the child runs.
     :param exited: called with the reason, once the child has exited and its output is in the log.
+    :ivar last_output: when the child last wrote, by the clock; None if it never did.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class CaptureProtocol(ProcessProtocol):
         self._clock = clock
         self._started = started
         self._exited = exited
+        self.last_output: float | None = None
 
     def connectionMade(self) -> None:
         """The child runs."""
@@ -35,18 +38,22 @@ class CaptureProtocol(ProcessProtocol):
 
     def outReceived(self, data: bytes) -> None:
         """The child wrote to stdout."""
-        self._log.append("stdout", data, self._clock.seconds())
+        self._received("stdout", data)
 
     def errReceived(self, data: bytes) -> None:
         """The child wrote to stderr."""
-        self._log.append("stderr", data, self._clock.seconds())
+        self._received("stderr", data)
+
+    def _received(self, stream: Stream, data: bytes) -> None:
+        self.last_output = self._clock.seconds()
+        self._log.append(stream, data, time.time())
 
     def processExited(self, reason: Failure) -> None:
         """The child has exited, and all that it left in its pipes has been received; or it could not be started."""
         log, exited = self._log, self._exited
         # What the command left behind may hold its pipes, and so this, for days: not the output and the execution.
         self._log, self._started, self._exited, self.transport = _NOWHERE, _nothing, _nothing, None
-        log.close(self._clock.seconds())
+        log.close(time.time())
         exited(reason)
 
 

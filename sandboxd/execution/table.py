@@ -57,24 +57,23 @@ class Finished:
 
     def __init__(self, count: int, size: int, age: float) -> None:
         self._limits = (count, size, age)
-        self._executions: deque[Execution] = deque()
+        self._executions: deque[tuple[Execution, float]] = deque()
         self._size = 0
 
-    def add(self, execution: Execution) -> None:
+    def add(self, execution: Execution, now: float) -> None:
         """One has ended."""
-        self._executions.append(execution)
+        self._executions.append((execution, now))
         self._size += execution.log.size
 
     def take_excess(self, now: float) -> Iterator[Execution]:
         """Those that are to be forgotten, oldest first, forgetting them."""
         count, size, age = self._limits
         while self._executions:
-            oldest = self._executions[0]
-            ended = oldest.ended_at or now
+            oldest, ended = self._executions[0]
             if len(self._executions) <= count and self._size <= size and now - ended < age:
                 return
             self._size -= oldest.log.size
-            yield self._executions.popleft()
+            yield self._executions.popleft()[0]
 
 
 class ProcessTable(Service):
@@ -94,7 +93,7 @@ class ProcessTable(Service):
     :ivar live: the executions that run, by id.
     :ivar started: how many were started, of ``background`` and of ``foreground``.
     :ivar ended: how many have ended, by status; ``unstarted`` are those that could not be started.
-    :ivar last_ended: when the last one has, in seconds since the epoch; when the table was made, if none has.
+    :ivar last_ended: when the last one has, by the clock; when the table was made, if none has.
     """
 
     _log = Logger()
@@ -240,7 +239,7 @@ class ProcessTable(Service):
             self._known.pop(execution.id, None)
             self._background.pop(execution.id, None)
             return
-        self._finished[execution.background].add(execution)
+        self._finished[execution.background].add(execution, self.last_ended)
         self._forget()
 
     def _adopt(self, children: dict[int, ChildListener]) -> None:

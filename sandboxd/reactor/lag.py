@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -42,11 +43,11 @@ class LagMeter(Service):
             self._call.cancel()
 
     def _schedule(self) -> None:
-        self._due = self._clock.seconds() + INTERVAL
+        self._due = time.monotonic() + INTERVAL
         self._call = self._clock.callLater(INTERVAL, self._look)
 
     def _look(self) -> None:
-        delay = self._clock.seconds() - self._due
+        delay = time.monotonic() - self._due  # not by the reactor's clock: a pause of the process is a delay, too
         self.longest = max(self.longest, delay)
         self.delays.observe(delay)
         self._schedule()

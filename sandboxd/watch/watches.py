@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable
 
 from twisted.application.service import Service
@@ -218,7 +219,7 @@ class Watches(Service):
         watch = self._open.get(key)
         if watch is None:
             self._make_room()
-            self._first = max(self._first + 1, int(self._reactor.seconds() * 1_000_000))
+            self._first = max(self._first + 1, time.time_ns() // 1000)
             watch = self._open[key] = Watch(self._reactor, in_thread, watcher, self._first, lambda: self._forget(key))
         watch.readers += 1
         if watch.idle is not None and watch.idle.active():
