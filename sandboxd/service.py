@@ -58,7 +58,7 @@ class Sandboxd(Service):
     :param credentials: whom it knows.
     :param environ: what children inherit, less the daemon's own secrets.
     :param settings: its limits.
-    :param guarded: whether it is a process of its own, which reaps the orphans that it inherits and has a guardian.
+    :param reap: whether it reaps all children of this process, which is the daemon's alone.
     :param cgroups: a cgroup that was delegated to this process, if there is one.
     :param umask: the file mode creation mask to set at the start, or None to leave it.
     :param root: where the paths of requests lead; None for anywhere.
@@ -76,7 +76,7 @@ class Sandboxd(Service):
         credentials: Credentials,
         environ: Mapping[str, str],
         settings: Settings = DEFAULTS,
-        guarded: bool = False,
+        reap: bool = False,
         cgroups: Cgroups | None = None,
         umask: int | None = None,
         root: Root | None = None,
@@ -105,7 +105,7 @@ class Sandboxd(Service):
             environ,
             self._walks,
             turns,
-            guarded=guarded,
+            reap=reap,
             cgroups=cgroups,
             max_live=settings.max_executions,
             keep_count=settings.keep_finished,

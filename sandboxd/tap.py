@@ -161,7 +161,7 @@ def makeService(options: Options) -> Sandboxd:
         credentials,
         environ,
         settings=options["settings"],
-        guarded=True,
+        reap=True,
         cgroups=_cgroups(options["cgroup"]),
         umask=umask if keep_umask else None,
         root=root,

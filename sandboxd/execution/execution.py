@@ -1,4 +1,4 @@
-"""One command that runs, whoever looks at it."""
+"""An execution: one command, from its start to the end of its whole process tree."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from sandboxd.execution.log import OutputLog
 from sandboxd.execution.protocol import CaptureProtocol
 from sandboxd.processes.cgroup import Cgroup
-from sandboxd.processes.child import Child, SpawnError
+from sandboxd.processes.child import Child, Spawner, SpawnError
 from sandboxd.processes.command import Command
 from sandboxd.processes.trees import Trees
 from sandboxd.reactor.oneshot import OneShot
@@ -28,21 +28,19 @@ Status = Literal["running", "completed", "failed", "killed"]
 
 class Execution:
     """
-    A command, from its start until it is forgotten.
+    A command that runs, or has ended and is remembered.
 
-    :ivar id: its name, a UUID.
-    :ivar command: what was asked for.
-    :ivar log: its output.
-    :ivar pid: the process id of its ``sh``; None until it is known, which :meth:`when_started` tells.
+    :ivar id: a UUID.
+    :ivar pid: process id of its shell; None until :meth:`when_started` fires.
     :ivar started_at: seconds since the epoch.
-    :ivar ended_at: likewise, or None while it runs.
-    :ivar exit_code: what ``sh`` exited with; -1 if a signal ended it; None while it runs.
+    :ivar ended_at: likewise; None while it runs.
+    :ivar exit_code: exit code of its shell; -1 if a signal ended it; None while it runs.
     :ivar signal: the number of that signal, or None.
     :ivar background: whether it is listed as a background process.
-    :ivar timed_out: whether it was killed for having outlived its timeout.
-    :ivar cgroup: what its processes were put into, or None.
-    :ivar oom_killed: whether the kernel has killed some of it because the memory that it was given was used up.
-    :ivar idle_timed_out: whether it was killed for having written nothing for so long.
+    :ivar timed_out: whether it was killed because its timeout had passed.
+    :ivar idle_timed_out: whether it was killed because it had written nothing for its idle timeout.
+    :ivar cgroup: the cgroup of its processes, or None.
+    :ivar oom_killed: whether the kernel has killed a process of its cgroup for lack of memory.
     """
 
     _logger = Logger()
@@ -52,25 +50,22 @@ class Execution:
         id: str,
         command: Command,
         background: bool,
-        log: OutputLog,
         clock: IReactorTime,
         trees: Trees,
-        launch: Callable[[CaptureProtocol, int], Child],
+        spawner: Spawner,
         ended: Callable[[Execution], None],
         cgroup: Cgroup | None = None,
     ) -> None:
         """
-        Have it started.
+        Request its start.
 
-        :param launch: has the child started, given its protocol and its mark.
         :param ended: called when it has ended, or could not be started.
-        :param cgroup: what its processes are put into; it is asked whether any was killed for memory.
-        :raise SpawnError: if it cannot even be tried.
+        :raise SpawnError: if the request itself fails.
         """
         self.id = id
         self.command = command
         self.background = background
-        self.log = log
+        self.log = OutputLog()
         self.ended_at: float | None = None
         self.exit_code: int | None = None
         self.signal: int | None = None
@@ -90,13 +85,13 @@ class Execution:
         self.started_at = time.time()
         self._began = clock.seconds()
         self.pid: int | None = None
-        self._protocol = CaptureProtocol(log, clock, self._started, self._exited)
-        self._child: Child | None = launch(self._protocol, self._mark)
-        log.register_producer(self._child)
+        self._protocol = CaptureProtocol(self.log, clock, self._started, self._exited)
+        self._child: Child | None = spawner.spawn(self._protocol, command, self._mark, cgroup)
+        self.log.register_producer(self._child)
 
     @property
     def status(self) -> Status:
-        """Where it stands, in the words of the API."""
+        """Its state, as the API names it."""
         if self.ended_at is None:
             return "running"
         if self._killed:
@@ -104,20 +99,20 @@ class Execution:
         return "completed" if self.exit_code == 0 else "failed"
 
     def when_started(self) -> Deferred[None]:
-        """Fires when it runs; fails with :exc:`SpawnError` if it could not be started. Can be cancelled."""
+        """Return a Deferred that fires when it runs, or fails with :exc:`SpawnError`. Can be cancelled."""
         return self._start.when_fired()
 
     def when_ended(self) -> Deferred[None]:
-        """Fires when it has ended and its log is complete. Can be cancelled."""
+        """Return a Deferred that fires when it has ended and its log is complete. Can be cancelled."""
         return self._end.when_fired()
 
     async def kill(self, signum: int = signal.SIGKILL, grace: float = 0.0) -> list[int]:
         """
-        End it, and its whole process tree with it.
+        End its whole process tree, and wait until that is gone and the exit status is known.
 
-        :param signum: what is sent first.
+        :param signum: the first signal.
         :param grace: seconds until SIGKILL follows, if ``signum`` was another.
-        :return: when all is gone and the status is known. The pids that could not be killed, normally none.
+        :return: the pids that could not be killed, normally none.
         """
         self._killed = self._killed or self.ended_at is None
         if not self._start.fired:
@@ -130,7 +125,7 @@ class Execution:
                 self.cgroup.kill()
             with suppress(ProcessExitedAlready):
                 if self._child is not None:
-                    self._child.signalProcess(signum)  # at once; those who left the group are found by the walk
+                    self._child.signalProcess(signum)  # at once; the walk finds those that left the process group
         survivors = await self._trees.end(self._mark, signum, grace)
         if not survivors:
             await self.when_ended()
@@ -138,7 +133,7 @@ class Execution:
 
     def send_signal(self, signum: int) -> Deferred[None]:
         """
-        Signal its process tree, whatever comes of it.
+        Send a signal to its process tree, whatever that does with it.
 
         :return: fires when the signal has been sent.
         """
@@ -148,8 +143,8 @@ class Execution:
         """
         Write to its stdin.
 
-        :param close: whether that is the end of it.
-        :return: fires when it has been taken; fails with :exc:`BrokenPipeError` if nobody reads it.
+        :param close: whether to close stdin afterwards.
+        :return: fires when the pipe has taken all; fails with :exc:`BrokenPipeError` if stdin is closed.
         """
         if self._child is None:
             return fail(BrokenPipeError(errno.EPIPE, "the process has ended"))
@@ -160,9 +155,9 @@ class Execution:
 
     def abandon(self) -> None:
         """
-        End it, if it has not ended, because nobody wants it any more; failure to do so is logged.
+        Kill it if it runs, without waiting; a failure is logged.
 
-        What an ended one has left in the background was left on purpose.
+        Processes that an ended one has left in the background are not killed.
         """
         if self.ended_at is not None:
             return
@@ -180,14 +175,14 @@ class Execution:
         self.abandon()
 
     def _watch_idle(self, limit: float, wait: float) -> None:
-        """Look in ``wait`` seconds whether nothing has been written for ``limit`` seconds."""
+        """Check in ``wait`` seconds whether nothing has been written for ``limit`` seconds."""
         call = self._clock.callLater(wait, self._look_idle, limit)
         self._timers = [timer for timer in self._timers if timer.active()] + [call]
 
     def _look_idle(self, limit: float) -> None:
         idle = self._clock.seconds() - (self._protocol.last_output or self._began)
         if self.log.paused or self.log.pauses != self._pauses_seen:
-            # It may have been waiting for a slow reader, and not been silent.
+            # It may have been blocked by a slow reader, not silent.
             self._pauses_seen = self.log.pauses
             self._watch_idle(limit, limit)
         elif idle < limit:

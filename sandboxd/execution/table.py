@@ -16,10 +16,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from sandboxd.execution.execution import Execution
-from sandboxd.execution.log import OutputLog
-from sandboxd.execution.protocol import CaptureProtocol
 from sandboxd.processes.cgroup import CgroupError, Cgroups
-from sandboxd.processes.child import Child, SpawnError, spawn
+from sandboxd.processes.child import Spawner, SpawnError
 from sandboxd.processes.command import Command
 from sandboxd.processes.companion import Companion
 from sandboxd.processes.environment import Environment
@@ -30,19 +28,20 @@ from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.threads import ThreadPool
 from sandboxd.reactor.turn_budget import TurnBudget
 
-#: What is remembered of executions that have ended, for background processes and for others alike.
+#: Bounds of the ended executions that are remembered, for background processes and for others each: their number, the
+#: bytes of their output, and the seconds since their end.
 KEEP_COUNT = 1000
 KEEP_BYTES = 256 * 1024 * 1024
 KEEP_SECONDS = 24 * 3600.0
 
-#: Commands that run at a time.
+#: Most commands that run at a time.
 MAX_LIVE = 4096
 
-#: Seconds that a stop gives processes between SIGTERM and SIGKILL, and after that to be gone.
+#: On a stop: seconds from SIGTERM to SIGKILL, and from SIGKILL until giving up.
 STOP_GRACE = 3.0
 STOP_PATIENCE = 3.0
 
-#: Seconds between looks for inherited zombies, and for finished executions that have grown old.
+#: Seconds between two rounds of reaping inherited zombies and forgetting old executions.
 HOUSEKEEPING = 1.0
 
 
@@ -50,9 +49,9 @@ class Finished:
     """
     Executions that have ended and are remembered, in the order of their end.
 
-    :param count: how many, at most.
-    :param size: bytes of output, at most, that they hold together.
-    :param age: seconds after its end at which one is forgotten.
+    :param count: most executions.
+    :param size: most bytes of output, of all together.
+    :param age: most seconds since the end of one.
     """
 
     def __init__(self, count: int, size: int, age: float) -> None:
@@ -61,12 +60,12 @@ class Finished:
         self._size = 0
 
     def add(self, execution: Execution, now: float) -> None:
-        """One has ended."""
+        """Add an execution that has ended."""
         self._executions.append((execution, now))
         self._size += execution.log.size
 
     def take_excess(self, now: float) -> Iterator[Execution]:
-        """Those that are to be forgotten, oldest first, forgetting them."""
+        """Remove and yield those that exceed the bounds, oldest first."""
         count, size, age = self._limits
         while self._executions:
             oldest, ended = self._executions[0]
@@ -78,22 +77,21 @@ class Finished:
 
 class ProcessTable(Service):
     """
-    Starts executions and knows them by id. Stopping it ends every process that any of them has left.
+    Start executions and find them by id. Stopping it ends every process of all executions.
 
-    :param environ: the environment that children inherit, less what is private to the daemon.
-    :param in_thread: runs a blocking function off the reactor's thread.
-    :param turns: shares out the time of the reactor.
-    :param guarded: whether this process owns all its children: as PID 1 or a subreaper it reaps the orphans that
-        come to it.
-    :param cgroups: makes the cgroups of commands with limits for their whole tree, if the daemon has one of its own.
-    :param max_live: how many commands may run at a time.
-    :param keep_count: how many that have ended are remembered; background processes and others each.
-    :param keep_bytes: how many bytes of their output.
-    :param keep_seconds: for how long.
-    :ivar live: the executions that run, by id.
-    :ivar started: how many were started, of ``background`` and of ``foreground``.
-    :ivar ended: how many have ended, by status; ``unstarted`` are those that could not be started.
-    :ivar last_ended: when the last one has, by the clock; when the table was made, if none has.
+    :param environ: the daemon's environment.
+    :param in_thread: calls a blocking function in a thread.
+    :param reap: whether all children of this process are executions' or orphans that it inherits as PID 1 or as
+        subreaper, and may be reaped.
+    :param cgroups: makes the cgroups of commands that have limits for their whole tree; None where there are none.
+    :param max_live: most commands that run at a time.
+    :param keep_count: most ended executions that are remembered, background processes and others each.
+    :param keep_bytes: most bytes of their output.
+    :param keep_seconds: most seconds since their end.
+    :ivar live: the running executions by id.
+    :ivar started: number of starts, by ``background`` and ``foreground``.
+    :ivar ended: number of ends, by status; ``unstarted`` for those that could not be started.
+    :ivar last_ended: when the last one ended, by the reactor's clock; initially when the table was made.
     """
 
     _log = Logger()
@@ -105,7 +103,7 @@ class ProcessTable(Service):
         in_thread: ThreadPool,
         turns: TurnBudget,
         *,
-        guarded: bool = False,
+        reap: bool = False,
         cgroups: Cgroups | None = None,
         max_live: int = MAX_LIVE,
         keep_count: int = KEEP_COUNT,
@@ -113,11 +111,11 @@ class ProcessTable(Service):
         keep_seconds: float = KEEP_SECONDS,
     ) -> None:
         self._reactor = reactor
-        self._environment = Environment(environ)
-        self._trees = Trees(reactor, in_thread, lambda: self._launcher.pids)
-        self._orphans = Reaper()
-        self._launcher = SpawnClient(reactor, turns, self._trees.marks.base, self._adopt, self._trees.end)
-        self._turns = turns
+        self._environment = environment = Environment(environ)
+        self._trees = Trees(reactor, in_thread, lambda: self._spawn_client.pids)
+        self._reaper = Reaper()
+        self._spawn_client = SpawnClient(reactor, turns, self._trees.marks.base, self._adopt, self._trees.end)
+        self._spawner = Spawner(reactor, turns, self._spawn_client, environment)
         self._max_live = max_live
         self.live: dict[str, Execution] = {}
         self.started: Counter[str] = Counter()
@@ -127,7 +125,7 @@ class ProcessTable(Service):
         self._known: dict[str, Execution] = {}
         self._background: dict[str, Execution] = {}
         self._finished = {background: Finished(keep_count, keep_bytes, keep_seconds) for background in (True, False)}
-        self._guarded = guarded
+        self._reap = reap
         self._cgroups = cgroups
         self._housekeeping = LoopingCall(self._housekeep)
 
@@ -135,29 +133,24 @@ class ProcessTable(Service):
         """
         Run a command.
 
-        :param background: whether it is listed.
-        :raise CgroupError: if its tree cannot be limited as it asks.
-        :raise SpawnError: if it cannot be started, there are too many, or the daemon is stopping.
+        :param background: whether it is listed as a background process.
+        :raise CgroupError: if the limits of its tree cannot be set.
+        :raise SpawnError: if the request fails, too many commands run, or the daemon is stopping.
         """
         if not self.running:
             raise SpawnError(OSError(errno.EAGAIN, "the daemon is stopping"))
         if self.full:
             raise SpawnError(OSError(errno.EAGAIN, f"{self._max_live} commands are running, which is the limit"))
         id = str(uuid.uuid4())
-        env = self._environment.merged(command)
-
         cgroup = None
         if command.tree_limits:
             if self._cgroups is None:
                 raise CgroupError("limits: memory, pids and cpus need a cgroup that is delegated to the daemon")
             cgroup = self._cgroups.make(id, command.tree_limits)
 
-        def launch(protocol: CaptureProtocol, mark: int) -> Child:
-            return spawn(self._reactor, self._turns, self._launcher, protocol, command, env, mark, cgroup)
-
         try:
             execution = Execution(
-                id, command, background, OutputLog(), self._reactor, self._trees, launch, self._ended, cgroup
+                id, command, background, self._reactor, self._trees, self._spawner, self._ended, cgroup
             )
         except SpawnError:
             if cgroup is not None:
@@ -172,43 +165,41 @@ class ProcessTable(Service):
 
     def start_companion(self, argv: Sequence[str]) -> Companion:
         """
-        Start the command that the daemon was started with.
+        Start the command that runs beside the daemon.
 
         :raise OSError: if it cannot be started.
         """
-        return Companion(self._reactor, self._trees, self._orphans, argv, self._environment.inherited)
+        return Companion(self._reactor, self._trees, self._reaper, argv, self._environment.inherited)
 
     @property
     def full(self) -> bool:
-        """Whether no more commands may be started until one ends."""
+        """Whether no command can be started until one ends."""
         return len(self.live) >= self._max_live
 
     @property
     def output_bytes(self) -> int:
-        """Bytes that all executions have written."""
+        """Bytes that all executions have written, forgotten ones included."""
         return self._ended_bytes + sum(execution.log.total_bytes for execution in self.live.values())
 
     def background(self) -> Iterable[Execution]:
-        """The background processes that are remembered, in the order of their start."""
+        """Return the background processes that run or are remembered, in the order of their start."""
         return (execution for execution in self._background.values() if execution.pid is not None)
 
     def get(self, id: str) -> Execution:
         """
-        An execution that runs or is remembered.
-
-        :raise KeyError: if there is none of that id.
+        Return the execution of an id; raise KeyError if none with it runs or is remembered.
         """
         return self._known[id]
 
     def startService(self) -> None:
-        """Begin to accept commands."""
+        """Start accepting commands."""
         super().startService()
-        self._launcher.start()
+        self._spawn_client.start()
         self._housekeeping.clock = self._reactor
         self._housekeeping.start(HOUSEKEEPING, now=False).addErrback(self._housekeeping_broke)
 
     def stopService(self) -> Deferred[None]:
-        """End every process, also those left behind by executions that ended long ago; fires when they are gone."""
+        """End every process of all executions, ended ones included; fires when they are gone."""
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
@@ -226,7 +217,7 @@ class ProcessTable(Service):
         if self._housekeeping.running:
             self._housekeeping.stop()
             self._housekeep()
-        self._launcher.stop()
+        self._spawn_client.stop()
 
     def _ended(self, execution: Execution) -> None:
         self.live.pop(execution.id, None)
@@ -235,7 +226,7 @@ class ProcessTable(Service):
         self._ended_bytes += execution.log.total_bytes
         if self._cgroups is not None and execution.cgroup is not None:
             self._cgroups.retire(execution.cgroup)
-        if execution.pid is None:  # it never was
+        if execution.pid is None:  # it never ran
             self._known.pop(execution.id, None)
             self._background.pop(execution.id, None)
             return
@@ -243,10 +234,10 @@ class ProcessTable(Service):
         self._forget()
 
     def _adopt(self, children: dict[int, ChildListener]) -> None:
-        """The process that has started these is dead: they are our own now."""
+        """Take over children whose spawn server has died: they are children of this process now."""
         for pid, child in children.items():
             child.adopted()
-            if not self._orphans.adopt(self._reactor, pid, child.exited):
+            if not self._reaper.adopt(self._reactor, pid, child.exited):
                 self._log.error("process {pid}: its exit status was lost", pid=pid)
                 child.exited(signal.SIGKILL)
 
@@ -259,8 +250,8 @@ class ProcessTable(Service):
 
     def _housekeep(self) -> None:
         self._forget()
-        if self._guarded:
-            self._orphans.reap()
+        if self._reap:
+            self._reaper.reap()
         if self._cgroups is not None:
             self._cgroups.remove_retired()
 

@@ -1,9 +1,9 @@
 """
-Has a child started, delivers its output, tells its exit status.
+A child as an :class:`IProcessTransport`, which delivers output and exit status to a :class:`ProcessProtocol`.
 
-What the rest of the code sees is Twisted's own :class:`IProcessTransport` and a :class:`ProcessProtocol`. What starts
-it is not ``reactor.spawnProcess``, which lists every open descriptor for each child, forks the whole daemon when there
-is a working directory, and asks after every child at each SIGCHLD; see :mod:`sandboxd.processes.spawn_client`.
+It is not started by ``reactor.spawnProcess``, which lists every open descriptor for each child, forks the whole daemon
+when there is a working directory, and calls waitpid(2) for every child at each SIGCHLD, but by
+:mod:`sandboxd.processes.spawn_client`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 
@@ -25,6 +25,7 @@ from zope.interface import implementer
 
 from sandboxd.processes.cgroup import Cgroup
 from sandboxd.processes.command import Command
+from sandboxd.processes.environment import Environment
 from sandboxd.processes.limits import ulimits
 from sandboxd.processes.pipes import InputPipe, OutputPipe
 from sandboxd.processes.spawn_client import SpawnClient
@@ -32,18 +33,18 @@ from sandboxd.processes.spawn_server import SH
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.turn_budget import TurnBudget
 
-#: When the child has exited but its own children hold its pipes open, output is still taken as its own until
-#: the pipes have been silent for QUIET seconds, or for LINGER seconds in all.
+#: Once the child has exited while its own children hold its pipes open, output is still delivered until the pipes have
+#: been silent for QUIET seconds, or for LINGER seconds in all.
 QUIET = 0.05
 LINGER = 0.5
 
 
 class SpawnError(Exception):
     """
-    The child could not be started. The text is the operating system's.
+    The child could not be started. Its text is that of the operating system.
 
-    :ivar errno: its error number.
-    :ivar at_cwd: whether it was the working directory that could not be entered.
+    :ivar errno: the error number.
+    :ivar at_cwd: whether the working directory could not be entered.
     """
 
     def __init__(self, error: OSError, at_cwd: bool = False) -> None:
@@ -52,65 +53,68 @@ class SpawnError(Exception):
         self.at_cwd = at_cwd
 
 
-def spawn(
-    reactor: Reactor,
-    turns: TurnBudget,
-    launcher: SpawnClient,
-    protocol: ProcessProtocol,
-    command: Command,
-    env: Mapping[bytes, bytes],
-    mark: int,
-    cgroup: Cgroup | None,
-) -> Child:
+class Spawner:
     """
-    Have ``sh -c`` started in a session of its own.
+    Starts children.
 
-    ``protocol`` gets ``connectionMade`` when it runs, its output as it comes, then ``processExited`` once the output
-    that the child left in its pipes has been delivered, and ``processEnded`` when nobody holds the pipes any more. If
-    it cannot be started it gets ``processExited`` alone, with a :exc:`SpawnError`.
-
-    :param turns: lets it be served in turns with all others.
-    :param launcher: knows the processes that start it.
-    :param mark: what its whole process tree is found by; see :mod:`sandboxd.processes.marks`.
-    :param cgroup: what it is put into before it runs.
-    :raise SpawnError: if it cannot even be tried.
+    :param turns: schedules the reading of their output.
+    :param client: starts their processes.
     """
-    opened: list[int] = []
-    try:
-        for _ in range(3 if command.stdin or cgroup is not None else 2):
-            opened.extend(os.pipe2(os.O_CLOEXEC))
-        stdout, stdout_end, stderr, stderr_end, *stdin = opened
-        theirs = [stdout_end, stderr_end, *stdin[:1]]
-        if cgroup is not None:
-            opened.append(os.dup(stdin[1]))
-            theirs.append(opened[-1])
-        child = Child(reactor, turns, protocol, command, stdout, stderr, stdin[1] if stdin else None)
-        user = command.user
-        request = (
-            _argv(command, gated=cgroup is not None),
-            env,
-            mark,
-            bool(stdin),
-            None if command.cwd is None else os.fsencode(command.cwd),
-            None if user is None else (user.uid, user.gid, user.groups),
-            None if cgroup is None else os.fsencode(cgroup.path),
-        )
-        child.send_signal = launcher.launch(child, mark, request, theirs)
-    except OSError as error:
-        for fd in opened:
-            os.close(fd)
-        raise SpawnError(error) from None
-    return child
+
+    def __init__(self, reactor: Reactor, turns: TurnBudget, client: SpawnClient, environment: Environment) -> None:
+        self._reactor = reactor
+        self._turns = turns
+        self._client = client
+        self._environment = environment
+
+    def spawn(self, protocol: ProcessProtocol, command: Command, mark: int, cgroup: Cgroup | None = None) -> Child:
+        """
+        Request the start of ``sh -c`` in a session of its own.
+
+        ``protocol`` gets ``connectionMade`` when it runs, its output as it comes, then ``processExited`` once the
+        output in its pipes has been delivered, and ``processEnded`` when its pipes have no writer left. If it cannot be
+        started, ``protocol`` gets ``processExited`` alone, with a :exc:`SpawnError`.
+
+        :param mark: the mark of its process tree; see :mod:`sandboxd.processes.marks`.
+        :param cgroup: the cgroup that it joins before it runs.
+        :raise SpawnError: if the request itself fails.
+        """
+        opened: list[int] = []
+        try:
+            for _ in range(3 if command.stdin or cgroup is not None else 2):
+                opened.extend(os.pipe2(os.O_CLOEXEC))
+            stdout, stdout_end, stderr, stderr_end, *stdin = opened
+            theirs = [stdout_end, stderr_end, *stdin[:1]]
+            if cgroup is not None:
+                opened.append(os.dup(stdin[1]))
+                theirs.append(opened[-1])
+            child = Child(self._reactor, self._turns, protocol, command, stdout, stderr, stdin[1] if stdin else None)
+            user = command.user
+            request = (
+                _argv(command, gated=cgroup is not None),
+                self._environment.merged(command),
+                mark,
+                bool(stdin),
+                None if command.cwd is None else os.fsencode(command.cwd),
+                None if user is None else (user.uid, user.gid, user.groups),
+                None if cgroup is None else os.fsencode(cgroup.path),
+            )
+            child.send_signal = self._client.launch(child, mark, request, theirs)
+        except OSError as error:
+            for fd in opened:
+                os.close(fd)
+            raise SpawnError(error) from None
+        return child
 
 
 def _argv(command: Command, gated: bool) -> list[bytes]:
     """
-    What is executed: the command, after what a shell is to do first.
+    Return the arguments of the shell: the command, preceded by what that shell has to do first.
 
     A gated one waits for a line on its stdin. ``read`` takes it byte by byte, and leaves the rest of a pipe alone.
 
-    Limits are set by that shell, so that they hold before the command can have children; from outside it could be
-    too late, and for another user's process it takes a capability that containers do not have.
+    The shell sets the limits, so that they hold before the command can have children: set from outside they could come
+    too late, and for another user's process that takes a capability that containers do not have.
     """
     cmd = os.fsencode(command.cmd)
     gate = ["read -r _"] if gated else []
@@ -124,10 +128,10 @@ def _argv(command: Command, gated: bool) -> list[bytes]:
 @implementer(IProcessTransport, IPushProducer)
 class Child:
     """
-    A child, from the moment at which it was asked for.
+    A child, from the request for it on.
 
-    :ivar pid: its process id, which is also that of its process group and session; None until it is known.
-    :ivar send_signal: sends a signal to its process group, as long as it has not exited.
+    :ivar pid: its process id, also that of its process group and session; None until it has started.
+    :ivar send_signal: sends a signal to its process group; does nothing once it has exited.
     """
 
     def __init__(
@@ -153,14 +157,14 @@ class Child:
         }
         self._stdin = None if stdin is None else InputPipe(reactor, stdin)
         self._status: int | None = None
-        self._exit_told = False
+        self._exit_reported = False
         self._quiet: IDelayedCall | None = None
         self._linger: IDelayedCall | None = None
 
-    # What the launcher tells
+    # ChildListener
 
     def started(self, pid: int) -> None:
-        """It runs: begin to read."""
+        """Start reading its output, and connect the protocol."""
         self.pid = pid
         if not self._wants_stdin:
             self.closeStdin()
@@ -168,14 +172,14 @@ class Child:
         self.resumeProducing()
 
     def failed(self, error: OSError, at_cwd: bool) -> None:
-        """It could not be started."""
-        self._exit_told = True
+        """Report that it could not be started."""
+        self._exit_reported = True
         self.closeStdin()
         self.loseConnection()
         self._protocol.processExited(Failure(SpawnError(error, at_cwd)))
 
     def exited(self, status: int) -> None:
-        """It has exited."""
+        """Deliver what is in its pipes, then report its exit."""
         self._status = status
         self.send_signal = _nothing
         if self._stdin is not None:
@@ -183,14 +187,14 @@ class Child:
         for pipe in list(self._pipes.values()):
             pipe.drain()
         if self._pipes:
-            self._quiet = self._reactor.callLater(QUIET, self._tell_exit)
-            self._linger = self._reactor.callLater(LINGER, self._tell_exit)
-        elif not self._exit_told:
-            self._tell_exit()
+            self._quiet = self._reactor.callLater(QUIET, self._report_exit)
+            self._linger = self._reactor.callLater(LINGER, self._report_exit)
+        elif not self._exit_reported:
+            self._report_exit()
             self._protocol.processEnded(self._reason())
 
     def adopted(self) -> None:
-        """It is this process's own child now."""
+        """Signal it directly from now on: it is a child of this process."""
         self.send_signal = self._signal_group
 
     def _signal_group(self, signum: int) -> None:
@@ -202,16 +206,16 @@ class Child:
 
     def signalProcess(self, signalID: str | int) -> None:
         """
-        Signal the child's process group.
+        Send a signal to the child's process group.
 
-        :raise ProcessExitedAlready: if the child has exited; what is left of its group may be another's by now.
+        :raise ProcessExitedAlready: if the child has exited, after which its process group id may be reused.
         """
         if self._status is not None:
             raise ProcessExitedAlready()
         self.send_signal(signalID if isinstance(signalID, int) else signal.Signals[f"SIG{signalID}"])
 
     def closeChildFD(self, descriptor: int) -> None:
-        """Close our end of one of the child's pipes."""
+        """Close the daemon's end of one of the child's pipes."""
         if descriptor == 0:
             self.closeStdin()
         pipe = self._pipes.get(descriptor)
@@ -219,7 +223,7 @@ class Child:
             pipe.close()
 
     def closeStdin(self) -> None:
-        """Let the child read the end of its stdin, once it has taken what was written."""
+        """Close stdin once all that was written has been taken."""
         if self._stdin is not None:
             self._stdin.close_when_done()
 
@@ -235,7 +239,7 @@ class Child:
         """
         Write to the child's stdin.
 
-        :return: fires when the pipe has taken all of it; fails with :exc:`BrokenPipeError` if nobody will read it.
+        :return: fires when the pipe has taken all of it; fails with :exc:`BrokenPipeError` if stdin is closed.
         """
         if self._stdin is None:
             return fail(BrokenPipeError(errno.EPIPE, "it was started without stdin"))
@@ -275,12 +279,12 @@ class Child:
     # IPushProducer
 
     def pauseProducing(self) -> None:
-        """Let the child wait in ``write`` once its pipes are full."""
+        """Stop reading, so that the child blocks in write(2) once its pipes are full."""
         for pipe in self._pipes.values():
             pipe.pause()
 
     def resumeProducing(self) -> None:
-        """Read on."""
+        """Continue reading."""
         for pipe in self._pipes.values():
             pipe.resume()
 
@@ -288,11 +292,11 @@ class Child:
         """Stop reading."""
         self.loseConnection()
 
-    # What the descriptors tell
+    # OutputPipe
 
     def _received(self, descriptor: int, data: bytes) -> None:
-        if self._exit_told:
-            return  # Written by what the child left behind: read, so that it never waits, and dropped.
+        if self._exit_reported:
+            return  # written by a process that the child left: read, so that it does not block, and dropped
         self._protocol.childDataReceived(descriptor, data)
         if self._quiet is not None:
             self._quiet.reset(QUIET)
@@ -301,13 +305,13 @@ class Child:
         del self._pipes[descriptor]
         self._protocol.childConnectionLost(descriptor)
         if not self._pipes and self._status is not None:
-            self._tell_exit()
+            self._report_exit()
             self._protocol.processEnded(self._reason())
 
-    def _tell_exit(self) -> None:
-        if self._exit_told:
+    def _report_exit(self) -> None:
+        if self._exit_reported:
             return
-        self._exit_told = True
+        self._exit_reported = True
         for call in (self._quiet, self._linger):
             if call is not None and call.active():
                 call.cancel()
