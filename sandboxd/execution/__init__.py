@@ -1,1 +1,1 @@
-"""A command that runs: its log, its lines, its life, and the table of all of them. Knows no HTTP."""
+"""Executions: a running command, its output log, and the table of all of them. No HTTP here."""

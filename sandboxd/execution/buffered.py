@@ -1,4 +1,4 @@
-"""The output of a foreground command, kept until it has ended, within a bound."""
+"""Buffer the output of a foreground command until it has ended, within a bound."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _log = Logger()
 
 class HeadAndTail:
     """
-    The head and the tail of one stream.
+    The first and the last bytes of a stream.
 
-    :param limit: bytes to keep, at most.
-    :ivar size: bytes that came.
+    :param limit: most bytes kept: half from the head, the rest from the tail.
+    :ivar size: bytes received.
     :ivar dropped: bytes of them that were not kept.
     """
 
@@ -34,7 +34,7 @@ class HeadAndTail:
         self._tail_size = 0
 
     def add(self, data: bytes) -> None:
-        """More output."""
+        """Append output."""
         self.size += len(data)
         if not self._tail:
             room = character_border(data, min(self._limit // 2 - self._head_size, len(data)))
@@ -55,17 +55,17 @@ class HeadAndTail:
             self.dropped += cut
 
     def pieces(self) -> Iterator[bytes]:
-        """What was kept, in order."""
+        """Return the kept bytes, in order."""
         yield from self._head
         yield from self._tail
 
 
 class BufferedOutput:
     """
-    An execution whose whole output is wanted when it has ended.
+    Collect the output of an execution, for a reply when it has ended.
 
-    :param limit: bytes of each stream to keep, at most.
-    :ivar kept: the output, by stream; complete once the execution has ended.
+    :param limit: most bytes kept of each stream.
+    :ivar kept: the output by stream; complete once the execution has ended.
     """
 
     def __init__(self, execution: Execution, limit: int) -> None:
@@ -77,12 +77,12 @@ class BufferedOutput:
 
     @property
     def size(self) -> int:
-        """Bytes of output that are kept."""
+        """Bytes of output kept."""
         return sum(stream.size - stream.dropped for stream in self.kept.values())
 
     @property
     def cost(self) -> int:
-        """Bytes of memory that it holds, the execution's log included."""
+        """Bytes of memory held, the execution's log included."""
         return self.size + self.execution.log.size
 
     async def _collect(self) -> None:

@@ -1,19 +1,19 @@
-"""Cuts what a pipe delivers into lines, a whole batch at a time."""
+"""Split the output of a pipe into lines, a batch at a time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Longest piece of a line, in bytes. The contract holds a serialised event under 64 KiB, and ASCII JSON can
-#: need six characters for one byte (a control character, or U+FFFD for a byte that is not UTF-8).
+#: Longest piece of a line, in bytes. An event has to stay under 64 KiB in ASCII JSON, which takes up to six characters
+#: for one byte (a control character, or U+FFFD for a byte that is not UTF-8).
 PIECE = 10_240
 
-#: About how many lines go into one batch: enough to make the work per batch small beside the work per line,
-#: few enough that one encoded batch is a modest write for a slow reader.
+#: Lines of one batch, about: so many that the work per batch is small beside the work per line, and so few that an
+#: encoded batch is a small write for a slow reader.
 BATCH_LINES = 4096
 
 
-#: Most pieces of a long line that go into one batch.
+#: Most pieces of a long line in one batch.
 BATCH_PIECES = 32
 
 
@@ -34,11 +34,11 @@ class Lines:
 
     @property
     def partial(self) -> bool:
-        """Whether these are pieces whose line goes on behind them."""
+        """Whether these are pieces of a line that continues after them."""
         return bool(self.ends)
 
     def since(self, skip: int) -> Lines:
-        """These without the first ``skip``, which must be fewer than all."""
+        """Return these without the first ``skip``; ``skip`` must be less than :attr:`count`."""
         if skip == 0:
             return self
         if not self.ends:
@@ -47,19 +47,19 @@ class Lines:
         return Lines(self.data[start:], self.count - skip, tuple(end - start for end in self.ends[skip:]))
 
     def records(self) -> list[bytes]:
-        """Each of them, without its line end."""
+        """Return each line or piece, without its line end."""
         if self.ends:
             return [self.data[start:end] for start, end in zip((0, *self.ends), self.ends)]  # noqa: B905
         if not self.data.endswith(b"\n"):
             return [self.data]
-        # A lone "\r" in front of the last newline belongs to it, as in front of any other.
+        # The "\r" before the last newline belongs to the line end, as before any other.
         data = self.data.replace(b"\r\n", b"\n") if b"\r" in self.data else self.data
         return data[:-1].split(b"\n")
 
 
 class LineSplitter:
     """
-    Collects the chunks of one stream into :class:`Lines`.
+    Collect the chunks of one stream into :class:`Lines`.
 
     The cost is linear in the bytes, whatever their shape: an unfinished line is kept as a list of chunks and
     joined once, and a line over :data:`PIECE` bytes leaves in pieces as it arrives. Pieces are cut between
@@ -72,7 +72,7 @@ class LineSplitter:
         self._tail_size = 0
 
     def feed(self, chunk: bytes) -> list[Lines]:
-        """Take what the pipe delivered; return what has become complete."""
+        """Add what the pipe delivered; return the lines and pieces that are complete."""
         if self._tail_size + len(chunk) <= PIECE and b"\n" not in chunk:
             self._tail.append(chunk)
             self._tail_size += len(chunk)
@@ -96,12 +96,12 @@ class LineSplitter:
 
 
 def _take_lines(data: bytes, found: list[Lines]) -> int:
-    """Append to ``found`` all that ``data`` has up to its last newline; return where that is."""
+    """Append the lines of ``data`` to ``found``; return the position after the last newline."""
     end = data.rfind(b"\n") + 1
     start = position = count = 0
     while position < end:
-        # A newline within PIECE bytes means that no line between here and there is too long: one C-speed
-        # search for each PIECE bytes, not one for each line.
+        # With a newline within PIECE bytes, no line before it is too long: one search in C for each PIECE bytes, not
+        # one for each line.
         newline = data.rfind(b"\n", position, position + PIECE)
         if newline < 0:
             if count:
@@ -121,7 +121,7 @@ def _take_lines(data: bytes, found: list[Lines]) -> int:
 
 
 def _take_pieces(data: bytes, position: int, until: int, found: list[Lines]) -> int:
-    """Append pieces of a long line to ``found``, up to where ``until`` is reached; return where the rest starts."""
+    """Append pieces of a long line to ``found`` until ``until`` is reached; return where the rest starts."""
     while position < until:
         start = position
         ends: list[int] = []
@@ -135,7 +135,7 @@ def _take_pieces(data: bytes, position: int, until: int, found: list[Lines]) -> 
 
 
 def character_border(data: bytes, cut: int) -> int:
-    """The last border between UTF-8 characters up to ``cut``, so that what is left and right of it decode alone."""
+    """Return the last border between UTF-8 characters at or before ``cut``: both sides can be decoded alone."""
     # A character has at most three continuation bytes (0b10xxxxxx); after more, this is not UTF-8 and any border does.
     for back in range(min(4, cut + 1)):
         if cut - back == len(data) or data[cut - back] & 0xC0 != 0x80:

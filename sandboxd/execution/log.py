@@ -19,13 +19,13 @@ from sandboxd.execution.lines import Lines, LineSplitter
 
 Stream = Literal["stdout", "stderr"]
 
-#: What the Python objects of one batch cost beside its bytes; counted so that many tiny batches are bounded too.
+#: Bytes of the Python objects of one batch, counted so that many tiny batches are bounded too.
 BATCH_OVERHEAD = 256
 
-#: How many of the newest batches keep their encoded form for the other followers.
+#: Number of the newest batches whose encoded form is cached for other followers.
 REMEMBERED = 16
 
-#: Bytes that a lossless reader may be behind before the producer is paused, and where it goes on.
+#: Bytes that a lossless reader is behind when the producer is paused, and when it is resumed.
 HIGH_WATER = 512 * 1024
 LOW_WATER = 128 * 1024
 
@@ -34,11 +34,10 @@ class Batch:
     """
     Consecutive records of one stream that arrived together.
 
-    :ivar stream: where they came from.
-    :ivar time: when, in seconds since the epoch.
+    :ivar time: seconds since the epoch.
     :ivar first: sequence number of the first record.
     :ivar lines: the records.
-    :ivar offset: how much the log had been given before it, as :attr:`cost` counts.
+    :ivar offset: sum of the :attr:`cost` of all batches before it.
     """
 
     __slots__ = ("_encoded", "_new", "first", "lines", "offset", "stream", "time")
@@ -59,12 +58,12 @@ class Batch:
 
     @property
     def count(self) -> int:
-        """How many records."""
+        """Number of records."""
         return self.lines.count
 
     @property
     def partial(self) -> bool:
-        """Whether these are pieces of a line that goes on in the next record of the stream."""
+        """Whether the line of each record continues in the next record of the stream."""
         return self.lines.partial
 
     @property
@@ -74,17 +73,17 @@ class Batch:
 
     @property
     def cost(self) -> int:
-        """Bytes of memory that it stands for."""
+        """Bytes of memory that it counts for."""
         return len(self.lines.data) + BATCH_OVERHEAD
 
     def since(self, position: int) -> Batch:
-        """The records from ``position`` on, which must be one of this batch's."""
+        """Return the records from ``position`` on, a sequence number of this batch."""
         if position == self.first:
             return self
         return Batch(self.stream, self.time, position, self.lines.since(position - self.first))
 
     def encoded(self, encode: Callable[[Batch], bytes]) -> bytes:
-        """``encode(self)``, done once for all the followers that want it while the batch is among the newest."""
+        """Return ``encode(self)``, cached while the batch is among the newest."""
         if self._encoded is not None and self._encoded[0] is encode:
             return self._encoded[1]
         encoded = encode(self)
@@ -93,7 +92,7 @@ class Batch:
         return encoded
 
     def grow_old(self) -> None:
-        """Free the encoded form, and keep none from now on."""
+        """Drop the cached encoded form, and cache none from now on."""
         self._encoded = None
         self._new = False
 
@@ -101,10 +100,10 @@ class Batch:
 @dataclass(frozen=True)
 class DroppedRecords:
     """
-    Records that a reader can no longer get, because the log has dropped them.
+    Records that a reader has missed, because the log has dropped them.
 
-    :ivar dropped: how many.
-    :ivar after: the sequence number of the last one.
+    :ivar dropped: their number.
+    :ivar after: sequence number of the last one.
     """
 
     dropped: int
@@ -113,19 +112,19 @@ class DroppedRecords:
 
 class OutputLog:
     """
-    What an execution has written, newest last.
+    The output of an execution, newest last.
 
-    Records are numbered from 1. The newest ``max_records`` are kept, and older ones only while a cursor that
-    was opened before they grew old has yet to read them; all within ``max_bytes``.
+    Records are numbered from 1. The newest ``max_records`` are kept, and older ones only while a cursor that was
+    opened before they were outdated has yet to read them; all within ``max_bytes``.
 
-    :param max_records: how many records a new reader can get.
-    :param max_bytes: most bytes held, whoever reads.
-    :ivar next: sequence number that the next record will get.
+    :param max_records: most records that a new reader gets.
+    :param max_bytes: most bytes held.
+    :ivar next: sequence number of the next record.
     :ivar closed: whether no more output will come.
-    :ivar total_bytes: how much has been written to it, in all.
-    :ivar paused: whether the producer waits for a lossless reader.
-    :ivar pauses: how often it has had to.
-    :ivar last_output: when it was last written to, in seconds since the epoch, or None.
+    :ivar total_bytes: bytes written so far.
+    :ivar paused: whether the producer is paused for a lossless reader.
+    :ivar pauses: how often it has been.
+    :ivar last_output: time of the last output in seconds since the epoch, or None.
     """
 
     def __init__(self, max_records: int = 10_000, max_bytes: int = 16 * 1024 * 1024) -> None:
@@ -146,16 +145,16 @@ class OutputLog:
 
     def append(self, stream: Stream, chunk: bytes, time: float) -> None:
         """
-        Add what a pipe delivered.
+        Append output.
 
-        :param time: when, in seconds since the epoch.
+        :param time: seconds since the epoch.
         """
         self.total_bytes += len(chunk)
         self.last_output = time
         self._add(stream, self._splitters[stream].feed(chunk), time)
 
     def close(self, time: float) -> None:
-        """No more output will come. An unfinished last line becomes a record."""
+        """End the log. An unfinished last line becomes a record."""
         for stream, splitter in self._splitters.items():
             self._add(stream, splitter.flush(), time)
         self.closed = True
@@ -174,15 +173,15 @@ class OutputLog:
         """
         Open a reader; close it when done.
 
-        :param after: read the records behind this sequence number. Those that are no longer kept are told as a gap.
-        :param lossless: pause the producer rather than run ahead of this reader.
+        :param after: the sequence number to read after; :class:`DroppedRecords` stand for records that are not kept.
+        :param lossless: whether the producer is paused while this reader is far behind.
         """
         cursor = Cursor(self, min(after + 1, self.next), self.first, lossless)
         self._cursors.add(cursor)
         return cursor
 
     def register_producer(self, producer: IPushProducer) -> None:
-        """Name what is paused when a lossless reader falls behind: the child's pipes. Until the log is closed."""
+        """Pause ``producer``, the child's pipes, when a lossless reader falls behind, until the log is closed."""
         self._producer = producer
 
     @property
@@ -198,7 +197,7 @@ class OutputLog:
 
     @property
     def followers(self) -> int:
-        """How many cursors are open."""
+        """Number of open cursors."""
         return len(self._cursors)
 
     def _add(self, stream: Stream, found: list[Lines], time: float) -> None:
@@ -216,7 +215,7 @@ class OutputLog:
         self._balance()
 
     def _trim(self) -> None:
-        """Drop what is too old and no cursor waits for, and what is too much."""
+        """Drop batches that are outdated and that no cursor has yet to read, and those beyond ``max_bytes``."""
         wanted = min((cursor.position for cursor in self._cursors), default=self.next)
         keep_from = min(wanted, self.next - self.max_records)
         drop = 0
@@ -231,11 +230,11 @@ class OutputLog:
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
         for deferred in waiting:
-            if not deferred.called:  # one that was woken may have cancelled another
+            if not deferred.called:  # an earlier callback may have cancelled it
                 deferred.callback(None)
 
     def _balance(self) -> None:
-        """Pause the producer when a lossless reader is far behind; let it go on when none is."""
+        """Pause the producer when a lossless reader is far behind; resume it when none is."""
         if self._producer is None:
             return
         behind = max((self._behind(cursor) for cursor in self._cursors if cursor.lossless), default=0)
@@ -248,12 +247,12 @@ class OutputLog:
             self._producer.resumeProducing()
 
     def _behind(self, cursor: Cursor) -> int:
-        """Bytes that ``cursor`` has yet to read."""
+        """Return the bytes that ``cursor`` has yet to read."""
         index = self._find(cursor.position)
         return self._taken - self._batches[index].offset if index < len(self._batches) else 0
 
     def _find(self, position: int) -> int:
-        """Index of the batch that holds ``position``, or of the next one to come."""
+        """Return the index of the batch that holds ``position``, or of the next one to come."""
         index = bisect_right(self._batches, position, key=_first)
         return index if index and position >= self._batches[index - 1].end else max(index - 1, 0)
 
@@ -295,11 +294,11 @@ def _first(batch: Batch) -> int:
 
 class Cursor:
     """
-    One reader's place in an :class:`OutputLog`.
+    A reader's position in an :class:`OutputLog`.
 
     :ivar position: sequence number of the next record to read.
-    :ivar oldest: sequence number of the first record that was within the log's bound when it was opened.
-    :ivar lossless: whether the producer waits for this reader.
+    :ivar oldest: sequence number of the oldest record within the log's bound when the cursor was opened.
+    :ivar lossless: whether the producer is paused while this reader is far behind.
     """
 
     def __init__(self, log: OutputLog, position: int, oldest: int, lossless: bool) -> None:
@@ -309,23 +308,23 @@ class Cursor:
         self._log = log
 
     def read(self) -> Batch | DroppedRecords | None:
-        """What comes next, moving on behind it; None if there is nothing new."""
+        """Return the next records and advance past them; None if there is nothing new."""
         return self._log._read(self)
 
     @property
     def ended(self) -> bool:
-        """Whether all has been read and no more will come."""
+        """Whether the log is closed and all of it has been read."""
         return self._log.closed and self.position >= self._log.next
 
     @property
     def behind(self) -> int:
-        """Records that it has yet to read."""
+        """Number of records that it has yet to read."""
         return self._log.next - self.position
 
     def when_more(self) -> Deferred[None]:
-        """Fires when there may be more to read, or the log was closed. Can be cancelled."""
+        """Return a Deferred that fires when there may be more to read or the log was closed. Can be cancelled."""
         return self._log._when_more(self)
 
     def close(self) -> None:
-        """Stop reading. Nothing is kept, and nobody is held up, for this reader any more."""
+        """Stop reading: no record is kept, and no producer paused, for this reader any more."""
         self._log._close_cursor(self)

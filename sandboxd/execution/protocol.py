@@ -1,4 +1,4 @@
-"""Captures what a child writes."""
+"""The process protocol that writes a child's output to its log."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from sandboxd.execution.log import OutputLog, Stream
 
 class CaptureProtocol(ProcessProtocol):
     """
-    Puts a child's stdout and stderr into one log, in the order in which they arrive.
+    Append a child's stdout and stderr to one log, in the order of their arrival.
 
-    :param log: where the output goes.
     :param clock: the clock of :attr:`last_output`; the log's times are those of the wall clock.
     :param started: called when the child runs.
     :param exited: called with the reason, once the child has exited and its output is in the log.
-    :ivar last_output: when the child last wrote, by the clock; None if it never did.
+    :ivar last_output: when the child last wrote, by ``clock``; None if it never did.
     """
 
     def __init__(
@@ -49,9 +48,9 @@ class CaptureProtocol(ProcessProtocol):
         self._log.append(stream, data, time.time())
 
     def processExited(self, reason: Failure) -> None:
-        """The child has exited, and all that it left in its pipes has been received; or it could not be started."""
+        """Close the log: the child has exited and its pipes are drained, or it could not be started."""
         log, exited = self._log, self._exited
-        # What the command left behind may hold its pipes, and so this, for days: not the output and the execution.
+        # Processes that it left may hold its pipes, and so this object, for days: release the log and the execution.
         self._log, self._started, self._exited, self.transport = _NOWHERE, _nothing, _nothing, None
         log.close(time.time())
         exited(reason)
@@ -61,5 +60,5 @@ def _nothing(reason: Failure | None = None) -> None:
     pass
 
 
-#: The log of a protocol that receives nothing any more.
+#: The log of a protocol whose child has exited.
 _NOWHERE = OutputLog()

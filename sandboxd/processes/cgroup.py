@@ -1,9 +1,9 @@
 """
-Limits for a whole process tree: a cgroup (version 2) for each command that asks for them.
+Limits of a whole process tree: a cgroup (version 2) for each command that asks for them.
 
-The daemon needs a cgroup that was delegated to it, as systemd does with ``Delegate=yes``. It moves itself into a
-leaf of it, since a cgroup that has processes cannot give controllers to its children; see "No Internal Process
-Constraint" in the kernel's admin-guide/cgroup-v2.
+The daemon needs a cgroup that was delegated to it, as by systemd's ``Delegate=yes``. It moves itself into a leaf of
+it, since a cgroup with processes cannot enable controllers for its children ("No Internal Process Constraint" in the
+kernel's admin-guide/cgroup-v2).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-#: The limits that need a cgroup, and the controller of each.
+#: The controller of each limit of a tree.
 CONTROLLERS = {"memory": "memory", "pids": "pids", "cpus": "cpu"}
 
-#: Microseconds over which a share of CPU time is counted.
+#: Microseconds of one period of ``cpu.max``.
 _CPU_PERIOD = 100_000
 
 
@@ -27,7 +27,7 @@ class CgroupError(Exception):
 
 class Cgroup:
     """
-    One command's.
+    The cgroup of one command.
 
     :ivar path: its directory.
     """
@@ -44,13 +44,13 @@ class Cgroup:
         (self.path / "cgroup.procs").write_text(str(pid))
 
     def kill(self) -> None:
-        """Kill all that is in it."""
+        """Kill all processes in it."""
         with suppress(OSError):
             (self.path / "cgroup.kill").write_text("1")
 
     @property
     def oom_killed(self) -> bool:
-        """Whether the kernel has killed something in it because its memory was used up."""
+        """Whether the kernel has killed a process in it for lack of memory."""
         try:
             events = (self.path / "memory.events").read_text()
         except OSError:
@@ -58,7 +58,7 @@ class Cgroup:
         return re.search(r"^oom_kill [1-9]", events, re.MULTILINE) is not None
 
     def remove(self) -> bool:
-        """Remove it; the kernel refuses that as long as something is in it."""
+        """Remove it; return False while a process is in it."""
         try:
             self.path.rmdir()
         except FileNotFoundError:
@@ -70,10 +70,10 @@ class Cgroup:
 
 class Cgroups:
     """
-    Makes cgroups for commands.
+    Make the cgroups of commands.
 
-    :param root: the directory of a cgroup that was delegated to us.
-    :raise CgroupError: if it is not, or is none of version 2.
+    :param root: the directory of a cgroup (version 2) that was delegated to this process.
+    :raise CgroupError: if it is not.
     """
 
     def __init__(self, root: Path) -> None:
@@ -92,17 +92,17 @@ class Cgroups:
             raise CgroupError(f"{root}: {error.strerror}") from None
 
     def retire(self, cgroup: Cgroup) -> None:
-        """Remove one whose command has ended, now or when what the command left in it is gone."""
+        """Remove the cgroup of a command that has ended, once the last process has left it."""
         if not cgroup.remove():
             self._retired.append(cgroup)
 
     def remove_retired(self) -> None:
-        """Remove those that have become empty."""
+        """Remove the retired cgroups that have become empty."""
         self._retired = [cgroup for cgroup in self._retired if not cgroup.remove()]
 
     def make(self, name: str, limits: Mapping[str, float]) -> Cgroup:
         """
-        A new cgroup. Blocks.
+        Make a cgroup. Blocks.
 
         :param limits: ``memory`` in bytes, ``pids`` as a count, ``cpus`` as a number of processors.
         :raise CgroupError: if a limit cannot be set.
@@ -123,10 +123,10 @@ class Cgroups:
 
 
 def _settings(limits: Mapping[str, float]) -> list[tuple[str, str]]:
-    """What is to be written to which file of a cgroup."""
+    """Return the files of a cgroup to write, and the text for each."""
     settings: list[tuple[str, str]] = []
     if "memory" in limits:
-        # All of it dies together: half a command is of no use, and "oom_killed" is true of the whole.
+        # memory.oom.group: the tree dies as a whole, so that "oom_killed" holds for all of it.
         settings += [("memory.max", str(int(limits["memory"]))), ("memory.swap.max", "0"), ("memory.oom.group", "1")]
     if "pids" in limits:
         settings.append(("pids.max", str(int(limits["pids"]))))
@@ -136,7 +136,7 @@ def _settings(limits: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def delegated() -> Path | None:
-    """The cgroup that this process is in, if systemd has delegated it to us, or None."""
+    """Return the cgroup of this process if systemd has delegated it, or None."""
     try:
         own = re.search(r"^0::(/.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
         mount = re.search(

@@ -1,4 +1,4 @@
-"""What is to be run."""
+"""A command as the API asks for it, validated."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class User:
     """
-    Whom a command runs as.
+    The user that a command runs as.
 
-    :ivar name: the login name.
-    :ivar uid: the user id.
-    :ivar gid: the id of the login group.
-    :ivar groups: the ids of all groups.
-    :ivar home: the home directory.
+    :ivar gid: the login group.
+    :ivar groups: all groups, the login group included.
     """
 
     name: str
@@ -28,18 +25,18 @@ class User:
 @dataclass(frozen=True)
 class Command:
     """
-    A shell command and its surroundings, already checked.
+    A shell command, its environment and its limits, validated.
 
-    :ivar cmd: the text that ``sh -c`` is given; may be empty.
+    :ivar cmd: the script for ``sh -c``; may be empty.
     :ivar cwd: the working directory, or None for the daemon's own.
     :ivar env: variables merged over the base environment.
-    :ivar timeout: seconds that the command may live, or None for ever.
-    :ivar idle_timeout: seconds that it may go without output, or None for ever.
-    :ivar stdin: whether it gets a pipe to read from, rather than ``/dev/null``.
-    :ivar survive: whether its processes may outlive a daemon that dies without having stopped.
-    :ivar limits: resource limits of each process, by their names in getrlimit(2) in lower case (``nofile``, ``as``).
-    :ivar tree_limits: limits of the tree as a whole: ``memory``, ``pids``, ``cpus``; see :class:`Cgroups`.
-    :ivar user: whom it runs as, or None for the daemon's own user.
+    :ivar timeout: seconds until it is killed, or None.
+    :ivar idle_timeout: seconds without output after which it is killed, or None.
+    :ivar stdin: whether its stdin is a pipe, not ``/dev/null``.
+    :ivar survive: whether its processes outlive a daemon that dies without a regular stop.
+    :ivar limits: limits of each process, by the names of getrlimit(2) in lower case: ``nofile``, ``as``.
+    :ivar tree_limits: limits of the whole tree: ``memory``, ``pids``, ``cpus``; see :meth:`.Cgroups.make`.
+    :ivar user: None for the daemon's own user.
     """
 
     cmd: str

@@ -1,8 +1,8 @@
 """
-The companion: a command that the daemon was started with, and ends with.
+The companion: a command that runs beside the daemon, which ends when the companion does.
 
-It is no execution: nobody reads its output, which goes where the daemon's goes, and it shares the daemon's terminal,
-session and process group. It is found by a mark like all others, so that nothing of it is left.
+It is no execution: its output goes where the daemon's goes, and it shares the daemon's terminal, session and process
+group. Like all others it has a mark, by which its whole tree is found and killed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from sandboxd.processes.trees import Trees
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.oneshot import OneShot
 
-#: Seconds that it gets to end by itself when the daemon stops.
+#: Seconds between the signal that ends it and SIGKILL, when the daemon stops.
 GRACE = 5.0
 
-#: What a shell's exit code is when a signal has ended its command; when it was not found; when it cannot be run.
+#: Exit codes of a shell (POSIX XCU 2.8.2): killed by a signal (plus its number), not found, not executable.
 SIGNALLED = 128
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
@@ -34,11 +34,10 @@ NOT_EXECUTABLE = 126
 
 class Companion:
     """
-    The command, started.
+    The running command.
 
-    :ivar pid: its process id.
-    :ivar exit_code: what the daemon is to exit with, or None while it runs: what it has exited with, or 128 and the
-        number of the signal that has ended it. 0 if that signal was the one by which the daemon was told to stop.
+    :ivar exit_code: the daemon's own exit code, None while the command runs: that of the command, or 128 plus the
+        number of the signal that ended it; 0 if that signal was the one that :meth:`ask_to_end` sent.
     """
 
     _log = Logger()
@@ -59,27 +58,27 @@ class Companion:
         self.exit_code: int | None = None
         with inherited_mark(self._mark), inherited_nofile(own_nofile()):
             popen = subprocess.Popen(argv, env=env)
-        popen.returncode = 0  # it is reaped as any child is, not by subprocess
+        popen.returncode = 0  # reaped by the Reaper, not by subprocess
         self.pid: int = popen.pid
         orphans.expect(reactor, self.pid, self._exited)
         self._log.info("the command {argv} runs beside, as pid {pid}", argv=argv[0], pid=self.pid)
 
     def when_ended(self) -> Deferred[None]:
-        """Fires when it has exited."""
+        """Return a Deferred that fires when it has exited."""
         return self._end.when_fired()
 
     def signal(self, signum: int) -> None:
-        """Forward a signal to it."""
+        """Send a signal to it, if it runs."""
         if self.exit_code is None:
             os.kill(self.pid, signum)
 
     def ask_to_end(self, signum: int) -> None:
-        """Forward a signal that means the end."""
+        """Send a signal after which it is expected to end."""
         self._asked = signum
         self.signal(signum)
 
     async def stop(self) -> None:
-        """Have it end, by SIGTERM if nothing else has been sent; returns when it has, killed if it takes too long."""
+        """End it, by SIGTERM unless :meth:`ask_to_end` has sent a signal; by SIGKILL :data:`GRACE` seconds later."""
         if self.exit_code is None and self._asked is None:
             self.ask_to_end(signal.SIGTERM)
         with suppress(TimeoutError):
@@ -99,5 +98,5 @@ class Companion:
 
 
 def why_not_started(error: OSError) -> int:
-    """The exit code that a shell has when a command cannot be started."""
+    """Return the exit code of a shell whose command cannot be started."""
     return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE

@@ -1,4 +1,4 @@
-"""The environment that a child gets: the daemon's own, less what is not the child's business."""
+"""The environment of commands: the daemon's own without its secrets and its service manager's variables."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from sandboxd.processes.command import Command
 
-#: What its service manager told the daemon alone: a child that answered READY=1 on NOTIFY_SOCKET, or took
-#: LISTEN_FDS for its own, would confuse both.
+#: Variables by which a service manager speaks with the daemon (sd_notify(3), sd_listen_fds(3)). A child must neither
+#: answer on NOTIFY_SOCKET nor take LISTEN_FDS for its own.
 MANAGER = frozenset(
     {
         "NOTIFY_SOCKET",
@@ -21,7 +21,7 @@ MANAGER = frozenset(
     }
 )
 
-#: The daemon's secrets, and that.
+#: Variables that no child gets: those, and the daemon's secrets.
 PRIVATE = MANAGER | {"SANDBOX_SECRET", "SANDBOX_SECRET_FILE", "SANDBOX_SECRET_PATH", "CREDENTIALS_DIRECTORY"}
 
 _LOCALE = frozenset({"LANG", "LANGUAGE", "LC_ALL", "LC_MESSAGES"})
@@ -29,10 +29,10 @@ _LOCALE = frozenset({"LANG", "LANGUAGE", "LC_ALL", "LC_MESSAGES"})
 
 class Environment:
     """
-    Makes the environment of each child.
+    Make the environment of each child.
 
-    :param environ: the daemon's own.
-    :ivar inherited: the same, less what is private to the daemon.
+    :param environ: the daemon's own environment.
+    :ivar inherited: the same without the :data:`PRIVATE` variables.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -47,7 +47,7 @@ class Environment:
         self._english_bytes = _encoded(self._english)
 
     def merged(self, command: Command) -> dict[bytes, bytes]:
-        """The base with the command's own over it. Messages are in English unless the command sets a locale."""
+        """Return the inherited variables updated with the command's; messages are English unless it sets a locale."""
         base = self._english_bytes if _LOCALE.isdisjoint(command.env) else self._inherited_bytes
         user = command.user
         if user is None and not command.env:

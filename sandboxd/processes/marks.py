@@ -1,13 +1,12 @@
 """
-The mark by which the processes of an execution are found, and the walk that finds them.
+The mark by which the processes of an execution are found, and the walk over ``/proc`` that finds them.
 
-A child can leave its process group and session, clear its environment and outlive its parents. What it cannot
-shed by accident is a resource limit: every execution is started with its own number as the soft limit on
-real-time CPU time (``RLIMIT_RTTIME``, in microseconds). The numbers are so large that the limit never bites;
-fork, exec and setsid keep it; and ``prlimit`` reads it from any process. So a walk over ``/proc`` finds a
-tree whatever its members did, except one that sets this very limit for itself.
+A child can leave its process group and session, clear its environment and outlive its parents. It keeps its resource
+limits: each execution is started with a number of its own as the soft limit on real-time CPU time (``RLIMIT_RTTIME``,
+in microseconds). The numbers are so large that the limit is never reached; fork, exec and setsid keep it; prlimit(2)
+reads it from any process. So a walk finds a tree whatever its members did, unless they set this very limit.
 
-It imports the standard library only, and little of it, because :mod:`sandboxd.processes.spawn_server` uses it too.
+Imports little of the standard library and nothing else, for :mod:`sandboxd.processes.spawn_server` uses it.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 
-#: Marks are ``base + n``: the base is random for each daemon, so that two of them never touch each other's.
+#: Marks are ``base + n``. Each daemon has a random base, so that two never signal each other's processes.
 _BASE_SHIFT = 32
-#: Signals that ask a process to end; a stopped one would not see them until it goes on.
+#: Signals that a stopped process gets only once it continues; they are followed by SIGCONT.
 _PENDING_WHILE_STOPPED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 _SURVIVE = 1 << 31
@@ -30,7 +29,7 @@ _INFINITY = resource.RLIM_INFINITY
 
 
 class Marks:
-    """Numbers that mark the processes of this daemon's executions, and the way to give them out."""
+    """Allocate the marks of this daemon's executions."""
 
     def __init__(self) -> None:
         # Bit 61 keeps the limit above 70,000 years of CPU time.
@@ -39,26 +38,26 @@ class Marks:
 
     def new(self, survive: bool = False) -> int:
         """
-        A mark that no execution has had.
+        Return an unused mark.
 
-        :param survive: for one that the guardian spares.
+        :param survive: whether :func:`guard` spares the processes that have it.
         """
         self._last += 1
         return self.base + self._last + (_SURVIVE if survive else 0)
 
     def owns(self, mark: int) -> bool:
-        """Whether ``mark`` was given out here."""
+        """Return whether ``mark`` is one of :meth:`new`."""
         return given_by(self.base, mark)
 
 
 def given_by(base: int, mark: int) -> bool:
-    """Whether ``mark`` was given out by the daemon whose base is ``base``."""
+    """Return whether ``mark`` is one of the daemon whose base is ``base``."""
     return mark > base and mark >> _BASE_SHIFT == base >> _BASE_SHIFT
 
 
 @contextmanager
 def inherited_mark(mark: int) -> Iterator[None]:
-    """A process that is started inside is born with ``mark``; there is no moment at which it has none."""
+    """Give processes that are started inside a mark, from their first moment on."""
     soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
     if hard == _INFINITY:
         resource.setrlimit(resource.RLIMIT_RTTIME, (mark, hard))
@@ -66,15 +65,15 @@ def inherited_mark(mark: int) -> Iterator[None]:
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_RTTIME, (soft, hard))
-    else:  # An administrator has limited it: the process group is all that we can follow.
+    else:  # an administrator has limited it: only the process group can be followed
         yield
 
 
 def mark_of(pid: int) -> int:
     """
-    The mark of a process, or -1 if it has none or is gone.
+    Return the mark of a process, or -1 if it has none or is gone.
 
-    ``prlimit`` asks for the same user or CAP_SYS_RESOURCE; ``/proc/<pid>/limits`` asks for neither.
+    prlimit(2) requires the same user or CAP_SYS_RESOURCE; ``/proc/<pid>/limits`` requires neither.
     """
     try:
         return resource.prlimit(pid, resource.RLIMIT_RTTIME)[0]
@@ -95,12 +94,12 @@ def mark_of(pid: int) -> int:
 
 def sweep(choose: Callable[[int], int | None], patience: float, spared: Container[int] = ()) -> dict[int, list[int]]:
     """
-    Walk over all processes once, signal those that are chosen, and give them a moment to end. Blocks.
+    Walk over all processes once, signal the chosen ones, and wait for their end. Blocks.
 
-    :param choose: for a mark, the signal that its processes get: 0 for none, None to pass them over.
-    :param patience: seconds to wait, at most, for all that were signalled to be gone.
-    :param spared: pids that are passed over, beside our own.
-    :return: the live pids that were met, by mark. One that is missing here has no process left.
+    :param choose: returns the signal for the processes of a mark: 0 for none, None to skip them.
+    :param patience: longest wait for those that were signalled, in seconds.
+    :param spared: pids that are skipped, beside this process's own.
+    :return: the pids of the chosen processes that were alive, by mark. A mark that is missing has no process left.
     """
     found: dict[int, list[int]] = {}
     pidfds: list[int] = []
@@ -125,20 +124,20 @@ def sweep(choose: Callable[[int], int | None], patience: float, spared: Containe
 
 
 def _chosen(choose: Callable[[int], int | None], spared: Container[int]) -> Iterator[tuple[int, int, int]]:
-    """Mark, pid and pidfd of each live process that is chosen. Zombies are not alive."""
+    """Yield mark, pid and pidfd of each live process that is chosen. Zombies are not alive."""
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         pid = int(name)
-        # While it starts a child, a process has the child's mark.
+        # A process that starts a child has the child's mark meanwhile.
         if pid == os.getpid() or pid in spared or choose(mark_of(pid)) is None:
             continue
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
             continue
-        # Asked again now that the descriptor pins the process: had the pid been reused before, the mark would
-        # be another's; if it is reused after, the descriptor still means the one that we looked at.
+        # Read the mark again: if the pid was reused before pidfd_open, it is another's now; if it is reused later, the
+        # descriptor still refers to the process whose mark was read.
         mark = mark_of(pid)
         if choose(mark) is not None and not _exited(pidfd, 0):
             yield mark, pid, pidfd
@@ -147,7 +146,7 @@ def _chosen(choose: Callable[[int], int | None], spared: Container[int]) -> Iter
 
 
 def _exited(pidfd: int, timeout: float) -> bool:
-    """Whether the process has ended, waiting ``timeout`` seconds for it."""
+    """Return whether a process has ended, waiting at most ``timeout`` seconds for it."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(timeout * 1000))
@@ -155,9 +154,9 @@ def _exited(pidfd: int, timeout: float) -> bool:
 
 def guard(base: int) -> None:
     """
-    Kill what a daemon that is gone has left. Blocks, for a minute at most.
+    Kill the processes of a daemon that is gone, but for those that survive it. Blocks, for a minute at most.
 
-    :param base: the base of the daemon's marks. Executions that were started to survive are spared.
+    :param base: the base of the daemon's marks.
     """
 
     def choose(mark: int) -> int | None:

@@ -1,4 +1,4 @@
-"""A child's descriptors, as the reactor watches them: its output, its stdin, its exit."""
+"""Descriptors of a child that the reactor watches: output and input pipes, and a pidfd for its exit."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from zope.interface import implementer
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.turn_budget import TurnBudget
 
-#: Bytes asked of a pipe at a time: what a pipe holds by default.
+#: Bytes of one read: the default capacity of a pipe.
 READ_SIZE = 64 * 1024
 
-#: What a pipe that was found full is made to hold, and what it is asked for from then on: fewer and larger reads.
+#: Capacity that a pipe gets once it was found full, and bytes of one read from then on.
 LARGE_PIPE = 1024 * 1024
 LARGE_READ = 256 * 1024
 
@@ -30,10 +30,10 @@ _to_close: dict[Reactor, list[int]] = {}
 
 def close_later(reactor: Reactor, fd: int) -> None:
     """
-    Close a descriptor that the reactor has watched, once it has dealt with the events that it already has.
+    Close a descriptor that the reactor has watched, in the next turn.
 
-    Closed at once, its number could go to a new descriptor while an event of the old one is still to be delivered:
-    the new one would be taken for hung up.
+    Closed at once, its number could be given to a new descriptor while the reactor still has an event of the old one
+    to deliver, and would deliver it to the new one.
     """
     fds = _to_close.setdefault(reactor, [])
     fds.append(fd)
@@ -48,7 +48,7 @@ def _close_all(reactor: Reactor) -> None:
 
 @implementer(IReadDescriptor)
 class OutputPipe:
-    """The reading end of a child's stdout or stderr. It is served in turns with all others."""
+    """The read end of a child's stdout or stderr, read within the reactor's :class:`.TurnBudget`."""
 
     def __init__(
         self,
@@ -59,10 +59,10 @@ class OutputPipe:
         closed: Callable[[], None],
     ) -> None:
         """
-        Own ``fd``.
+        Take over ``fd``, paused.
 
-        :param received: called with what the pipe delivers.
-        :param closed: called once it has no writer any more, or :meth:`close` was called.
+        :param received: called with the bytes of each read.
+        :param closed: called once: at the end of file, or by :meth:`close`.
         """
         self._reactor = reactor
         self._turns = turns
@@ -81,12 +81,12 @@ class OutputPipe:
         return type(self).__name__
 
     def pause(self) -> None:
-        """Watch it no more."""
+        """Stop reading."""
         self._paused = True
         self._reactor.removeReader(self)
 
     def resume(self) -> None:
-        """Watch it."""
+        """Start reading."""
         self._paused = False
         if not self._queued and self._fd >= 0:
             self._reactor.addReader(self)
@@ -114,14 +114,14 @@ class OutputPipe:
         self._received(data)
 
     def _enlarge(self) -> None:
-        """Its writer is faster than we are."""
+        """Make the pipe and the reads larger: its writer is faster than its reader."""
         self._size = LARGE_READ
         # Refused when this user's pipes hold too much already; see pipe(7).
         with suppress(OSError):
             fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
 
     def drain(self) -> None:
-        """Deliver what is in the pipe now: at most what a pipe can hold, lest a fast writer keep us here."""
+        """Read what is in the pipe now, at most its capacity: a fast writer must not keep the reactor here."""
         left = fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ)
         while left > 0 and self._fd >= 0:
             try:
@@ -138,7 +138,7 @@ class OutputPipe:
         self.close()
 
     def close(self) -> None:
-        """Close it, if it is open."""
+        """Close it, unless it is closed."""
         if self._fd >= 0:
             self._reactor.removeReader(self)
             close_later(self._reactor, self._fd)
@@ -148,13 +148,13 @@ class OutputPipe:
 
 @implementer(IReadDescriptor)
 class ExitWatch:
-    """A pidfd, which becomes readable when its process exits: no SIGCHLD, and no search among all children."""
+    """A pidfd, which becomes readable when its process exits: no SIGCHLD, no waitpid(2) of every child."""
 
     def __init__(self, reactor: Reactor, pidfd: int, exited: Callable[[], object]) -> None:
         """
-        Own ``pidfd``, and watch its process.
+        Take over ``pidfd`` and watch its process.
 
-        :param exited: called once, when it has exited.
+        :param exited: called once, when the process has exited.
         """
         self._reactor = reactor
         self._exited = exited
@@ -179,7 +179,7 @@ class ExitWatch:
 
 @implementer(IWriteDescriptor)
 class InputPipe:
-    """The writing end of a child's stdin."""
+    """The write end of a child's stdin."""
 
     def __init__(self, reactor: Reactor, fd: int) -> None:
         os.set_blocking(fd, False)
@@ -195,7 +195,7 @@ class InputPipe:
         return type(self).__name__
 
     def feed(self, data: bytes) -> Deferred[None]:
-        """Fires when the pipe has taken all of it."""
+        """Return a Deferred that fires when the pipe has taken all, or fails with :exc:`BrokenPipeError`."""
         if self._fd < 0 or self._closing:
             return fail(BrokenPipeError(errno.EPIPE, "its stdin is closed"))
         taken: Deferred[None] = Deferred()
@@ -227,13 +227,13 @@ class InputPipe:
         self.close()
 
     def close_when_done(self) -> None:
-        """Close once all is written."""
+        """Close once all has been written."""
         self._closing = True
         if not self._pending:
             self.close()
 
     def close(self) -> None:
-        """Close at once; what was not taken is lost, and whoever waits for it is told."""
+        """Close at once, failing the Deferreds of what has not been written."""
         if self._fd < 0:
             return
         self._reactor.removeWriter(self)

@@ -1,4 +1,4 @@
-"""The children that are this process's own: those that it has inherited, and the few that it has started itself."""
+"""Reap this process's own children: the orphans that it inherits, and the few that it has started itself."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from contextlib import suppress
 from sandboxd.processes.pipes import ExitWatch
 from sandboxd.reactor.interfaces import Reactor
 
-#: Statuses that are kept of children that nobody has expected.
+#: Exit statuses kept of children that nothing expected, newest last.
 UNCLAIMED = 1024
 
 
 class Reaper:
     """
-    Reaps all children of this process, which as PID 1 or subreaper inherits every orphan among its descendants.
+    Reap all children of this process, which as PID 1 or subreaper inherits every orphan among its descendants.
 
-    Who wants the status of one says so beforehand. (Commands are the spawners' children, as long as those live.)
+    :meth:`expect` asks for the exit status of one. Commands are children of the spawn servers while those live.
     """
 
     def __init__(self) -> None:
         self._expected: dict[int, Callable[[int], None]] = {}
-        self._unclaimed: OrderedDict[int, int] = OrderedDict()  # the newest statuses that nobody has expected
+        self._unclaimed: OrderedDict[int, int] = OrderedDict()
 
     def expect(self, reactor: Reactor, pid: int, exited: Callable[[int], None]) -> None:
         """
-        A child whose status is wanted.
+        Call ``exited`` once a child of this process has exited.
 
-        :param exited: called with the status, as waitpid(2) tells it, when it has exited.
+        :param exited: gets the wait status, as of waitpid(2).
         """
         self._expected[pid] = exited
-        with suppress(OSError):  # no descriptor to be had: it is reaped when they are looked for the next time
+        with suppress(OSError):  # no descriptor: :meth:`reap` finds it at the next look
             ExitWatch(reactor, os.pidfd_open(pid), self.reap)
 
     def adopt(self, reactor: Reactor, pid: int, exited: Callable[[int], None]) -> bool:
         """
-        :meth:`expect` a child that this process has inherited, and may have reaped before it was known to be wanted.
+        :meth:`expect` a child that this process has inherited, and may have reaped already.
 
-        :return: whether it is a child.
+        :return: whether it is, or was, a child of this process.
         """
         status = self._unclaimed.pop(pid, None)
         if status is not None:
@@ -53,7 +53,7 @@ class Reaper:
         return True
 
     def reap(self) -> None:
-        """Collect the children that have exited."""
+        """Reap every child that has exited."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

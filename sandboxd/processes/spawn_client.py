@@ -1,4 +1,4 @@
-"""Has children started by spawners, processes of their own, and passes on what those tell; see :mod:`.spawner`."""
+"""The client of the spawn servers: sends them requests, and passes their records on; see :mod:`.spawn_server`."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from sandboxd.processes.spawn_server import EXITED, INLINE, LONG, STARTED
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.turn_budget import TurnBudget
 
-#: How many spawners there are: two, so that one can start a child while the other one waits for an ``exec``.
+#: Number of spawn servers: two, so that one can start a child while the other one waits for an execve(2).
 SPAWNERS = 2
 
-#: Messages that are read from a spawner before others get their turn.
+#: Most messages read from a spawn server in one turn.
 BURST = 8
 
-#: A spawner has not taken what was sent to it (messages, or descriptors on their way), or the kernel has no room.
+#: sendmsg(2) fails for now: the socket is full, too many descriptors are in flight, or the kernel lacks memory.
 _LATER = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 
-#: Seconds after which a spawner that has died is replaced, if no command needs one before.
+#: Seconds after which a dead spawn server is replaced, unless a command needs one earlier.
 _RESPAWN = 1.0
 
-#: What a spawner runs. Isolated, so that neither the environment nor the directory can change what it imports.
+#: The program of a spawn server. Run with -I, so that neither environment nor directory change what it imports.
 _PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(Path(sandboxd.__file__).parents[1])!r})
@@ -52,29 +52,29 @@ main(*map(int, sys.argv[1:]))
 
 
 class ChildListener(Protocol):
-    """Who hears what becomes of a child. One of the first two is called, and after ``started`` the third."""
+    """The receiver of a child's records: ``started`` or ``failed``, and ``exited`` after ``started``."""
 
     def started(self, pid: int) -> None:
-        """It runs."""
+        """Called when it runs."""
 
     def failed(self, error: OSError, at_cwd: bool) -> None:
-        """It could not be started."""
+        """Called when it could not be started."""
 
     def exited(self, status: int) -> None:
-        """It has exited; ``status`` is as waitpid(2) tells it."""
+        """Called when it has exited, with its wait status, as of waitpid(2)."""
 
     def adopted(self) -> None:
-        """Who has started it is dead; it is this process's own child now."""
+        """Called when its spawn server has died: it was reparented to this process, the subreaper."""
 
 
 class SpawnClient:
     """
-    The spawners, and the children that they have started.
+    The spawn servers, and the children that they have started.
 
-    :param turns: lets what they tell be dealt with in turns with all other work.
-    :param base: the base of the marks, by which a spawner finds what is left when this process is gone.
-    :param adopted: called when a spawner has died, with those of its children that now are this process's own.
-    :param end_tree: kills what has a mark; fires when it is gone.
+    :param turns: schedules the handling of their records.
+    :param base: the base of the marks, by which a spawn server finds the processes of a daemon that is gone.
+    :param adopted: called when a spawn server has died, with its children, by pid; they are this process's own now.
+    :param end_tree: kills the processes of a mark; fires when they are gone.
     """
 
     _log = Logger()
@@ -98,16 +98,16 @@ class SpawnClient:
 
     def start(self) -> None:
         """
-        Start the spawners.
+        Start the spawn servers that are missing.
 
-        :raise OSError: if that cannot be done.
+        :raise OSError: if one cannot be started.
         """
         self._running = True
         while len(self._spawners) < SPAWNERS:
             self._spawners.append(_SpawnServer(self._reactor, self._turns, self._base, self._lost, self._break_off))
 
     def stop(self) -> None:
-        """Let the spawners end, once they have killed what is left."""
+        """Let the spawn servers end, once they have killed what is left."""
         self._running = False
         spawners, self._spawners = self._spawners, []
         for spawner in spawners:
@@ -115,21 +115,21 @@ class SpawnClient:
 
     @property
     def pids(self) -> frozenset[int]:
-        """The spawners' own pids."""
+        """The pids of the spawn servers."""
         return frozenset(spawner.pid for spawner in self._spawners)
 
     def launch(
         self, child: ChildListener, mark: int, request: tuple[Any, ...], fds: list[int]
     ) -> Callable[[int], None]:
         """
-        Have a child started.
+        Request the start of a child.
 
-        :param child: told what becomes of it, later.
-        :param mark: what its process tree is found by.
-        :param request: what is said of it, as :class:`.spawner.Spawner` has it.
-        :param fds: the descriptors that go with it. They are closed once they are sent.
+        :param child: gets its records, later.
+        :param mark: the mark of its process tree.
+        :param request: the arguments of :meth:`.SpawnServer._start`, less the descriptors.
+        :param fds: the descriptors of the request, closed once they are sent.
         :return: sends a signal to the child's process group, if the child has not exited.
-        :raise OSError: if it cannot be asked for; the descriptors stay open.
+        :raise OSError: if there is no spawn server; the descriptors stay open.
         """
         try:
             self.start()  # one may have died
@@ -153,10 +153,10 @@ class SpawnClient:
         self._reactor.callLater(_RESPAWN, self._replace)
         self._adopted({pid: child for child, _, pid in spawner.running.values()})
         for child, mark in spawner.starting.values():
-            self._break_off(child, mark)  # it may run, and nobody would know
+            self._break_off(child, mark)  # it may run
 
     def _break_off(self, child: ChildListener, mark: int) -> None:
-        """Nothing can be said of a child any more: end it, and then say so."""
+        """End a child whose state is unknown, and then report it as failed."""
         error = OSError(errno.EIO, "the process that starts commands has died")
         self._end_tree(mark).addBoth(lambda _: child.failed(error, False))
 
@@ -177,11 +177,10 @@ def _load(spawner: _SpawnServer) -> tuple[int, int]:
 @implementer(IReadDescriptor, IWriteDescriptor)
 class _SpawnServer:
     """
-    The daemon's end of one spawner.
+    The daemon's end of one spawn server.
 
-    :ivar pid: its process id.
-    :ivar starting: the children that it was asked to start and has not answered for, and their marks, by number.
-    :ivar running: those that it has started, their marks and pids, by number.
+    :ivar starting: requested children without an answer, and their marks, by number.
+    :ivar running: started children, their marks and pids, by number.
     """
 
     _log = Logger()
@@ -215,7 +214,7 @@ class _SpawnServer:
             )
         self.pid = popen.pid
         self._pidfd = os.pidfd_open(self.pid)
-        popen.returncode = 0  # it is reaped as any orphan is, not by subprocess
+        popen.returncode = 0  # reaped by the Reaper, not by subprocess
         reactor.addReader(self)
 
     def fileno(self) -> int:
@@ -225,7 +224,7 @@ class _SpawnServer:
         return type(self).__name__
 
     def launch(self, number: int, child: ChildListener, mark: int, message: bytes, fds: list[int]) -> None:
-        """Ask for a child."""
+        """Send a request."""
         self.starting[number] = (child, mark)
         self._send(message, fds)
 
@@ -234,7 +233,7 @@ class _SpawnServer:
         self._send(marshal.dumps((number, int(signum))), [])
 
     def _send(self, message: bytes, fds: list[int]) -> None:
-        if self._socket.fileno() < 0:  # it has died, and who was to be started will be told
+        if self._socket.fileno() < 0:  # it has died; :meth:`SpawnClient._lost` deals with the requests
             for fd in fds:
                 os.close(fd)
             return
@@ -252,8 +251,8 @@ class _SpawnServer:
             except OSError as error:
                 if error.errno in _LATER:
                     return
-                # It has died. The reader will meet what it has still told, and then its end; not now, for whoever
-                # asks for a child must have returned before the child is told anything.
+                # It has died. The reader gets the records that it has still sent, and then the end of file; not now,
+                # for :meth:`SpawnClient.launch` has to return before its child gets any record.
                 self._drop_unsent()
                 break
             self._unsent.popleft()
@@ -274,7 +273,7 @@ class _SpawnServer:
             except BlockingIOError:
                 return
             except ConnectionResetError:
-                continue  # it has died with requests unread; what it has told comes behind that
+                continue  # it has died with requests unread; its records follow
             except OSError:
                 message = b""
             if not message:
@@ -297,8 +296,8 @@ class _SpawnServer:
                 child.started(value)
             else:
                 child.failed(OSError(value, os.strerror(value)), bool(rest[0]))
-        except Exception:  # of one child, which must not be the others' fault
-            self._log.failure("a command is broken off, as what became of it could not be dealt with")
+        except Exception:  # an error of one child must not affect the others
+            self._log.failure("a command is killed, as an error occurred in the daemon while handling it")
             self.running.pop(number, None)
             self._break_off(child, mark)
 
@@ -307,10 +306,10 @@ class _SpawnServer:
 
     def _hung_up(self) -> None:
         if self._socket.fileno() >= 0:
-            with suppress(ProcessLookupError):  # if it lives, it must not take us for dead, and kill what we run
+            with suppress(ProcessLookupError):  # it would take the daemon for dead, and kill all commands
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             self._close_socket()
-            # A process that dies closes its files first. Its children are ours only when it has exited.
+            # A dying process closes its files before its children are reparented: wait until it has exited.
             ExitWatch(self._reactor, self._pidfd, partial(self._turns.take, self._died))
 
     def _died(self) -> None:
@@ -330,7 +329,7 @@ class _SpawnServer:
 
 
 def _memfd(data: bytes) -> int:
-    """A file in memory."""
+    """Return a file in memory."""
     fd = os.memfd_create("sandboxd")
     try:
         with open(fd, "wb", closefd=False) as file:

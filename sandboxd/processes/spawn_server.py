@@ -1,17 +1,16 @@
 """
-The program that starts commands on the daemon's behalf, and the words that the two exchange.
+The spawn server: a program that starts commands for the daemon, and the messages that the two exchange.
 
-A process of its own, because starting a child takes as long as the kernel needs to run its ``exec``: tens of
-milliseconds when every processor is busy, in which the daemon would serve nobody. The daemon sends a request with
-the child's ends of its pipes over a socket; the spawner starts the child, tells its pid, and later its exit status.
-What children inherit that is not the daemon's own (rlimits, the kernel's choice when memory is short) is set here,
-so the daemon never has to change itself for a child.
+It is a process of its own, because a start blocks until the child's execve(2) is done, which takes tens of milliseconds
+while all processors are busy. The daemon sends a request over a socket, with the child's ends of its pipes; the server
+starts the child and sends its pid, and later its exit status. What children inherit but the daemon does not have
+(rlimits, oom_score_adj) is set here, so that the daemon never changes itself for a child.
 
-It is also the guardian: when the daemon is gone, however that came about, it kills what executions have left
-running, which it finds by :mod:`sandboxd.processes.marks`.
+It is also the guardian: when the daemon is gone, for whatever reason, it kills the processes of all executions, which
+it finds by :mod:`sandboxd.processes.marks`.
 
-Both ends are of one version of this code, so messages are :mod:`marshal` data. This module imports the standard
-library only, and little of it, so as to start fast and to be small.
+Both ends are of one version of this code, so messages are :mod:`marshal` data. This module imports little of the
+standard library and nothing else, to start fast and to be small.
 """
 
 from __future__ import annotations
@@ -30,33 +29,33 @@ from typing import Any
 from sandboxd.processes.limits import inherited_nofile
 from sandboxd.processes.marks import guard, inherited_mark
 
-#: The shell, by its full name: the PATH of a command's environment is the command's business.
+#: The shell, by its full path: a command's PATH must not change it.
 SH = "/bin/sh"
 
-#: What a record says, told apart by its second item.
+#: Kinds of records, their second item.
 STARTED, FAILED, EXITED = range(3)
 
-#: Bytes of a request that are sent as one message; a longer one is sent as a memfd.
+#: Most bytes of a request that is sent as one message; a longer one is sent as a memfd.
 INLINE = 64 * 1024
 
-#: Requests that are served before those that started or exited are told.
+#: Most requests that are served before records are sent.
 BURST = 8
 
-#: What Python ignores, and a child should not; and what this process ignores.
+#: Signals that Python ignores and a child must not, and signals that this process ignores.
 _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-#: How much more willing the kernel is to kill a command than the daemon when memory is short; see proc(5).
+#: Added to oom_score_adj, so that commands are killed before the daemon when memory is short; see proc(5).
 OOM_SCORE_STEP = 200
 OOM_SCORE_MAX = 1000
 
 
 class SpawnServer:
     """
-    Starts children as it is told, until the daemon hangs up.
+    Start the children that the daemon requests, until it closes its end of the socket.
 
     :param control: the socket to the daemon.
-    :param nofile: how many files a child may open, as its soft limit.
+    :param nofile: the soft limit of open files of a child.
     """
 
     def __init__(self, control: socket.socket, nofile: int) -> None:
@@ -70,7 +69,7 @@ class SpawnServer:
         self._nofile = nofile
 
     def run(self) -> None:
-        """Serve."""
+        """Serve requests."""
         control = self._control.fileno()
         while True:
             for fd, _ in self._epoll.poll():
@@ -78,17 +77,17 @@ class SpawnServer:
                     self._exited(fd)
                 elif not self._listen():
                     return
-            self._tell()
+            self._send()
 
-    def _tell(self) -> None:
-        """Send what has become known."""
+    def _send(self) -> None:
+        """Send the pending records."""
         while self._records:
             some, self._records = self._records[:256], self._records[256:]
-            with suppress(BrokenPipeError, ConnectionResetError):  # the end of the socket is seen by the next read
+            with suppress(BrokenPipeError, ConnectionResetError):  # the next read returns the end of file
                 self._control.send(marshal.dumps(some))
 
     def _listen(self) -> bool:
-        """Serve some requests; return whether the daemon is still there."""
+        """Serve some requests; return False at the end of file."""
         for _ in range(BURST):
             try:
                 message, fds = _receive(self._control)
@@ -113,7 +112,7 @@ class SpawnServer:
         try:
             size = os.fstat(fds[-1]).st_size
             request = marshal.loads(os.pread(fds[-1], size, 0))
-        except (IndexError, OSError):  # there was no room for the descriptors
+        except (IndexError, OSError):  # the descriptors did not fit under RLIMIT_NOFILE
             self._records.append((number, FAILED, errno.EMFILE, 0))
             return
         self._serve(request, fds[:-1])
@@ -133,7 +132,7 @@ class SpawnServer:
         except OSError as error:
             self._records.append((number, FAILED, error.errno or 0, int(isinstance(error, _CannotEnter))))
             return
-        except ValueError:  # what Python itself would not pass to the kernel
+        except ValueError:  # an argument that Python does not pass to the kernel
             self._records.append((number, FAILED, errno.EINVAL, 0))
             return
         self._epoll.register(pidfd, select.EPOLLIN)
@@ -142,7 +141,7 @@ class SpawnServer:
         self._records.append((number, STARTED, pid))
 
     def _signal(self, number: int, signum: int) -> None:
-        """Signal a child's process group; this process has not reaped the child, so its pid cannot be another's."""
+        """Signal a child's process group; its pid is not reused, for this process has not reaped it."""
         pidfd = self._pidfds.get(number)
         if pidfd is not None:
             with suppress(ProcessLookupError, PermissionError):
@@ -169,11 +168,11 @@ class SpawnServer:
         """
         Start a child.
 
-        :param fds: its stdout, its stderr, its stdin if it has one, and if it is to wait until it is in its cgroup,
-            the other end of that.
+        :param fds: its stdout, its stderr, its stdin if it has one, and the other end of that if it has to wait until
+            it is in its cgroup.
         :return: its pid.
         """
-        if len(fds) < 2 + has_stdin + (cgroup is not None):  # there was no room for them
+        if len(fds) < 2 + has_stdin + (cgroup is not None):  # they did not fit under RLIMIT_NOFILE
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         stdout, stderr, *rest = fds
         stdin = rest.pop(0) if has_stdin else 0
@@ -208,13 +207,13 @@ class _CannotEnter(OSError):
 
 
 def _undo(pid: int) -> None:
-    """End a child that was just started."""
+    """Kill a child that was just started."""
     os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 
 
 def _posix_spawn(argv: list[bytes], env: dict[bytes, bytes], stdin: int, stdout: int, stderr: int) -> int:
-    """Start a child as this process's own user. posix_spawn(3) uses ``vfork``: nothing of us is copied."""
+    """Start a child as this process's own user. posix_spawn(3) uses vfork(2), which copies no page tables."""
     ends = [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
     if stdin:
         ends.append((os.POSIX_SPAWN_DUP2, stdin, 0))
@@ -230,7 +229,7 @@ def _fork(
     identity: tuple[int, int, tuple[int, ...]],
     nofile: int,
 ) -> int:
-    """Start a child as another user, which takes a ``fork``. It lowers its own limit, for Popen needs descriptors."""
+    """Start a child as another user, by fork(2). It lowers its own limit, for Popen needs descriptors."""
     import subprocess
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -248,12 +247,12 @@ def _fork(
         extra_groups=identity[2],
         preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (nofile, hard)),
     )
-    popen.returncode = 0  # it is reaped as all others are, not by subprocess
+    popen.returncode = 0  # reaped as all others are, not by subprocess
     return popen.pid
 
 
 def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
-    """A request and the descriptors that came with it; an empty one if the other end has hung up."""
+    """Receive a request and its descriptors; an empty request at the end of file."""
     message, ancillary, _, _ = control.recvmsg(INLINE + 1024, 256, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
     fds: list[int] = []
     for _, _, data in ancillary:
@@ -261,7 +260,7 @@ def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
     return message, fds
 
 
-#: A message whose text is in its last descriptor, with the child's number. No marshal data begins so.
+#: A message whose data is in its last descriptor, with the child's number. No marshal data begins so.
 LONG_PREFIX = b"long "
 LONG = LONG_PREFIX + b"%d"
 
@@ -272,18 +271,18 @@ def _ignore(signum: int, frame: object) -> None:
 
 def main(fd: int, base: int, nofile: int) -> None:
     """
-    Start commands until the daemon is gone, then kill what it has left.
+    Start commands until the daemon is gone, then kill the processes of its executions.
 
     :param fd: the socket to the daemon.
     :param base: the base of the daemon's marks.
-    :param nofile: how many files a child may open, as its soft limit.
+    :param nofile: the soft limit of open files of a child.
     """
-    # Whoever stops the daemon may signal everything around it; this process must outlive the daemon.
+    # The daemon's signals may be sent to all processes around it; this process must outlive the daemon.
     for signum in _IGNORED:
         if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, _ignore)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it was ignored, there would be no statuses
-    # Each child takes a descriptor here; the daemon itself may not have raised its limit yet.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would leave no exit statuses
+    # Each child needs a descriptor here; the daemon may not have raised its own limit yet.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _raise_oom_score()

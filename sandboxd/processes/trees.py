@@ -1,4 +1,4 @@
-"""Ends process trees, and tells when they are gone."""
+"""End process trees, and wait until they are gone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from twisted.python.failure import Failure
 from sandboxd.processes.marks import Marks, sweep
 from sandboxd.reactor.threads import ThreadPool
 
-#: Seconds that one sweep waits for what it has signalled before it looks again.
+#: Seconds that one walk waits for the processes that it has signalled, before the next walk.
 _SWEEP = 0.05
 
 
 @dataclass
 class _Doomed:
-    """A tree that is being ended: when KILL is due, when we give up, and who waits."""
+    """A tree that is being ended: when SIGKILL is due, when to give up, and the Deferreds to fire."""
 
     first_signal: int
     kill_at: float
@@ -30,11 +30,10 @@ class _Doomed:
 
 class Trees:
     """
-    Ends process trees, all those that are due at a time with one walk.
+    End process trees, all that are due with one walk over ``/proc``.
 
-    :param clock: tells the time.
-    :param in_thread: runs a walk off the reactor's thread.
-    :param spared: tells the pids that a walk passes over, beside our own.
+    :param in_thread: calls a blocking function in a thread.
+    :param spared: returns the pids that a walk skips, beside this process's own.
     """
 
     _log = Logger()
@@ -51,11 +50,11 @@ class Trees:
         self, mark: int, signum: int = signal.SIGKILL, grace: float = 0.0, patience: float = 5.0
     ) -> Deferred[list[int]]:
         """
-        Signal a tree and see to it that it is gone.
+        Signal every process of a tree until none is left.
 
-        :param signum: what its processes get first.
+        :param signum: the first signal.
         :param grace: seconds until they get SIGKILL, if ``signum`` was another.
-        :param patience: seconds after SIGKILL at which it gives up.
+        :param patience: seconds after SIGKILL at which to give up.
         :return: fires with the pids of survivors, normally none.
         """
         now = self._clock.seconds()
@@ -73,14 +72,14 @@ class Trees:
         return waiter
 
     async def signal(self, mark: int, signum: int) -> None:
-        """Send a signal once to every process of a tree."""
+        """Send a signal once to every process of a tree, whatever it does with it."""
         await self._sweep(lambda found: signum if found == mark else None, 0.0)
 
     async def end_all(self, signum: int, patience: float) -> list[int]:
         """
-        Signal every process that any execution of this daemon has left, and wait.
+        Signal the processes of all executions of this daemon, and wait for their end.
 
-        :return: the pids that are still there after ``patience`` seconds.
+        :return: the pids that are left after ``patience`` seconds.
         """
         deadline = self._clock.seconds() + patience
         send = signum
@@ -91,7 +90,7 @@ class Trees:
         while True:
             found = await self._sweep(choose, _SWEEP)
             if signum != signal.SIGKILL:
-                send = 0  # once is enough; KILL is repeated for what was forked meanwhile
+                send = 0  # sent once; SIGKILL is repeated for processes forked meanwhile
             if not found or self._clock.seconds() >= deadline:
                 return sorted(pid for pids in found.values() for pid in pids)
 

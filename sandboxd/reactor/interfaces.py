@@ -13,4 +13,4 @@ from twisted.internet.interfaces import (
 
 
 class Reactor(IReactorCore, IReactorFDSet, IReactorSocket, IReactorTCP, IReactorThreads, IReactorTime):
-    """A reactor with everything that the daemon asks of one; Twisted's reactors on Linux have it."""
+    """A reactor with all interfaces that the daemon uses; Twisted's reactors on Linux provide them."""

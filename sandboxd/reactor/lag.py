@@ -1,4 +1,4 @@
-"""How long the reactor has been kept from its work: the longest that any client had to wait for its turn."""
+"""Measure the reactor's lag: by how much timed calls are late, and so how long a client waits for its turn."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-#: Seconds between looks.
+#: Seconds between measurements.
 INTERVAL = 0.05
 
-#: Seconds by which a look may be late.
+#: Upper bounds of the histogram, in seconds of lag.
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class LagMeter(Service):
     """
-    Asks to be called at a fixed interval, and measures by how much it is late.
+    Have a call made at a fixed interval, and measure by how much it is late.
 
-    :ivar longest: the longest delay since the start, in seconds.
-    :ivar delays: all of them.
+    :ivar longest: longest delay since the start, in seconds.
+    :ivar delays: histogram of all delays.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -32,12 +32,12 @@ class LagMeter(Service):
         self._call: IDelayedCall | None = None
 
     def startService(self) -> None:
-        """Begin to measure."""
+        """Start measuring."""
         super().startService()
         self._schedule()
 
     def stopService(self) -> None:
-        """Measure no more."""
+        """Stop measuring."""
         super().stopService()
         if self._call is not None and self._call.active():
             self._call.cancel()
@@ -55,11 +55,11 @@ class LagMeter(Service):
 
 class Histogram:
     """
-    How often a value fell between which bounds.
+    Count values by bucket, as a Prometheus histogram does.
 
-    :param bounds: the upper bounds, ascending; what is above the last is counted too.
-    :ivar counts: how often, by bound.
-    :ivar sum: of all values.
+    :param bounds: upper bounds of the buckets, ascending; one bucket more holds what is above the last.
+    :ivar counts: number of values in each bucket.
+    :ivar sum: sum of all values.
     """
 
     def __init__(self, bounds: Sequence[float]) -> None:
@@ -68,12 +68,12 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """One more."""
+        """Count a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def copy(self) -> Histogram:
-        """As it is now."""
+        """Return an independent copy."""
         copy = Histogram(self.bounds)
         copy.counts, copy.sum = self.counts.copy(), self.sum
         return copy

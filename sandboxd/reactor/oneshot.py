@@ -1,4 +1,4 @@
-"""An event that happens once, and whoever waits for it."""
+"""An event that happens once, and the Deferreds that wait for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class OneShot(Generic[T]):
-    """Gives each caller a Deferred of its own, before the event and after it."""
+    """A one-shot event that gives each caller a Deferred of its own, before and after it has happened."""
 
     def __init__(self) -> None:
         self._result: T | Failure | None = None
@@ -24,16 +24,16 @@ class OneShot(Generic[T]):
         return self._fired
 
     def fire(self, result: T | Failure) -> None:
-        """It has happened. A Failure fails those who wait."""
+        """Fire all waiting Deferreds with ``result``; a Failure fails them."""
         self._fired = True
         self._result = result
         waiting, self._waiting = self._waiting, []
         for deferred in waiting:
-            if not deferred.called:  # one that was told may have cancelled another
+            if not deferred.called:  # an earlier callback may have cancelled it
                 deferred.callback(result)
 
     def when_fired(self) -> Deferred[T]:
-        """Fires with the result. Can be cancelled, which concerns this caller only."""
+        """Return a Deferred that fires with the result. Cancelling it affects no other caller."""
         deferred: Deferred[T] = Deferred(self._cancelled)
         if self._fired:
             deferred.callback(self._result)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Threads for what would block the reactor."""
+"""Threads for calls that would block the reactor."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 class ThreadPool:
     """
-    A bounded pool of threads. Call it with a function and its arguments.
+    A bounded pool of threads. Call an instance with a function and its arguments.
 
-    Twisted's own pool does the same with several queues and locks, which for a small file cost more than the file.
+    Twisted's own pool has several queues and locks, whose cost exceeds that of reading a small file.
 
-    :param size: how many functions run at a time; more of them wait.
-    :param name: what the threads are called.
-    :ivar under_way: how many calls run or wait to, whether or not somebody waits for their results.
+    :param size: how many calls run at a time; more are queued.
+    :param name: prefix of the threads' names.
+    :ivar under_way: number of calls that run or are queued, cancelled ones included.
     """
 
     def __init__(self, reactor: IReactorFromThreads, size: int, name: str) -> None:
@@ -37,7 +37,7 @@ class ThreadPool:
         self._finished: deque[tuple[Deferred[Any], Any]] = deque()
 
     def __call__(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        """Call ``function`` in a thread; fires in the reactor's thread with its result."""
+        """Call ``function`` in a thread; return a Deferred that fires with its result, in the reactor's thread."""
         self.under_way += 1
         if self.under_way > self._threads and self._threads < self._size:
             self._threads += 1
@@ -59,7 +59,7 @@ class ThreadPool:
             del job, deferred, call, result  # or an idle thread would keep them
 
     def _deliver(self) -> None:
-        """Tell the results, in the reactor's thread."""
+        """Fire the Deferreds of finished calls, in the reactor's thread."""
         while self._finished:
             deferred, result = self._finished.popleft()
             self.under_way -= 1
@@ -69,7 +69,7 @@ class ThreadPool:
                 deferred.callback(result)
 
     def stop(self) -> None:
-        """Let idle threads end. One that hangs in the kernel is left to the process's exit."""
+        """End idle threads. One that hangs in the kernel is left until the process exits."""
         for _ in range(self._threads):
             self._waiting.put(None)
         self._threads = 0

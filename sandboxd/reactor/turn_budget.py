@@ -1,8 +1,8 @@
 """
-Fairness: no kind of work may fill a whole turn of the reactor, however much of it there is.
+Fairness: no kind of work fills a whole turn of the reactor, however much of it there is.
 
 Two hundred commands that start at once, or a hundred that write, are some milliseconds of work each. Done as they
-come, they would keep ``/health`` waiting for the sum of them.
+come, they would delay ``/health`` by their sum.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-#: Seconds of work in one turn, about: what is begun is not interrupted.
+#: Seconds of work in one turn; work that has begun is not interrupted.
 BUDGET = 0.008
 
 
 class TurnBudget:
     """
-    Does work at once while there is time left in this turn of the reactor; what is more waits, first come first served.
+    Do work at once while this turn of the reactor has time left; queue the rest for later turns, in order.
 
-    :param clock: runs what waits, in the turns to come.
-    :param timer: tells seconds, from any beginning.
+    :param timer: returns seconds, from an arbitrary beginning.
     """
 
     def __init__(self, clock: IReactorTime, timer: Callable[[], float] = time.perf_counter) -> None:
@@ -36,12 +35,12 @@ class TurnBudget:
 
     def take(self, work: Callable[[], None]) -> bool:
         """
-        Do some work now or later.
+        Call ``work`` now or in a later turn.
 
-        :return: whether it has been done.
+        :return: whether it was called now.
         """
         if self._working:
-            work()  # part of what is being done, and of its time
+            work()  # nested: its time is counted by the outer call
             return True
         if not self._scheduled:
             self._scheduled = True
@@ -53,7 +52,7 @@ class TurnBudget:
         return True
 
     def turn(self) -> Deferred[None]:
-        """Fires when there is time. Can be cancelled."""
+        """Return a Deferred that fires when there is time left in a turn. Can be cancelled."""
         ready: Deferred[None] = Deferred()
         self.take(lambda: None if ready.called else ready.callback(None))
         return ready
