@@ -25,6 +25,7 @@ from sandboxd.api.openapi import add_openapi_route
 from sandboxd.api.ports import add_port_routes
 from sandboxd.api.processes import add_process_routes
 from sandboxd.api.routing import Routes
+from sandboxd.api.tunnel import add_tunnel_route
 from sandboxd.api.uploads import add_upload_routes
 from sandboxd.api.watch import add_watch_routes
 from sandboxd.daemon.sockets import ListeningSocket
@@ -45,6 +46,7 @@ from sandboxd.web.idempotency import IdempotencyStore
 from sandboxd.web.site import Site
 from sandboxd.web.sse import Streams
 from sandboxd.web.tokens import Credentials
+from sandboxd.web.websocket import WebSockets
 
 DEFAULTS = Settings()
 
@@ -115,6 +117,8 @@ class Sandboxd(Service):
         self.streams = Streams(reactor, turns, settings.max_streams, settings.heartbeat)
         self.stalls = LagMeter(reactor)
         self.watches = Watches(reactor, settings.max_watches, settings.watch_linger)
+        self.sockets = WebSockets(reactor, settings.heartbeat)
+        own_ports = frozenset(sock.port for sock in (*http, *proxy) if sock.port is not None)
         store = IdempotencyStore(reactor)
         starter = CommandStarter(self.table, root, self._files, turns, store)
         self.routes = routes = Routes()
@@ -141,6 +145,7 @@ class Sandboxd(Service):
         add_download_routes(routes, root, self._files)
         add_upload_routes(routes, root, self._files)
         add_port_routes(routes, self.forward, self.proxy_port)
+        add_tunnel_route(routes, reactor, self.sockets, own_ports)
         add_openapi_route(routes, self._aside)
         add_metrics_routes(routes, metrics, self.why_not_ready, self._aside)
 
@@ -158,7 +163,7 @@ class Sandboxd(Service):
         if self._umask is not None:
             os.umask(self._umask)
         self._files.start()
-        for part in (self.table, self.streams, self.stalls, self.watches):
+        for part in (self.table, self.streams, self.sockets, self.stalls, self.watches):
             part.startService()
         for sockets, factory in ((self._http, self.site), (self._proxy, self.forward)):
             for sock in sockets:
@@ -191,6 +196,7 @@ class Sandboxd(Service):
         await self.table.stopService()
         self.watches.stopService()
         self.streams.stopService()
+        self.sockets.stopService()
         self.stalls.stopService()
         self.forward.close_all()
         await self.site.close_all()

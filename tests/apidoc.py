@@ -26,6 +26,7 @@ FAMILIES = {
     "archive": "Archives",
     "watch": "Watching",
     "ports": "The proxy",
+    "tunnel": "Ports of the sandbox",
     "health": "The daemon",
     "status": "",
     "metrics": "",

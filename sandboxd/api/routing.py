@@ -29,6 +29,7 @@ from sandboxd.web.body import BodyError
 from sandboxd.web.idempotency import KeyConflict
 from sandboxd.web.request import OPEN_PATHS, PREFIX, Request, printable
 from sandboxd.web.response import ResponseStream
+from sandboxd.web.websocket import HandshakeError
 
 Route: TypeAlias = "Callable[..., Awaitable[Reply | None]]"
 
@@ -68,6 +69,7 @@ class Routes:
         self._fixed: dict[tuple[bytes, bytes], Endpoint] = {}
         self._streams: set[tuple[bytes, bytes]] = set()
         self._success: list[re.Pattern[str]] = []
+        self._websockets: list[re.Pattern[str]] = []
         self.app.url_map.merge_slashes = False
         self.app.handle_errors(HTTPException)(cast(Any, self._http_exception))
 
@@ -91,6 +93,7 @@ class Routes:
         errors: tuple[int, ...] = (),
         headers: tuple[str, ...] = (),
         success: bool = False,
+        websocket: bool = False,
     ) -> Adder:
         """
         Add a route. It is called with the request, the body if it takes one, the path's parameters by name, and
@@ -104,8 +107,11 @@ class Routes:
         :param status: likewise.
         :param errors: likewise.
         :param headers: likewise.
+        :param websocket: whether it opens a WebSocket.
         :param success: whether replies have a ``success`` field, so that errors get ``"success": false``.
         """
+        if websocket:
+            self._websockets.append(re.compile(re.sub("<[a-z]+>", "[^/]+", path)))
         if success:
             self._success.append(re.compile(re.sub("<[a-z]+>", "[^/]+", path)))
         on_error = {"success": False} if success else {}
@@ -154,6 +160,10 @@ class Routes:
         """What an error on a path has beside its text."""
         return {"success": False} if any(pattern.fullmatch(path) for pattern in self._success) else {}
 
+    def is_websocket(self, path: str) -> bool:
+        """Return whether the route of a path opens a WebSocket."""
+        return any(pattern.fullmatch(path) for pattern in self._websockets)
+
     def knows(self, path: str) -> bool:
         """Whether there is a route for a path, whatever the method."""
         return bool(self.app.url_map.bind("").allowed_methods(path))
@@ -190,7 +200,7 @@ async def _answered(
         reply = Reply({**on_error, "error": str(error)}, 409)
     except BadRequest as error:
         reply = Reply({**on_error, "error": str(error)}, 400)
-    except BodyError as error:
+    except (BodyError, HandshakeError) as error:
         reply = Reply({**on_error, "error": str(error)}, error.status)
     except FileError as error:
         reply = Reply({**on_error, "error": str(error)}, error.status)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import binascii
 import hmac
-from collections.abc import Iterable
+from base64 import urlsafe_b64decode
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from urllib.parse import urlsplit
 
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
@@ -24,6 +27,44 @@ def bearer_token(header: bytes | None) -> bytes | None:
     """
     scheme, _, token = (header or b"").strip().partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else None
+
+
+#: Kubernetes' subprotocol by which a browser, that cannot set ``Authorization``, sends a token to a WebSocket: followed
+#: by the token in base64url without padding.
+BEARER_PROTOCOL = "base64url.bearer.authorization.k8s.io."
+
+
+def subprotocol_authorization(values: Sequence[bytes]) -> bytes | None:
+    """
+    Return the ``Authorization`` that a subprotocol stands for, or None if none does.
+
+    :param values: those of the header ``Sec-WebSocket-Protocol``.
+    """
+    for name in b",".join(values).decode("latin-1").split(","):
+        name = name.strip()
+        if name.startswith(BEARER_PROTOCOL):
+            encoded = name.removeprefix(BEARER_PROTOCOL)
+            try:
+                token = urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+            except (binascii.Error, ValueError):
+                return b""
+            return b"Bearer " + token
+    return None
+
+
+def same_origin(origin: bytes, host: bytes) -> bool:
+    """
+    Return whether an ``Origin`` (RFC 6454) names the host and port of a ``Host`` header.
+
+    :param origin: such as ``https://example.org``; ``null`` is no host's.
+    """
+    try:
+        page = urlsplit(origin.decode("ascii").lower())
+        here = urlsplit(f"{page.scheme}://{host.decode('ascii').lower()}")
+        default = {"http": 80, "https": 443}.get(page.scheme)
+        return bool(page.hostname) and (page.hostname, page.port or default) == (here.hostname, here.port or default)
+    except ValueError:
+        return False
 
 
 class BearerAuth:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Callable
 from io import BytesIO
 from itertools import count
 from time import perf_counter
@@ -59,6 +60,9 @@ class RouteMap(Protocol):
     def streams(self, method: bytes, path: bytes) -> bool:
         """Whether the route of a method and a path reads its body as it arrives."""
 
+    def is_websocket(self, path: str) -> bool:
+        """Whether the route of a path is a WebSocket."""
+
 
 class Server(Protocol):
     """
@@ -107,6 +111,15 @@ class Connection(Protocol):
     def abort(self) -> None:
         """Close at once."""
 
+    def hold(self, held: bool) -> None:
+        """Let the client wait, or go on."""
+
+    def upgrade(self, received: Callable[[bytes], None]) -> bytes:
+        """Give what the client sends to ``received``; return what has arrived behind the request."""
+
+    def close_upgraded(self) -> None:
+        """Close when all is written."""
+
 
 UNAUTHORIZED = Refusal(
     401,
@@ -123,6 +136,7 @@ class Request(server.Request):
     """
 
     stream: BodyStream | None = None
+    upgraded = False  #: whether the connection no longer speaks HTTP
     _called = False
     refusal: Refusal | None = None
     claim: bytes | None = None  #: an ``Authorization`` that would claim the daemon, which is to be tried first
@@ -154,7 +168,7 @@ class Request(server.Request):
     def connectionLost(self, reason: Failure) -> None:
         """The client is gone."""
         if self.began and not self.finished:
-            self.connection.site.ended(self, HUNG_UP)
+            self.connection.site.ended(self, self.code if self.upgraded else HUNG_UP)
         super().connectionLost(reason)
 
     def gotLength(self, length: int | None) -> None:
@@ -187,6 +201,32 @@ class Request(server.Request):
             if self.stream is not None and not self.stream.complete and not self._disconnected:
                 self.connection.cut_off(self)
         super().write(data)
+
+    def switch_protocols(self, head: bytes, received: Callable[[bytes], None]) -> bytes:
+        """
+        Answer 101 and speak HTTP no more on this connection; it ends with the request.
+
+        :param head: the whole head of the response.
+        :param received: called with what the client sends from now on.
+        :return: what it has sent behind the request.
+        """
+        self.upgraded, self.startedWriting, self.code = True, 1, 101
+        self._answered = perf_counter()
+        behind = self.connection.upgrade(received)
+        self.send_raw(head)
+        return behind
+
+    def send_raw(self, data: bytes) -> None:
+        """Send bytes of the protocol that was switched to."""
+        self.sentLength += len(data)
+        self.channel.write(data)
+
+    def finish(self) -> None:
+        """End the response, and with it the connection if that was upgraded."""
+        if not self.upgraded:
+            super().finish()
+        elif not self._disconnected:
+            self.connection.close_upgraded()
 
     def body_stream(self) -> BodyStream:
         """The body as a stream, even if it came as a whole."""

@@ -26,7 +26,7 @@ from twisted.web.resource import IResource
 from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.settings import Settings
 from sandboxd.web.ascii_json import dumps
-from sandboxd.web.auth import Gate
+from sandboxd.web.auth import Gate, same_origin, subprotocol_authorization
 from sandboxd.web.body import BodyError, BodyStream
 from sandboxd.web.request import (
     METRICS_PATHS,
@@ -80,10 +80,14 @@ class Channel(HTTPChannel):
     _lingering: IDelayedCall | None = None
     _arriving: IDelayedCall | None = None
     _stream: BodyStream | None = None
+    _receiver: Callable[[bytes], None] | None = None
 
     def dataReceived(self, data: bytes) -> None:
         """Something has arrived: of a request, or of what follows one."""
         if self.refused:
+            return
+        if self._receiver is not None:
+            self._receiver(data)
             return
         if self._arriving is None and not self._handlingRequest:
             self._arriving = self.callLater(self.site.settings.request_timeout, self._too_slow)
@@ -130,17 +134,17 @@ class Channel(HTTPChannel):
 
     def _stream_body(self, request: Request) -> None:
         """Call the route, which reads the body as it arrives."""
-        self._stream = request.stream = BodyStream(self.length, self.site.settings.max_upload, self._hold)
+        self._stream = request.stream = BodyStream(self.length, self.site.settings.max_upload, self.hold)
         super().allHeadersReceived()
         if self.length != 0:
             self.setTimeout(None)  # ours is in place of Twisted's
             request.requestReceived(self._command, self._path, self._version)
 
-    def _hold(self, held: bool) -> None:
-        """Let the client wait until the reader of the body has caught up."""
+    def hold(self, held: bool) -> None:
+        """Let the client wait until the reader of what it sends has caught up."""
         if held:
             self.transport.pauseProducing()
-        elif not self._waitingForTransport:
+        elif self._receiver is not None or not self._waitingForTransport:
             self.transport.resumeProducing()
 
     def resumeProducing(self) -> None:
@@ -186,7 +190,9 @@ class Channel(HTTPChannel):
 
     def rawDataReceived(self, data: bytes) -> None:
         """Some of a body, or of the next request, has arrived."""
-        if not self.refused:
+        if self._receiver is not None:
+            self.dataReceived(data)
+        elif not self.refused:
             super().rawDataReceived(data)
 
     def allContentReceived(self) -> None:
@@ -204,6 +210,25 @@ class Channel(HTTPChannel):
         """Give the kernel what was written now; the reactor would do so in its next turn."""
         if self.transport.connected and not self.transport.disconnecting:
             self.transport.doWrite()  # of an error it takes no notice: the reactor meets it again
+
+    def upgrade(self, received: Callable[[bytes], None]) -> bytes:
+        """
+        Parse nothing more of what the client sends.
+
+        :param received: called with it instead.
+        :return: what has arrived behind the request.
+        """
+        self._receiver = received
+        self.persistent = False
+        behind, self._dataBuffer = b"".join(self._dataBuffer), []
+        self.transport.resumeProducing()
+        return behind
+
+    def close_upgraded(self) -> None:
+        """Close when all is written and the client has had the time to read it; drop what it still sends."""
+        self.refused = True
+        self.transport.resumeProducing()
+        self.loseConnection()
 
     def abort(self) -> None:
         """Close at once, so that the client cannot take what it got for all there is."""
@@ -323,11 +348,13 @@ class Site(server.Site):
         """
         path = uri.partition(b"?")[0]
         if path not in self.open_paths:
-            authorization = request.requestHeaders.getRawHeaders(b"Authorization", [None])[0]
+            authorization, in_subprotocol = self._authorization(request, path)
             if not self.gate.allows(authorization):
                 if not (self.gate.may_claim(authorization) and self._claimable(path)):
                     return UNAUTHORIZED
                 request.claim = authorization
+            if in_subprotocol and not _from_own_page(request):
+                return Refusal(403, "Origin: a page of another host may not open a WebSocket with this token")
             if path not in WATCHING_PATHS:
                 request.active = True
                 self.tally.open += 1
@@ -341,6 +368,20 @@ class Site(server.Site):
         except UnicodeDecodeError:
             return Refusal(404, "no such route: the path is not UTF-8")
         return None
+
+    def _authorization(self, request: Request, path: bytes) -> tuple[bytes | None, bool]:
+        """
+        Return the ``Authorization`` of a request, and whether it came as a subprotocol.
+
+        Only a WebSocket's may: no browser lets a page set that header for anything else.
+        """
+        header: bytes | None = request.requestHeaders.getRawHeaders(b"Authorization", [None])[0]
+        if header is None:
+            values = request.requestHeaders.getRawHeaders(b"Sec-WebSocket-Protocol")
+            if values and self.routes.is_websocket(path.removeprefix(PREFIX).decode("ascii", "replace")):
+                header = subprotocol_authorization(values)
+                return header, header is not None
+        return header, False
 
     def _claimable(self, path: bytes) -> bool:
         """Whether a request of a path may claim the daemon."""
@@ -376,3 +417,10 @@ class Site(server.Site):
             peer=getattr(request.getClientAddress(), "host", "a local socket"),
             request_id=request.id.decode("ascii"),
         )
+
+
+def _from_own_page(request: Request) -> bool:
+    """Return whether a request has no ``Origin``, or that of its own ``Host``."""
+    origins = request.requestHeaders.getRawHeaders(b"Origin")
+    hosts = request.requestHeaders.getRawHeaders(b"Host", [b""])
+    return not origins or all(same_origin(origin, hosts[0]) for origin in origins)

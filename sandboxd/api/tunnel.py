@@ -1,0 +1,81 @@
+"""``/ports/<port>/connect``: one TCP connection to a port of the sandbox, through a WebSocket."""
+
+from __future__ import annotations
+
+from twisted.internet.error import ConnectError
+
+from sandboxd.api.routing import ApiError, Routes
+from sandboxd.messages.decoding import BadRequest
+from sandboxd.proxy.outgoing import Outgoing, connect
+from sandboxd.reactor.first_to_end import first_to_end
+from sandboxd.reactor.interfaces import Reactor
+from sandboxd.web.request import Request
+from sandboxd.web.websocket import NORMAL, WebSocket, WebSocketClosed, WebSockets, check_handshake
+
+#: The subprotocol whose binary messages are the bytes of the connection.
+BYTES = "sandboxd.bytes"
+
+#: Close code: the connection broke.
+BROKEN = 1011
+
+
+def port_number(text: str) -> int:
+    """
+    Return the port that a path names.
+
+    :raise BadRequest: if it is not a number from 1 to 65535.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
+        raise BadRequest(f"port: {text!r} is not a number from 1 to 65535")
+    return int(text)
+
+
+def add_tunnel_route(routes: Routes, reactor: Reactor, sockets: WebSockets, own_ports: frozenset[int]) -> None:
+    """
+    Add it to the API.
+
+    :param own_ports: those of the daemon, to which nothing is connected.
+    """
+
+    @routes.get("/ports/<port>/connect", websocket=True, status=101, errors=(400, 403, 426, 502))
+    async def tunnel(request: Request, port: str) -> None:
+        """
+        Open a TCP connection to a port of the sandbox, on 127.0.0.1 or else ::1, through a WebSocket.
+
+        Binary messages are its bytes, both ways. The WebSocket is closed with 1000 when the port's owner ends the
+        connection, with 1011 when that breaks. The subprotocol, if one is asked for, is `sandboxd.bytes`.
+        """
+        number = port_number(port)
+        if number in own_ports:
+            raise ApiError(403, f"port: {number} is the daemon's own")
+        check_handshake(request, [BYTES])
+        try:
+            target = await connect(reactor, number)
+        except ConnectError as error:
+            raise ApiError(502, f"port {number} is not reachable: {error}") from None
+        try:
+            socket = sockets.accept(request, "tunnel", [BYTES])
+            await first_to_end(_to_client(target, socket), _to_target(socket, target))
+            if target.error is None:
+                await socket.close(NORMAL)
+            else:
+                await socket.close(BROKEN, "the connection broke")
+        except BaseException:
+            target.close()
+            raise
+        target.finish()
+
+
+async def _to_client(target: Outgoing, socket: WebSocket) -> None:
+    """Send what the port's owner sends, until it ends."""
+    try:
+        while data := await target.read():
+            await socket.send(data)
+    except WebSocketClosed:
+        pass
+
+
+async def _to_target(socket: WebSocket, target: Outgoing) -> None:
+    """Write what the client sends, until it closes."""
+    while (data := await socket.receive()) is not None:
+        await target.write(data)

@@ -1,0 +1,150 @@
+"""A TCP connection to a port of this machine, read and written by coroutines."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.error import ConnectError, ConnectionDone
+from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.tcp import Connection
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from sandboxd.reactor.interfaces import Reactor
+
+#: Where a port is looked for, in turn.
+HOSTS = (("127.0.0.1", TCP4ClientEndpoint), ("::1", TCP6ClientEndpoint))
+
+#: Seconds that the port's owner may take to accept.
+CONNECT_TIMEOUT = 10
+
+#: Bytes that are read from the socket at a time, and that may wait for the reader.
+BUFFER = 256 * 1024
+
+
+@implementer(IHalfCloseableProtocol, IPushProducer)
+class Outgoing(Protocol):
+    """
+    An open connection. One coroutine reads, one writes.
+
+    :ivar error: what has broken it, or None.
+    """
+
+    transport: Connection
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._read_all = False
+        self._lost = False
+        self._paused = False
+        self._reader: Deferred[None] | None = None
+        self._writer: Deferred[None] | None = None
+
+    def connectionMade(self) -> None:
+        """The port's owner has accepted."""
+        self.transport.bufferSize = BUFFER
+        self.transport.setTcpNoDelay(True)
+        self.transport.registerProducer(self, True)
+
+    async def read(self) -> bytes:
+        """Return what has come, once something has; nothing at the end, or when the connection broke."""
+        if not (self._chunks or self._read_all):
+            self._reader = Deferred()
+            await self._reader
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        if self._size >= BUFFER and not self._lost:
+            self.transport.resumeProducing()
+        self._size = 0
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes, and wait until they are taken; drop them if the connection is gone."""
+        if not self._lost:
+            self.transport.write(data)
+        if self._paused and not self._lost:
+            self._writer = Deferred()
+            await self._writer
+
+    def end(self) -> None:
+        """Send the end of the stream behind what was written; reading goes on."""
+        if not self._lost:
+            self.transport.unregisterProducer()
+            self.transport.loseWriteConnection()
+
+    def close(self) -> None:
+        """Close at once; what was written and not sent is lost."""
+        if not self._lost:
+            self.transport.abortConnection()
+
+    def finish(self) -> None:
+        """Close when all is written."""
+        if not self._lost:
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes have come."""
+        self._chunks.append(data)
+        self._size += len(data)
+        if self._size >= BUFFER:
+            self.transport.pauseProducing()
+        self._wake_reader()
+
+    def readConnectionLost(self) -> None:
+        """The other side will send no more."""
+        self._read_all = True
+        self._wake_reader()
+
+    def writeConnectionLost(self) -> None:
+        """What was written has all been sent, and the end of it; or the other side reads no more."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is gone."""
+        if not reason.check(ConnectionDone):
+            self.error = reason.value
+        self._lost = self._read_all = True
+        self._wake_reader()
+        self.resumeProducing()
+
+    def pauseProducing(self) -> None:
+        """The other side reads more slowly than we write."""
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        """It has caught up."""
+        self._paused = False
+        writer, self._writer = self._writer, None
+        if writer is not None and not writer.called:
+            writer.callback(None)
+
+    def stopProducing(self) -> None:
+        """The connection is lost; :meth:`connectionLost` follows."""
+
+    def _wake_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None and not reader.called:
+            reader.callback(None)
+
+
+async def connect(reactor: Reactor, port: int) -> Outgoing:
+    """
+    Connect to a port of the loopback interface, by IPv4 or else IPv6.
+
+    :raise ConnectError: if nobody accepts.
+    """
+    factory = Factory.forProtocol(Outgoing)
+    factory.noisy = False
+    error: ConnectError | None = None
+    for host, endpoint in HOSTS:
+        try:
+            return cast(Outgoing, await endpoint(reactor, host, port, timeout=CONNECT_TIMEOUT).connect(factory))
+        except ConnectError as failed:
+            error = error or failed
+    assert error is not None
+    raise error

@@ -1,0 +1,351 @@
+"""
+The server's end of a WebSocket (RFC 6455), on the connection of the HTTP request that asked for it.
+
+The protocol itself is that of the ``websockets`` library, without I/O of its own and without compression. Here are its
+opening on a request, and backpressure both ways: a client that sends more than its route reads is not read from, and
+a route that sends more than its client reads has to wait.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from sandboxd.web.auth import BEARER_PROTOCOL
+from sandboxd.web.request import Request
+
+if TYPE_CHECKING:  # imported when the first WebSocket is opened
+    from websockets.http11 import Response
+    from websockets.server import ServerProtocol
+    from websockets.typing import Subprotocol
+
+#: Bytes of the longest message that is accepted; a longer one closes the WebSocket with code 1009.
+MAX_MESSAGE = 1024 * 1024
+
+#: Bytes of received messages that may wait for the route; with more, the client is not read from.
+HIGH_WATER = 256 * 1024
+
+#: Seconds that a client has to answer a closing handshake, having read all that was sent before.
+CLOSE_TIMEOUT = 30.0
+
+NORMAL = 1000
+GOING_AWAY = 1001
+POLICY_VIOLATION = 1008
+
+#: Headers of a response that a 101 does not have.
+_NOT_OF_AN_UPGRADE = (b"content-type", b"content-length", b"server", b"date", b"connection", b"upgrade")
+
+
+class HandshakeError(Exception):
+    """
+    The request cannot become a WebSocket.
+
+    :ivar status: what to answer.
+    """
+
+    def __init__(self, status: int, error: str) -> None:
+        super().__init__(error)
+        self.status = status
+
+
+class WebSocketClosed(Exception):
+    """Nothing can be sent: the closing handshake has begun."""
+
+
+@implementer(IPushProducer)
+class WebSocket:
+    """
+    An open WebSocket. The route that opened it awaits :meth:`receive` and :meth:`send`, and :meth:`close` at the end.
+
+    A disconnect cancels the route's Deferred, and so what the route awaits.
+
+    :ivar subprotocol: the one that was agreed upon, or None.
+    :ivar paused: whether the client has yet to take what was sent.
+    """
+
+    def __init__(
+        self, request: Request, protocol: ServerProtocol, clock: IReactorTime, head: bytes, subprotocol: str | None
+    ) -> None:
+        self._request = request
+        self._protocol = protocol
+        self._clock = clock
+        self.subprotocol = subprotocol
+        self._pieces: list[bytes] = []
+        self._messages: deque[bytes] = deque()
+        self._size = 0
+        self._held = False
+        self._ended = False
+        self._lost = False
+        self.paused = False
+        self._reader: Deferred[None] | None = None
+        self._writer: Deferred[None] | None = None
+        request.notifyFinish().addBoth(self._disconnected)
+        behind = request.switch_protocols(head, self._data_received)
+        request.registerProducer(self, True)
+        if behind:
+            self._data_received(behind)
+
+    async def receive(self) -> bytes | None:
+        """Return the next message, text as UTF-8; None once the client has closed, or we have."""
+        while not self._messages:
+            if self._ended:
+                return None
+            self._reader = Deferred()
+            await self._reader
+        message = self._messages.popleft()
+        self._size -= len(message)
+        self._balance()
+        return message
+
+    async def send(self, data: bytes | str) -> None:
+        """
+        Send a message, binary for bytes, when the client has taken what was sent before.
+
+        :raise WebSocketClosed: if the WebSocket is no longer open.
+        """
+        await self.when_ready()
+        if self._ended:
+            raise WebSocketClosed
+        if isinstance(data, str):
+            self._protocol.send_text(data.encode("utf-8"))
+        else:
+            self._protocol.send_binary(data)
+        self._flush()
+
+    async def when_ready(self) -> None:
+        """Wait until the client has taken what was sent, or nothing more can be sent."""
+        while self.paused and not self._ended:
+            self._writer = Deferred()
+            await self._writer
+
+    async def close(self, code: int = NORMAL, reason: str = "") -> None:
+        """
+        Close in order: send a Close frame and wait for the client's, at most :data:`CLOSE_TIMEOUT` seconds.
+
+        :param reason: up to 123 bytes of UTF-8.
+        """
+        await self.when_ready()
+        self.begin_close(code, reason)
+        if self._lost or self._protocol.close_rcvd is not None or self._protocol.eof_sent:
+            return
+        reader: Deferred[None] = Deferred()
+        self._reader = reader
+        timeout = self._clock.callLater(CLOSE_TIMEOUT, reader.cancel)
+        try:
+            await reader
+        except CancelledError:
+            if self._lost or timeout.active():
+                raise
+        finally:
+            if timeout.active():
+                timeout.cancel()
+
+    def begin_close(self, code: int, reason: str = "") -> None:
+        """Send a Close frame if none was sent; :meth:`receive` returns None from now on."""
+        if not self._ended:
+            self._protocol.send_close(code, reason)
+            self._end()
+            self._flush()
+
+    def ping(self) -> None:
+        """Send a ping, unless the client has yet to take what was sent."""
+        if not (self.paused or self._ended):
+            self._protocol.send_ping(b"")
+            self._flush()
+
+    def pauseProducing(self) -> None:
+        """The client reads more slowly than we write."""
+        self.paused = True
+
+    def resumeProducing(self) -> None:
+        """The client has caught up."""
+        self.paused = False
+        self._wake_writer()
+
+    def stopProducing(self) -> None:
+        """The client is gone; the cancellation of the route follows."""
+
+    def _data_received(self, data: bytes) -> None:
+        from websockets.frames import Frame
+
+        if self._lost:
+            return
+        self._protocol.receive_data(data)
+        for frame in self._protocol.events_received():
+            self._frame_received(cast(Frame, frame))
+        self._flush()
+        if self._protocol.close_rcvd is not None or self._protocol.eof_sent:
+            self._end()
+            self._wake_reader()
+
+    def _frame_received(self, frame: Any) -> None:
+        from websockets.frames import DATA_OPCODES
+
+        if frame.opcode not in DATA_OPCODES or self._ended:
+            return
+        self._pieces.append(bytes(frame.data))
+        self._size += len(frame.data)
+        if frame.fin:
+            message = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            self._pieces.clear()
+            self._messages.append(message)
+            self._wake_reader()
+        self._balance()
+
+    def _balance(self) -> None:
+        """Stop reading from the client while too much waits for the route, unless that waits for a message's end."""
+        held = self._size > HIGH_WATER and bool(self._messages) and not self._ended
+        if held != self._held and not self._lost:
+            self._held = held
+            self._request.connection.hold(held)
+
+    def _flush(self) -> None:
+        data = b"".join(self._protocol.data_to_send())
+        if data and not self._lost:
+            self._request.send_raw(data)
+
+    def _end(self) -> None:
+        """Begin no new message in either direction; what has been received can still be read."""
+        self._ended = True
+        self._balance()
+        self._wake_writer()
+        if not self._messages:
+            self._wake_reader()
+
+    def _disconnected(self, _: object) -> None:
+        self._lost = self._ended = True
+
+    def _wake_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None and not reader.called:
+            reader.callback(None)
+
+    def _wake_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None and not writer.called:
+            writer.callback(None)
+
+
+class WebSockets(Service):
+    """
+    The WebSockets that are open. Each gets a ping every ``heartbeat`` seconds, and a Close frame when this stops.
+
+    :ivar opened: how many there have been, by kind.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, heartbeat: float) -> None:
+        self._clock = clock
+        self._interval = heartbeat
+        self._open: dict[WebSocket, str] = {}
+        self.opened: Counter[str] = Counter()
+        self._pings = LoopingCall(self._ping_all)
+        self._pings.clock = clock
+
+    def count(self, kind: str) -> int:
+        """Return how many of a kind are open."""
+        return sum(each == kind for each in self._open.values())
+
+    def accept(self, request: Request, kind: str, subprotocols: Sequence[str], default: str | None = None) -> WebSocket:
+        """
+        Answer 101 and open a WebSocket.
+
+        :param kind: what it is counted as.
+        :param subprotocols: those that can be spoken, best first.
+        :param default: the one that is spoken, without being named, if the client asks for none; None for no name.
+        :raise HandshakeError: if the request does not ask for a WebSocket, or for none of the subprotocols.
+        """
+        socket = _accept(request, self._clock, subprotocols)
+        if socket.subprotocol is None:
+            socket.subprotocol = default
+        self._open[socket] = kind
+        self.opened[kind] += 1
+        request.notifyFinish().addBoth(lambda _: self._open.pop(socket, None))
+        return socket
+
+    def startService(self) -> None:
+        """Begin to send pings."""
+        super().startService()
+        self._pings.start(self._interval, now=False).addErrback(
+            lambda failure: self._log.failure("pings have stopped", failure)
+        )
+
+    def stopService(self) -> None:
+        """Close all with code 1001."""
+        super().stopService()
+        if self._pings.running:
+            self._pings.stop()
+        for socket in list(self._open):
+            socket.begin_close(GOING_AWAY, "the daemon is stopping")
+
+    def _ping_all(self) -> None:
+        for socket in list(self._open):
+            socket.ping()
+
+
+def offered_subprotocols(request: Request) -> list[str]:
+    """Return the subprotocols that a request asks for, in its order, a bearer token among them left out."""
+    values = (request.joined_header("Sec-WebSocket-Protocol") or "").split(",")
+    return [name for value in values if (name := value.strip()) and not name.startswith(BEARER_PROTOCOL)]
+
+
+def check_handshake(request: Request, subprotocols: Sequence[str]) -> Response:
+    """
+    Check that a request asks for a WebSocket that can be opened.
+
+    :param subprotocols: those that can be spoken, best first.
+    :return: the response that opens it.
+    :raise HandshakeError: if it does not.
+    """
+    from websockets.datastructures import Headers
+    from websockets.http11 import Request as Handshake
+    from websockets.server import ServerProtocol
+
+    offered = offered_subprotocols(request)
+    if not offered and request.joined_header("Sec-WebSocket-Protocol"):
+        raise HandshakeError(400, f"Sec-WebSocket-Protocol: ask for {subprotocols[0]} beside the bearer token")
+    chosen = next((name for name in subprotocols if name in offered), None)
+    if offered and chosen is None:
+        raise HandshakeError(400, f"Sec-WebSocket-Protocol: only {', '.join(subprotocols)} can be spoken")
+    headers = Headers(
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, values in request.requestHeaders.getAllRawHeaders()
+        for value in values
+    )
+    protocol = ServerProtocol(select_subprotocol=lambda *_: cast("Subprotocol | None", chosen))
+    method, version = request.method.decode("latin-1"), request.clientproto.decode("latin-1")
+    response = protocol.accept(Handshake(request.uri.decode("latin-1"), headers, method=method, protocol=version))
+    if response.status_code != 101:
+        for name in ("Upgrade", "Allow"):
+            if name in response.headers:
+                request.setHeader(name.encode("ascii"), response.headers[name].encode("ascii"))
+        if response.status_code == 426:
+            raise HandshakeError(426, "this route is a WebSocket; connect to it with a WebSocket client")
+        raise HandshakeError(response.status_code, str(protocol.handshake_exc))
+    return response
+
+
+def _accept(request: Request, clock: IReactorTime, subprotocols: Sequence[str]) -> WebSocket:
+    from websockets.protocol import OPEN
+    from websockets.server import ServerProtocol
+
+    response = check_handshake(request, subprotocols)
+    headers = [f"{name}: {value}".encode("latin-1") for name, value in response.headers.raw_items()]
+    headers += [
+        b"%s: %s" % (name, value)
+        for name, values in request.responseHeaders.getAllRawHeaders()
+        if name.lower() not in _NOT_OF_AN_UPGRADE
+        for value in values
+    ]
+    head = b"HTTP/1.1 101 Switching Protocols\r\n%s\r\n\r\n" % b"\r\n".join(headers)
+    protocol = ServerProtocol(state=OPEN, max_size=MAX_MESSAGE)
+    return WebSocket(request, protocol, clock, head, response.headers.get("Sec-WebSocket-Protocol"))
