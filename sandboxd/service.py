@@ -20,13 +20,16 @@ from sandboxd.api.executions import add_execution_routes
 from sandboxd.api.file_operations import add_file_operation_routes
 from sandboxd.api.files import add_file_routes
 from sandboxd.api.health import add_health_route
+from sandboxd.api.listeners import add_listener_routes
 from sandboxd.api.metrics import Metrics, add_metrics_routes, add_status_route
 from sandboxd.api.openapi import add_openapi_route
 from sandboxd.api.ports import add_port_routes
+from sandboxd.api.probe import HttpProbe
 from sandboxd.api.processes import add_process_routes
 from sandboxd.api.routing import Routes
 from sandboxd.api.tunnel import add_tunnel_route
 from sandboxd.api.uploads import add_upload_routes
+from sandboxd.api.waits import Waits
 from sandboxd.api.watch import add_watch_routes
 from sandboxd.daemon.sockets import ListeningSocket
 from sandboxd.execution.table import ProcessTable
@@ -34,6 +37,7 @@ from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.root import Root
 from sandboxd.processes.cgroup import Cgroups
 from sandboxd.processes.companion import Companion, why_not_started
+from sandboxd.processes.listeners import ListenerPoll
 from sandboxd.proxy.portforward import PortForward
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.lag import LagMeter
@@ -137,7 +141,10 @@ class Sandboxd(Service):
         add_status_route(routes, reactor, self.table, self.streams, self.forward, self.stalls, metrics)
         add_command_routes(routes, starter, self.streams)
         add_process_routes(routes, self.table, starter, self.streams)
-        add_execution_routes(routes, self.table, reactor)
+        poll = ListenerPoll(reactor, self._aside)
+        probe = HttpProbe(reactor, self._aside)
+        waits = Waits(reactor, turns, poll, probe, self._aside)
+        add_execution_routes(routes, self.table, waits)
         add_file_routes(routes, root, self._files, store)
         add_file_operation_routes(routes, root, self._files, self._searches)
         add_archive_routes(routes, root, self._files)
@@ -145,6 +152,7 @@ class Sandboxd(Service):
         add_download_routes(routes, root, self._files)
         add_upload_routes(routes, root, self._files)
         add_port_routes(routes, self.forward, self.proxy_port)
+        add_listener_routes(routes, reactor, self.table, self.forward, poll, probe, self._aside, own_ports)
         add_tunnel_route(routes, reactor, self.sockets, own_ports)
         add_openapi_route(routes, self._aside)
         add_metrics_routes(routes, metrics, self.why_not_ready, self._aside)

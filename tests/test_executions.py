@@ -505,7 +505,7 @@ async def test_waiting_ends_with_the_process(api: Api, gate: Gate, fields: dict[
     gate.open()
     found = await waited
     assert (found["status"], found["exit_code"]) == ("failed", 3)
-    assert found == await described(api, id)
+    assert found == {**await described(api, id), "reason": "exit"}
 
 
 @pytest.mark.parametrize("timeout", [0, 0.3])

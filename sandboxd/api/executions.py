@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import signal as signals
 
-from twisted.internet.defer import CancelledError
-from twisted.internet.interfaces import IReactorTime
-
 from sandboxd.api.commands import name_execution, outcome
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.api.streaming import texts, timestamp
+from sandboxd.api.waits import Waits
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.log import Batch, DroppedRecords
 from sandboxd.execution.table import ProcessTable
@@ -21,6 +19,7 @@ from sandboxd.messages.executions import (
     SignalRequest,
     StdinQuery,
     StdinWritten,
+    Waited,
     WaitRequest,
 )
 from sandboxd.web.request import Request
@@ -79,7 +78,7 @@ def records(batch: Batch) -> list[dict[str, object]]:
     ]
 
 
-def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTime) -> None:
+def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> None:
     """Add them to the API."""
 
     def get(id: str) -> Execution:
@@ -139,21 +138,16 @@ def add_execution_routes(routes: Routes, table: ProcessTable, clock: IReactorTim
         await execution.send_signal(signum)
         return Reply({"success": True, "message": f"{signals.Signals(signum).name} sent"})
 
-    @routes.post("/processes/<id>/wait", WaitRequest, reply=ExecutionDetails)
+    @routes.post("/processes/<id>/wait", WaitRequest, reply=Waited)
     async def wait(request: Request, body: WaitRequest, id: str) -> Reply:
-        """What is known of an execution, when it has ended or ``timeout`` seconds have passed."""
+        """
+        Wait until a line of an execution's output contains `output`, one of its processes listens on `port`, or it
+        ends.
+
+        With `http`, a path, the port is ready once it answers a `GET` of that with 2xx or 3xx. Answers with what is
+        known of the execution and the `reason`, the first in this order that holds when asked; `timeout` if none does
+        in time.
+        """
         execution = get(id)
-        ended = execution.when_ended()
-        if body.timeout is not None and not ended.called:
-            timer = clock.callLater(body.timeout, ended.cancel)
-            try:
-                await ended
-            except CancelledError:
-                if timer.active():  # it was the client that went away
-                    timer.cancel()
-                    raise
-            else:
-                timer.cancel()
-        else:
-            await ended
-        return Reply(described(execution))
+        found = await waits.wait(execution, body)
+        return Reply({**described(execution), **found})

@@ -90,6 +90,11 @@ class Execution:
         self.log.register_producer(self._child)
 
     @property
+    def mark(self) -> int:
+        """The mark of its processes."""
+        return self._mark
+
+    @property
     def status(self) -> Status:
         """Its state, as the API names it."""
         if self.ended_at is None:

@@ -191,6 +191,10 @@ class ProcessTable(Service):
         """
         return self._known[id]
 
+    def by_mark(self) -> dict[int, Execution]:
+        """Return all executions that run or are remembered, by the marks of their processes."""
+        return {execution.mark: execution for execution in self._known.values()}
+
     def startService(self) -> None:
         """Start accepting commands."""
         super().startService()

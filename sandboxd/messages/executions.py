@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from sandboxd.messages.decoding import NO_NUL, After, BadRequest, Count, Done, Seconds, Struct, Time, Yes, _no_nul
+from sandboxd.messages.listeners import HttpPath, PortNumber
 from sandboxd.processes.command import Command, User
 from sandboxd.processes.limits import check_limits
 
@@ -185,9 +186,22 @@ class StdinQuery(msgspec.Struct):
 
 
 class WaitRequest(msgspec.Struct):
-    """Body of ``/processes/<id>/wait``."""
+    """Body of ``/processes/<id>/wait``: what is waited for, beside the end."""
 
-    timeout: Seconds | None = None
+    timeout: Annotated[Seconds, Meta(description="Seconds to wait, at most; without it, for ever.")] | None = None
+    output: (
+        Annotated[
+            str,
+            Meta(min_length=1, max_length=4096, pattern=r"^[^\n]*$", description="A text that a line of it contains."),
+        ]
+        | None
+    ) = None
+    port: Annotated[PortNumber, Meta(description="A port that one of its processes listens on.")] | None = None
+    http: HttpPath | None = None
+
+    def __post_init__(self) -> None:
+        if self.http is not None and self.port is None:
+            raise ValueError("http: needs a port")
 
 
 def _signum(value: str | int) -> int:
@@ -323,6 +337,14 @@ class ExecutionDetails(Struct):
     idle_timed_out: bool
     oom_killed: bool
     output: OutputState
+
+
+class Waited(ExecutionDetails):
+    """All that is known of an execution when the wait is over, and why that is."""
+
+    reason: Literal["output", "port", "http", "exit", "timeout"]
+    seq: Annotated[int, Meta(description="For output: the record in which the text ends.")] | UnsetType = UNSET
+    line: Annotated[str, Meta(description="For output: the line, as far as it has come.")] | UnsetType = UNSET
 
 
 class Logs(Struct):

@@ -1,0 +1,79 @@
+"""The ports that are listened on in the sandbox: list them, and wait for one."""
+
+from __future__ import annotations
+
+from sandboxd.api.probe import HttpProbe
+from sandboxd.api.routing import Reply, Routes
+from sandboxd.execution.table import ProcessTable
+from sandboxd.messages.listeners import ListeningPorts, PortWaited, PortWaitRequest
+from sandboxd.processes.listeners import Listener, ListenerPoll, listeners, owners
+from sandboxd.processes.marks import mark_of
+from sandboxd.proxy.portforward import PortForward
+from sandboxd.reactor.interfaces import Reactor
+from sandboxd.reactor.threads import ThreadPool
+from sandboxd.reactor.timeout import within
+from sandboxd.web.request import Request
+
+
+def _held() -> dict[Listener, tuple[int, int] | None]:
+    """Return the sockets that listen, with the lowest pid that holds each and its mark, if that can be seen. Blocks."""
+    found = listeners()
+    pids = owners({each.inode for each in found})
+    lowest = {each: min(pids[each.inode]) for each in found if each.inode in pids}
+    return {each: (lowest[each], mark_of(lowest[each])) if each in lowest else None for each in found}
+
+
+async def when_listening(poll: ListenerPoll, port: int) -> None:
+    """Wait until a port is listened on."""
+    while all(each.port != port for each in await poll.when_looked()):
+        pass
+
+
+def add_listener_routes(
+    routes: Routes,
+    reactor: Reactor,
+    table: ProcessTable,
+    forward: PortForward,
+    poll: ListenerPoll,
+    probe: HttpProbe,
+    blocking: ThreadPool,
+    own_ports: frozenset[int],
+) -> None:
+    """
+    Add them to the API.
+
+    :param blocking: runs a blocking function off the reactor's thread.
+    :param own_ports: those of the daemon.
+    """
+
+    @routes.get("/ports", reply=ListeningPorts)
+    async def ports(request: Request) -> Reply:
+        """The TCP ports that are listened on in the sandbox, sorted; the daemon's own are left out."""
+        executions = table.by_mark()
+        found: dict[int, dict[str, object]] = {}
+        addresses: dict[int, set[str]] = {}
+        for listener, holder in sorted((await blocking(_held)).items()):
+            if listener.port in own_ports:
+                continue
+            addresses.setdefault(listener.port, set()).add(listener.address)
+            port = found.setdefault(listener.port, {"port": listener.port, "pid": None, "execution": None})
+            port["addresses"] = sorted(addresses[listener.port])
+            port["bound"] = listener.port == forward.port
+            if holder is not None and port["execution"] is None:
+                execution = executions.get(holder[1])
+                if execution is not None or port["pid"] is None:
+                    port["pid"] = holder[0]
+                    port["execution"] = None if execution is None else execution.id
+        return Reply({"ports": list(found.values())})
+
+    @routes.post("/ports/wait", PortWaitRequest, reply=PortWaited)
+    async def wait(request: Request, body: PortWaitRequest) -> Reply:
+        """
+        Wait until anybody listens on a port or, with `http`, answers a `GET` of that path with 2xx or 3xx.
+
+        Also answers, with `"ready": false`, when `timeout` seconds have passed.
+        """
+        ready = when_listening(poll, body.port) if body.http is None else probe.when_answered(body.port, body.http)
+        if not await within(reactor, body.timeout, ready):
+            return Reply({"ready": False, "reason": "timeout"})
+        return Reply({"ready": True, "reason": "port" if body.http is None else "http"})
