@@ -14,7 +14,7 @@ REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 BUILD_ARGS = --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak bench build clean install install-systemd lock docker-build docker-buildx docker-push docker-run
+.PHONY: help run check test test-all release soak bench build clean install install-systemd lock docker-build docker-buildx docker-push docker-run
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,8 +34,14 @@ run: $(BIN)/twistd ## set up, and run the daemon in the foreground
 	  "$$( [ -n "$$SANDBOX_SECRET" ] && echo '$$SANDBOX_SECRET' || echo "$$secret" )" "$${PORT:-3030}"; \
 	SANDBOX_SECRET="$$secret" exec $(BIN)/twistd --nodaemon --pidfile= sandboxd
 
-test: $(BIN)/tox ## set up, and run the tests, the type checker and the linter
-	$(BIN)/tox run
+check: $(BIN)/tox ## set up, and run the linter, the type checker and the fast tests, for each save
+	$(BIN)/tox run -e lint,types,fast
+
+test: $(BIN)/tox ## set up, and run the linter, the type checker and all tests on one Python
+	$(BIN)/tox run -e lint,types,py
+
+test-all: $(BIN)/tox ## what "make test" leaves out: other Pythons and versions, made-up requests, the image, the units
+	$(BIN)/tox run -e lowest,py312,newest,api,system
 
 soak: $(BIN)/twistd ## send 20,000 requests, many broken off, and check that the daemon is as before
 	$(BIN)/python -m tests.soak --health
@@ -43,6 +49,10 @@ soak: $(BIN)/twistd ## send 20,000 requests, many broken off, and check that the
 
 bench: $(BIN)/twistd ## measure how fast the daemon is; BENCH="--only 'run-*' --json FILE" passes options on
 	$(BIN)/python -m benchmarks $(BENCH)
+
+release: $(BIN)/tox ## make a release of VERSION=x.y.z: changelog, packages built and checked, commit, tag
+	$(BIN)/pip install --quiet --upgrade build twine
+	PYTHON=$(BIN)/python .ci/release "$(VERSION)"
 
 build: $(BIN)/tox ## build the wheel and the source archive into dist/
 	$(BIN)/pip install --quiet --upgrade build

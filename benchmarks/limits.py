@@ -93,7 +93,7 @@ def pipe_seconds(command: str, size: int) -> float:
     assert process.stdout is not None
     fcntl.fcntl(process.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE)
     end = 0
-    while count := process.stdout.readinto(view[end:]):  # type: ignore[attr-defined]
+    while count := process.stdout.readinto(view[end:]):
         end += count
     took = perf_counter() - began
     process.stdout.close()

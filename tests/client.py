@@ -10,10 +10,11 @@ import treq
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredQueue
 from twisted.internet.error import ConnectionDone
-from twisted.internet.protocol import Protocol
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, ResponseDone
 from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
 
 
 class Response(NamedTuple):
@@ -45,7 +46,8 @@ class Body(Protocol):
     def dataReceived(self, data: bytes) -> None:
         self.chunks.put(data)
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        assert reason.value is not None
         self.chunks.put(reason.value)
 
 
@@ -116,7 +118,7 @@ class Api:
     def request(self, method: str, path: str, data: Any = None, headers: dict[str, str] | None = None) -> Deferred[Any]:
         """A treq response, its body unread. ``data`` is sent as JSON unless it is bytes."""
         body = data if data is None or isinstance(data, bytes) else json.dumps(data).encode()
-        all_headers = {**self.headers, **(headers or {})}
+        all_headers = Headers({name: [value] for name, value in {**self.headers, **(headers or {})}.items()})
         return self._http.request(method, self.url + path, data=body, headers=all_headers, unbuffered=True)
 
     async def call(self, method: str, path: str, data: Any = None, headers: dict[str, str] | None = None) -> Response:
@@ -140,7 +142,7 @@ class Api:
         """The id of a new background process."""
         response = await self.post("/start_process", {"cmd": cmd, **fields})
         assert response.status == 201, response
-        return response.json()["id"]  # type: ignore[no-any-return]
+        return response.json()["id"]
 
     async def process(self, id: str) -> Any:
         """What ``/list_processes`` says of a process."""

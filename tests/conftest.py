@@ -22,6 +22,13 @@ from tests.daemon import Daemon
 DEADLINE = 60
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow, beside the tests that say so themselves, those that start daemons of their own."""
+    for item in items:
+        if "start_daemon" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
     """Give every coroutine test a deadline: a Deferred that never fires would hang the run."""

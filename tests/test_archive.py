@@ -12,7 +12,7 @@ import subprocess
 import tarfile
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,7 @@ def big(memory: Path) -> Path:
 # Out
 
 
+@pytest.mark.slow
 async def test_ten_thousand_files_go_out_and_in(api: Api, big: Path, memory: Path) -> None:
     archive = await get(api, big)
     assert archive.status == 200
@@ -161,7 +162,12 @@ async def test_tar_reads_what_is_sent_and_its_archives_are_read(
     assert difference(source, tmp_path / "out") == ""
     for flavour in ("gnu", "pax"):
         made = subprocess.run(["tar", f"--format={flavour}", "-C", source, "-c", "."], check=True, capture_output=True)
-        packed = {"tar": bytes, "tar.gz": gzip.compress, "tar.zst": zstd.compress}[format](made.stdout)
+        compress: dict[str, Callable[[bytes], bytes]] = {
+            "tar": bytes,
+            "tar.gz": gzip.compress,
+            "tar.zst": zstd.compress,
+        }
+        packed = compress[format](made.stdout)
         assert (await put(api, tmp_path / flavour, packed, "&parents=1")).status == 200
         assert difference(source, tmp_path / flavour) == ""
 
@@ -172,7 +178,8 @@ async def test_accept_encoding(daemon: Daemon, tmp_path: Path, accepted: str, co
     headers, body = await fetch(daemon, tmp_path, "", accepted)
     assert headers.get("Content-Encoding") == coding
     assert headers["Vary"] == "Accept-Encoding"
-    data = {None: bytes, "gzip": gzip.decompress, "zstd": zstd.decompress}[coding](body)
+    decode: dict[str | None, Callable[[bytes], bytes]] = {None: bytes, "gzip": gzip.decompress, "zstd": zstd.decompress}
+    data = decode[coding](body)
     assert names(data) == ["f"]
 
 
@@ -237,6 +244,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_filled_up(tmp_path: Path) -> No
     assert data.strip(b"\0").strip(b"x") == b""
 
 
+@pytest.mark.slow
 async def test_holes_stay_holes_and_memory_stays_bounded(api: Api, daemon: Daemon, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

@@ -63,6 +63,7 @@ def set_shift(shift: Path, seconds: int) -> None:
     new.rename(shift)
 
 
+@pytest.mark.slow
 async def test_the_wall_clock_is_set_forward(shifted: Api, shift: Path) -> None:
     id = await shifted.start("sleep 300", timeout=3600, idle_timeout=3600)
     set_shift(shift, TWO_HOURS)
@@ -71,6 +72,7 @@ async def test_the_wall_clock_is_set_forward(shifted: Api, shift: Path) -> None:
     assert (await shifted.process(id))["status"] == "running"
 
 
+@pytest.mark.slow
 async def test_the_wall_clock_is_set_back(shifted: Api, shift: Path) -> None:
     id = await shifted.start("sleep 300", timeout=1)
     set_shift(shift, -TWO_HOURS)

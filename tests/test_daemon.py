@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ AS_DAEMON = ("--pidfile=daemon.pid", "--logfile=daemon.log")
 BOTH = pytest.mark.parametrize("mode", [IN_FOREGROUND, AS_DAEMON], ids=["foreground", "daemonised"])
 
 
-def twistd(folder: Path, *arguments: str, umask: int = -1, **environ: str) -> subprocess.CompletedProcess[str]:
+def twistd(folder: Path, *arguments: str, umask: int = -1, **environ: Any) -> subprocess.CompletedProcess[str]:
     """Run ``twistd`` until it ends, which it must do soon."""
     env = {name: value for name, value in os.environ.items() if name not in ("SANDBOX_SECRET", "PORT", "LOG_LEVEL")}
     return subprocess.run(
@@ -51,9 +52,13 @@ class Daemonised:
         self.started = twistd(folder, *AS_DAEMON, "sandboxd", *options, umask=umask, **environ)
         assert (self.started.returncode, self.started.stderr) == (0, "")
 
+    def _listens(self) -> re.Match[str] | None:
+        return re.search(r"listens on port (\d+)", self.log.read_text()) if self.log.exists() else None
+
     async def when_ready(self) -> Api:
         """A client of it, once it listens."""
-        found = await until(lambda: self.log.exists() and re.search(r"listens on port (\d+)", self.log.read_text()))
+        found = await until(self._listens)
+        assert found is not None
         return Api(f"http://127.0.0.1:{found[1]}", SECRET)
 
     @property
@@ -111,7 +116,7 @@ def test_without_a_secret_it_does_not_start(tmp_path: Path, mode: tuple[str, ...
     ],
     ids=lambda value: repr(value)[:40] if isinstance(value, dict) else "",
 )
-def test_a_bad_value_is_told_in_one_line(tmp_path: Path, environ: dict[str, str], words: tuple[str, ...]) -> None:
+def test_a_bad_value_is_told_in_one_line(tmp_path: Path, environ: dict[str, Any], words: tuple[str, ...]) -> None:
     assert_refused(twistd(tmp_path, *IN_FOREGROUND, "sandboxd", **{"SANDBOX_SECRET": SECRET, **environ}), *words)
 
 
@@ -124,9 +129,11 @@ def test_a_bad_option_is_told_in_one_line(tmp_path: Path, options: list[str]) ->
 @BOTH
 @pytest.mark.parametrize("variable", ["PORT", "PROXY_PORT"])
 def test_a_port_in_use_is_told_in_one_line(tmp_path: Path, mode: tuple[str, ...], variable: str) -> None:
+    environ: dict[str, Any]
     with socket.create_server(("", 0)) as taken:
         port = str(taken.getsockname()[1])
-        ended = twistd(tmp_path, *mode, "sandboxd", **{"SANDBOX_SECRET": SECRET, variable: port})
+        environ = {"SANDBOX_SECRET": SECRET, variable: port}
+        ended = twistd(tmp_path, *mode, "sandboxd", **environ)
     assert_refused(ended, f"{variable} {port}", "Address already in use")
     assert os.listdir(tmp_path) == []
 
@@ -158,7 +165,7 @@ async def test_log_level_error_is_silent_from_start_to_end(tmp_path: Path) -> No
         await until(listens, 20)
         assert (await Api(f"http://127.0.0.1:{port}", SECRET).get("/health")).status == 200
         process.terminate()
-        assert process.communicate(timeout=15) == (b"", None)
+        assert process.communicate(timeout=15)[0] == b""
         assert process.returncode == 0
     finally:
         process.kill()

@@ -532,6 +532,7 @@ async def test_grep_of_lines_that_are_hard(api: Api, tmp_path: Path) -> None:
     assert [line for _, line, _ in lines(await done(api, "grep", path=tmp_path, pattern="^"))] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 async def test_a_pattern_that_never_ends_is_ended(api: Api, daemon: Daemon, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("found aab\n")
     (tmp_path / "f").write_text("a" * 60)
@@ -668,6 +669,7 @@ async def test_links_in_a_root_are_not_followed_by_searches(rooted: Rooted) -> N
     (rooted.top / "out2").unlink()
 
 
+@pytest.mark.slow
 async def test_links_that_are_swapped_in_a_race_never_lead_out(rooted: Rooted) -> None:
     over = threading.Event()
     d = rooted.top / "d"

@@ -116,6 +116,7 @@ async def test_the_longest_names_can_be_written(api: Api, tmp_path: Path, name: 
     assert os.listdir(tmp_path) == [name]
 
 
+@pytest.mark.slow
 async def test_a_reader_sees_whole_versions_only(api: Api, tmp_path: Path) -> None:
     path, size, stop = tmp_path / "f", 2 * MIB, threading.Event()
     seen: set[bytes] = set()

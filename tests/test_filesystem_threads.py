@@ -71,7 +71,11 @@ def frozen(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     with image.open("wb") as file:
         file.truncate(4 * 1024 * 1024)
-    commands = (["mkfs.ext4", "-q", "-F", image], ["mount", "-o", "loop", image, path], ["fsfreeze", "-f", path])
+    commands: tuple[list[str | Path], ...] = (
+        ["mkfs.ext4", "-q", "-F", image],
+        ["mount", "-o", "loop", image, path],
+        ["fsfreeze", "-f", path],
+    )
     for command in commands:
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from http.client import HTTPResponse
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from twisted.internet import reactor
@@ -24,6 +24,7 @@ from twisted.web.server import Request
 from sandboxd import __version__
 from sandboxd.api.routing import Reply
 from sandboxd.daemon.sockets import ListeningSocket
+from sandboxd.reactor.interfaces import Reactor
 from sandboxd.service import Sandboxd
 from sandboxd.settings import Settings
 from sandboxd.web.tokens import Credentials
@@ -65,7 +66,7 @@ class Connection:
     def response(self, method: str = "GET") -> tuple[int, dict[str, str], Any]:
         """The next response: its status, its headers, its JSON."""
         response = HTTPResponse(self.sock, method=method)
-        response.fp = _Unbuffered(response.fp, self.sock)  # or it would swallow a response behind this one
+        cast(Any, response).fp = _Unbuffered(response.fp, self.sock)  # or it would swallow a response behind this one
         try:
             response.begin()
             headers = {name.lower(): value for name, value in response.getheaders()}
@@ -125,7 +126,7 @@ def stranger(daemon: Daemon) -> Api:
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 async def test_every_route_is_there_with_and_without_the_prefix(api: Api, method: str, path: str) -> None:
-    data = {} if method == "POST" else None
+    data: dict[str, str] | None = {} if method == "POST" else None
     plain, prefixed = await api.call(method, path, data), await api.call(method, f"/koyeb-sandbox{path}", data)
     assert plain.status not in (404, 405)
     assert (prefixed.status, prefixed.body) == (plain.status, plain.body)
@@ -438,7 +439,7 @@ def test_http_1_0_is_answered_and_closed(connection: Connection) -> None:
 async def in_process() -> AsyncIterator[tuple[Sandboxd, Api]]:
     """A daemon in this process with two routes that fail, and a client of it."""
     http, proxy = (ListeningSocket(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
-    service = Sandboxd(reactor, [http], [proxy], Credentials(("secret",)), os.environ)
+    service = Sandboxd(cast(Reactor, reactor), [http], [proxy], Credentials(("secret",)), os.environ)
 
     @service.routes.get("/broken")
     async def broken(request: Request) -> Reply:

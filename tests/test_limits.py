@@ -89,6 +89,7 @@ async def test_a_stream_tells_that_it_was_silent_for_too_long(api: Api) -> None:
     assert end.data == {"code": -1, "error": True, "signal": "SIGKILL", "idle_timed_out": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", ["1", "2"])
 async def test_output_keeps_a_command_alive(api: Api, stream: str) -> None:
     reply = await api.run(f"for n in 1 2 3 4 5 6 7 8; do sleep 0.1; printf . >&{stream}; done", idle_timeout=0.5)
@@ -114,6 +115,7 @@ async def test_output_does_not_put_off_the_other_timeout(api: Api) -> None:
     assert {**reply, "stdout": ""} == {"stdout": "", "stderr": "", **KILLED, "timed_out": True}
 
 
+@pytest.mark.slow
 async def test_a_command_that_waits_for_its_slow_reader_is_not_silent(api: Api) -> None:
     stream = await api.stream("seq 500000", idle_timeout=0.5)
     (id,) = stream.headers.getRawHeaders("X-Execution-Id")
@@ -209,6 +211,7 @@ async def test_limits_are_not_the_daemons(api: Api, daemon: Daemon) -> None:
         assert line.split()[0] != str(value)
 
 
+@pytest.mark.slow
 async def test_cpu_time_ends_a_command(api: Api) -> None:
     reply = await within(10, api.run("while :; do :; done", limits={"cpu": 1}))
     assert reply["code"] == -1
@@ -452,6 +455,7 @@ def drip(daemon: Daemon, at_once: bytes, drop: bytes) -> tuple[int, Any]:
 HEAD = f"POST /run HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {SECRET}\r\n".encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at_once", "drop"),
     [
@@ -470,6 +474,7 @@ def test_a_request_that_drips_in_is_408_and_closed(strict: Daemon, at_once: byte
     assert (status, list(body)) == (408, ["error"])
 
 
+@pytest.mark.slow
 def test_a_second_request_that_drips_in_is_408_too(strict: Daemon) -> None:
     with socket.create_connection(("127.0.0.1", strict.port), timeout=5) as sock:
         sock.sendall(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -482,6 +487,7 @@ def test_a_second_request_that_drips_in_is_408_too(strict: Daemon) -> None:
         assert sock.recv(4096).startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.slow
 def test_a_connection_may_idle_between_requests_and_a_command_may_run_for_longer_than_that(strict: Daemon) -> None:
     connection = HTTPConnection("127.0.0.1", strict.port, timeout=5)
     headers = {"Authorization": f"Bearer {SECRET}"}
@@ -498,6 +504,7 @@ def test_a_connection_may_idle_between_requests_and_a_command_may_run_for_longer
 # Heartbeats
 
 
+@pytest.mark.slow
 async def test_a_silent_stream_gets_comments_and_nothing_else_changes(tight: Api, gate: Gate) -> None:
     stream = await tight.stream(f"echo a; {gate.wait}; echo b")
     events = within(20, stream.all())
@@ -507,6 +514,7 @@ async def test_a_silent_stream_gets_comments_and_nothing_else_changes(tight: Api
     assert [event.id for event in await events] == ["1", "2", "2"]
 
 
+@pytest.mark.slow
 async def test_a_stream_that_speaks_gets_no_comments(tight: Api) -> None:
     stream = await tight.stream("for n in $(seq 16); do echo $n; sleep 0.1; done")
     assert len(await within(20, stream.all())) == 17

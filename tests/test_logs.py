@@ -10,10 +10,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from twisted.logger import LogEvent, Logger
+from twisted.logger import ILogObserver, LogEvent, Logger
 from twisted.python.failure import Failure
 
 from sandboxd.daemon import logs
@@ -27,7 +27,7 @@ from tests.waiting import until
 def events(act: Callable[[Logger], object]) -> list[LogEvent]:
     """What is logged."""
     found: list[LogEvent] = []
-    act(Logger("some.where", observer=found.append))
+    act(Logger("some.where", observer=cast(ILogObserver, found.append)))
     return found
 
 
@@ -138,6 +138,7 @@ async def test_requests_are_not_logged_unless_that_is_asked_for(daemon: Daemon, 
     assert "unheard-of" not in daemon.log.read_text()
 
 
+@pytest.mark.slow
 async def test_a_log_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
     environ = {**os.environ, "SANDBOX_SECRET": SECRET, "PORT": "0", "PROXY_PORT": "0", "LOG_FORMAT": "json"}
     process = subprocess.Popen(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import cast
 
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
 from sandboxd.processes.pipes import OutputPipe
+from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.turn_budget import TurnBudget
 from tests.waiting import until
 
@@ -22,13 +24,13 @@ async def test_a_new_pipe_is_not_taken_for_one_that_was_closed_in_the_same_turn(
     def replace(data: bytes) -> None:
         old.close()
         reading, writing = os.pipe()
-        OutputPipe(reactor, turns, reading, received.append, lambda: closed.append("new")).resume()
+        OutputPipe(cast(Reactor, reactor), turns, reading, received.append, lambda: closed.append("new")).resume()
         new.append(writing)
 
     old_reading, old_writing = os.pipe()
-    old = OutputPipe(reactor, turns, old_reading, received.append, lambda: closed.append("old"))
+    old = OutputPipe(cast(Reactor, reactor), turns, old_reading, received.append, lambda: closed.append("old"))
     first_reading, first_writing = os.pipe()
-    first = OutputPipe(reactor, turns, first_reading, replace, lambda: None)
+    first = OutputPipe(cast(Reactor, reactor), turns, first_reading, replace, lambda: None)
     first.resume()
     old.resume()
     os.write(first_writing, b"go")

@@ -332,6 +332,7 @@ def send_until_stuck(sock: socket.socket, most: int) -> int:
     return sent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("from_client", [True, False], ids=["client", "target"])
 async def test_a_side_that_does_not_read_stops_the_other_and_costs_no_memory(
     api: Api, daemon: Daemon, target: socket.socket, from_client: bool

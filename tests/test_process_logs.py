@@ -88,7 +88,7 @@ async def test_every_event_has_an_id_of_its_own_and_they_grow(api: Api) -> None:
     events = await events_of(api, await finished(api, "seq 1 12000"), "&after=1")
     ids = [event.id for event in events if event.name != "complete"]
     assert None not in ids
-    assert [int(id) for id in ids] == sorted({int(id) for id in ids})
+    assert [int(id or 0) for id in ids] == sorted({int(id or 0) for id in ids})
 
 
 async def test_the_last_event_has_an_id_too(api: Api) -> None:
@@ -210,6 +210,7 @@ async def test_a_follower_that_leaves_changes_nothing(api: Api, gate: Gate) -> N
     assert (await api.process(id))["status"] == "completed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("_round", range(5))
 async def test_followers_see_every_line_once_and_a_slow_one_holds_nobody_up(
     api: Api, daemon: Daemon, gate: Gate, _round: int
@@ -233,6 +234,7 @@ async def test_followers_see_every_line_once_and_a_slow_one_holds_nobody_up(
     assert daemon.peak_memory() - before < MEMORY
 
 
+@pytest.mark.slow
 async def test_a_follower_that_comes_in_the_middle_misses_nothing(api: Api) -> None:
     id = await api.start("for n in $(seq 1 8); do seq 1 1000; done")
     everything = numbers(1, 1000) * 8

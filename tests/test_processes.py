@@ -125,6 +125,7 @@ async def test_status_of_what_was_killed(api: Api) -> None:
     assert (process["status"], process["exit_code"]) == ("killed", -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [1, 0.3])
 async def test_timeout_kills_the_whole_tree(api: Api, tmp_path: Path, timeout: float) -> None:
     cmd, file = hard_to_end(tmp_path)

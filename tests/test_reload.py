@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
+from typing import cast
 
 from twisted.internet.defer import Deferred
-from twisted.logger import LogEvent, Logger
+from twisted.logger import ILogObserver, LogEvent, Logger
 
 from sandboxd.daemon.reload import Reloads
 from tests.client import Api
@@ -22,7 +24,7 @@ class Recorded:
         self.seen: list[str] = []
         self.logged: list[LogEvent] = []
         self.reloads = Reloads(lambda: self.seen.append("began"), lambda: self.seen.append("ended"))
-        self.reloads._log = Logger(observer=self.logged.append)  # type: ignore[misc]
+        self.reloads._log = Logger(observer=cast(ILogObserver, self.logged.append))
 
     def add(self, name: str, wait: Deferred[None] | None = None, error: Exception | None = None) -> None:
         async def reload() -> None:
@@ -55,12 +57,16 @@ def test_requests_during_a_reload_cause_one_more_after_it() -> None:
     assert recorded.seen == ["began", "slow", "ended", "began", "slow", "ended"]
 
 
+def _has_reloaded(daemon: Daemon, count: int) -> bool:
+    return daemon.log.read_text().count("sandboxd reloads") == count
+
+
 async def test_sighup_reloads_and_does_not_end_the_daemon(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon()
     api = Api(daemon.url, SECRET)
     id = await api.start("sleep 300")
     for count in (1, 2):
         os.kill(daemon.pid, signal.SIGHUP)
-        await until(lambda count=count: daemon.log.read_text().count("sandboxd reloads") == count)
+        await until(partial(_has_reloaded, daemon, count))
     assert (await api.process(id))["status"] == "running"
     assert daemon.stop() == 0

@@ -176,6 +176,7 @@ async def test_the_callers_locale_is_respected(api: Api, name: str) -> None:
 # Time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [1, 0.3])
 async def test_timeout_kills_the_whole_tree(api: Api, tmp_path: Path, timeout: float) -> None:
     cmd, file = hard_to_end(tmp_path)
@@ -242,6 +243,7 @@ async def test_both_streams_at_once(api: Api) -> None:
     assert reply["stderr"] == expected
 
 
+@pytest.mark.slow
 async def test_100_megabytes_of_lines(api: Api) -> None:
     line = "0123456789" * 10 + "\n"
     reply = await within(30, api.run(f"yes {line.strip()} | head -c {MEGABYTES_100}"))

@@ -211,6 +211,7 @@ async def test_complete_comes_when_sh_has_exited_and_its_children_live_on(api: A
     os.kill(int(lines[0]), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [1, 0.3])
 async def test_timeout_kills_the_whole_tree(api: Api, tmp_path: Path, timeout: float) -> None:
     cmd, file = hard_to_end(tmp_path)
@@ -262,6 +263,7 @@ def written(pid: int) -> int:
     return int(found[1])
 
 
+@pytest.mark.slow
 async def test_stderr_over_a_pipes_size_before_stdout(api: Api) -> None:
     stream = await api.stream("seq 1 200000 >&2; echo out")
     events = await within(10, stream.all())
@@ -279,6 +281,7 @@ async def test_a_million_lines_take_seconds(api: Api) -> None:
     assert await within(10, count()) > 990_000
 
 
+@pytest.mark.slow
 async def test_100_megabytes_of_lines_and_little_memory(api: Api, daemon: Daemon) -> None:
     daemon.reset_peak()
     before = daemon.memory()
@@ -300,6 +303,7 @@ async def test_100_megabytes_in_one_line_and_little_memory(api: Api, daemon: Dae
     assert daemon.peak_memory() - before < MEMORY
 
 
+@pytest.mark.slow
 async def test_a_slow_client_pauses_the_command_and_loses_nothing(api: Api, daemon: Daemon, tmp_path: Path) -> None:
     size = 50_000
     file = tmp_path / "file"

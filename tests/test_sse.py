@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -30,7 +30,7 @@ class Event(NamedTuple):
 
     name: str
     id: int | None
-    data: dict[str, object]
+    data: Any
 
 
 def parse(stream: bytes) -> list[Event]:
@@ -68,6 +68,7 @@ def lines_of(output: bytes) -> list[str]:
     return [line.decode("utf-8", "replace") for line in whole + [last] * bool(last)]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(chunked())
 def test_joined_by_partial_the_events_are_the_lines(chunks: list[bytes]) -> None:
@@ -82,6 +83,7 @@ def test_joined_by_partial_the_events_are_the_lines(chunks: list[bytes]) -> None
     assert lines == lines_of(b"".join(chunks))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(chunked())
 def test_ids_are_consecutive_from_one(chunks: list[bytes]) -> None:
@@ -89,6 +91,7 @@ def test_ids_are_consecutive_from_one(chunks: list[bytes]) -> None:
     assert [one.id for one in events] == list(range(1, len(events) + 1))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(chunked(), st.integers(0, 40))
 def test_resumed_behind_an_id_the_events_are_the_rest(chunks: list[bytes], after: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from tests.daemon import Daemon
 
@@ -88,7 +89,7 @@ def test_bytes_go_both_ways(daemon: Daemon, family: int, prefix: str) -> None:
     with serving(echo, family) as port:
         headers = {"Authorization": f"Bearer {daemon.secret}"}
         url = f"ws://127.0.0.1:{daemon.port}{prefix}/ports/{port}/connect"
-        with connect(url, additional_headers=headers, subprotocols=[BYTES], proxy=None) as tunnel:
+        with connect(url, additional_headers=headers, subprotocols=[Subprotocol(BYTES)], proxy=None) as tunnel:
             assert tunnel.subprotocol == BYTES
             for data in (b"hello", b"\0\xff" * 1000, os.urandom(1024 * 1024)):
                 tunnel.send(data)

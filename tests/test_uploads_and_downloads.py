@@ -139,7 +139,7 @@ async def test_mode_owner_and_parents(api: Api, tmp_path: Path) -> None:
         ({"offset": "0", "parents": "true"}, "parents"),
     ],
 )
-async def test_bad_queries_name_the_parameter(api: Api, tmp_path: Path, query: dict[str, str], field: str) -> None:
+async def test_bad_queries_name_the_parameter(api: Api, tmp_path: Path, query: dict[str, Any], field: str) -> None:
     response = await put(api, tmp_path / "f", b"x", **query)
     assert response.status == 400
     assert response.json()["error"].startswith(field)
@@ -617,6 +617,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
     """Some dozens of them, anywhere in their work."""
     path = tmp_path / "f"

@@ -130,6 +130,7 @@ async def test_waiting_for_a_port_that_nobody_opens_ends_with_the_timeout(api: A
     assert 0.4 < time.monotonic() - started < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "ready"), [("/200", True), ("/302", True), ("/404", False), ("/500", False)])
 async def test_an_http_answer_is_ready_if_it_is_2xx_or_3xx(api: Api, port: int, path: str, ready: bool) -> None:
     id = await api.start(server(port))

@@ -33,7 +33,7 @@ class Watching:
         self.seen: list[Event] = []
 
     async def next(self) -> Event:
-        event = await within(10, anext(self.events))  # type: ignore[arg-type]
+        event = await within(10, anext(self.events))
         self.seen.append(event)
         return event
 
@@ -117,6 +117,7 @@ async def test_many_modifications_within_a_moment_are_one(api: Api, tmp_path: Pa
     watching.stream.close()
 
 
+@pytest.mark.slow
 async def test_five_thousand_changes_lose_none(api: Api, tmp_path: Path) -> None:
     for n in range(20):
         (tmp_path / f"d{n}").mkdir()

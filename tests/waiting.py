@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -38,9 +38,9 @@ async def settled(fact: Callable[[], T], still: float = 0.3, seconds: float = 10
     return value
 
 
-def within(seconds: float, work: Coroutine[Any, Any, T]) -> Deferred[T]:
+def within(seconds: float, work: Awaitable[T]) -> Deferred[T]:
     """The result of ``work``, which fails if it takes longer."""
-    return Deferred.fromCoroutine(work).addTimeout(seconds, reactor)
+    return Deferred.fromCoroutine(cast("Coroutine[Deferred[Any], Any, T]", work)).addTimeout(seconds, reactor)
 
 
 async def pids_in(file: Path, count: int = 1) -> list[int]:

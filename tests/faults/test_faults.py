@@ -27,6 +27,7 @@ def full_disk(tmp_path: Path) -> Iterator[list[str]]:
     subprocess.run(["umount", path], check=True, timeout=5)
 
 
+@pytest.mark.slow
 def test_the_daemon_has_no_fault(daemon: Daemon, full_disk: list[str]) -> None:
     where = ["--url", daemon.url, "--secret", daemon.secret, "--proxy-port", str(daemon.proxy_port)]
     found = subprocess.run(

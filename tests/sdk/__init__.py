@@ -42,7 +42,7 @@ def in_asyncio(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
     def run(**fixtures: Any) -> None:
         asyncio.run(asyncio.wait_for(test(**fixtures), 60))
 
-    run.__signature__ = inspect.signature(test)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.signature(test)
     del run.__wrapped__
     return run
 

@@ -132,6 +132,7 @@ async def test_run_streaming_into_a_missing_directory_is_refused(daemon: Daemon)
 @in_asyncio
 async def test_binding_a_second_port_is_a_conflict(daemon: Daemon, prefix: str) -> None:
     async with client_of(daemon, prefix) as client:
+        await client.unbind_port()  # whatever a test before this one left bound
         assert (await client.bind_port(8080))["port"] == "8080"
         with pytest.raises(SandboxRequestError, match="Port already bound") as error:
             await client.bind_port(8081)
@@ -187,6 +188,7 @@ async def test_exec_gives_a_very_long_line_whole(daemon: Daemon, stream: bool) -
         assert result.stdout == "x" * 300_000
 
 
+@pytest.mark.slow
 @streamed_or_not
 @in_asyncio
 async def test_exec_that_times_out_leaves_nothing_running(daemon: Daemon, tmp_path: Path, stream: bool) -> None:
