@@ -11,8 +11,11 @@ from sandboxd.api.files import CHUNK, escaped_chunks
 from sandboxd.web.ascii_json import dumps, escaped
 from tests.test_lines import FRAGMENTS
 
+#: Characters, surrogates among them: those stand for the bytes of a file name that are not UTF-8.
+SURROGATES = st.characters(exclude_categories=())
+
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
+    st.none() | st.booleans() | st.integers() | st.text() | st.text(SURROGATES),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=10,
 )

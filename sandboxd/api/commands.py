@@ -8,12 +8,13 @@ import os
 import pwd
 import signal as signals
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
+from msgspec import UNSET
 from twisted.internet.defer import CancelledError
 
 from sandboxd.api.operations import Events
-from sandboxd.api.routing import ApiError, Reply, Routes, send_json_parts
+from sandboxd.api.routing import ApiError, Routes, send_json_parts
 from sandboxd.api.streaming import check_streams, follow, output_events, resume_after
 from sandboxd.execution.buffered import BufferedOutput, HeadAndTail
 from sandboxd.execution.execution import Execution
@@ -174,9 +175,18 @@ def cannot_start(error: SpawnError) -> ApiError:
     return ApiError(status, f"Failed to start command: {error}")
 
 
-def outcome(execution: Execution) -> dict[str, object]:
-    """What became of an execution, as far as its code does not tell."""
-    found: dict[str, object] = {}
+class Outcome(TypedDict, total=False):
+    """How an execution ended, beside its code: fields of several replies, there if they apply."""
+
+    timed_out: bool
+    idle_timed_out: bool
+    oom_killed: bool
+    signal: str
+
+
+def outcome(execution: Execution) -> Outcome:
+    """Return how an execution ended, beside its code."""
+    found: Outcome = {}
     if execution.timed_out:
         found["timed_out"] = True
     if execution.idle_timed_out:
@@ -205,7 +215,7 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
     """Add them to the API."""
 
     @routes.post("/run", CommandRequest, reply=RunResult, errors=(409, 503), headers=("Idempotency-Key",))
-    async def run(request: Request, body: CommandRequest) -> Reply | None:
+    async def run(request: Request, body: CommandRequest) -> RunResult | None:
         """
         Run a command and answer with its output when it has ended.
 
@@ -229,16 +239,22 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
             if not entry.keyed:  # else the client may come again with its key
                 execution.abandon()
             raise
-        end: dict[str, object] = {"code": execution.exit_code}
-        if execution.exit_code != 0:
-            end["error"] = "Non-zero exit code"
-        end.update(outcome(execution))
-        kept = buffered.kept
-        end.update({f"{name}_dropped": stream.dropped for name, stream in kept.items() if stream.dropped})
+        assert execution.exit_code is not None
+        stdout, stderr = buffered.kept["stdout"], buffered.kept["stderr"]
+        result = RunResult(
+            stdout="",
+            stderr="",
+            code=execution.exit_code,
+            error="Non-zero exit code" if execution.exit_code else UNSET,
+            stdout_dropped=stdout.dropped or UNSET,
+            stderr_dropped=stderr.dropped or UNSET,
+            **outcome(execution),
+        )
         if buffered.size <= SMALL:
-            text = {name: b"".join(stream.pieces()).decode("utf-8", "replace") for name, stream in kept.items()}
-            return Reply({**text, **end})
-        await send_json_parts(request, _run_reply(kept, end))
+            result.stdout = b"".join(stdout.pieces()).decode("utf-8", "replace")
+            result.stderr = b"".join(stderr.pieces()).decode("utf-8", "replace")
+            return result
+        await send_json_parts(request, _in_parts(result, stdout, stderr))
         return None
 
     @routes.post(
@@ -249,7 +265,7 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
         errors=(409, 503),
         headers=("Idempotency-Key", "Last-Event-ID"),
     )
-    async def run_streaming(request: Request, body: CommandRequest, query: StreamQuery) -> Reply | None:
+    async def run_streaming(request: Request, body: CommandRequest, query: StreamQuery) -> None:
         """
         Run a command and send its output as Server-Sent Events, as it comes; the last one is ``complete``.
 
@@ -264,10 +280,10 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
             if error.errno in EXHAUSTED:
                 raise cannot_start(error) from None
             stream = streams.open(request)
-            stream.write(event("error", {"error": str(cannot_start(error))}, 0))
-            stream.write(event("complete", {"code": -1, "error": True}, 0))
+            stream.write(event("error", Error(str(cannot_start(error))), 0))
+            stream.write(event("complete", Complete(-1, True), 0))
             stream.finish()
-            return None
+            return
         name_execution(request, execution)
         cursor = execution.log.cursor(after, lossless=True)
         stream = streams.open(request)
@@ -275,8 +291,8 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
             await follow(stream, streams, cursor, output_events)
             await execution.when_ended()
             code = execution.exit_code
-            end = {"code": code, "error": code != 0, **outcome(execution)}
-            stream.write(event("complete", end, execution.log.last))
+            assert code is not None
+            stream.write(event("complete", Complete(code, code != 0, **outcome(execution)), execution.log.last))
         except BaseException:
             if not (keyed or body.detach):
                 execution.abandon()
@@ -284,13 +300,14 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
         finally:
             cursor.close()
             stream.finish()
-        return None
 
 
-def _run_reply(kept: dict[str, HeadAndTail], end: dict[str, object]) -> Iterator[bytes]:
-    """The reply of ``/run`` in parts, each encoded when it is needed."""
-    for name, stream in kept.items():
-        yield b'%s"%s":"' % (b"{" if name == "stdout" else b'",', name.encode("ascii"))
+def _in_parts(result: RunResult, stdout: HeadAndTail, stderr: HeadAndTail) -> Iterator[bytes]:
+    """Encode the reply of ``/run`` in parts, each when it is needed; ``result`` has all but the output."""
+    before = b'{"stdout":"'
+    for stream, after in ((stdout, b'","stderr":"'), (stderr, b'"')):
+        yield before
         for piece in stream.pieces():
             yield escaped(piece)
-    yield b'",' + dumps(end)[1:]
+        before = after
+    yield before + dumps(result).removeprefix(b'{"stdout":"","stderr":""')

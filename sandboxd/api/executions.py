@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import signal as signals
 
-from sandboxd.api.commands import name_execution, outcome
-from sandboxd.api.routing import ApiError, Reply, Routes
+import msgspec
+from msgspec import UNSET
+
+from sandboxd.api.commands import name_execution, signal_name
+from sandboxd.api.routing import ApiError, Routes
 from sandboxd.api.streaming import texts, timestamp
 from sandboxd.api.waits import Waits
 from sandboxd.execution.execution import Execution
@@ -16,6 +19,8 @@ from sandboxd.messages.executions import (
     ExecutionDetails,
     Logs,
     LogsQuery,
+    OutputState,
+    Record,
     SignalRequest,
     StdinQuery,
     StdinWritten,
@@ -28,52 +33,47 @@ from sandboxd.web.request import Request
 MAX_RECORDS = 10_000
 
 
-def described(execution: Execution) -> dict[str, object]:
-    """All that is known of an execution."""
+def described(execution: Execution) -> ExecutionDetails:
+    """Return the details of an execution."""
+    assert execution.pid is not None  # a client learns the id when it was started
     command = execution.command
     log = execution.log
-    return {
-        "id": execution.id,
-        "pid": execution.pid,
-        "status": execution.status,
-        "background": execution.background,
-        "command": command.cmd,
-        "cwd": command.cwd,
-        "user": None if command.user is None else command.user.name,
-        "timeout": command.timeout,
-        "idle_timeout": command.idle_timeout,
-        "limits": {**command.limits, **command.tree_limits},
-        "survive": command.survive,
-        "started_at": timestamp(execution.started_at),
-        "ended_at": None if execution.ended_at is None else timestamp(execution.ended_at),
-        "exit_code": execution.exit_code,
-        "signal": None,
-        "timed_out": False,
-        "idle_timed_out": False,
-        "oom_killed": False,
-        **outcome(execution),
-        "output": {
-            "bytes": log.total_bytes,
-            "records": log.next - 1,
-            "first": log.first,
-            "truncated": log.first > 1,
-            "last_at": None if log.last_output is None else timestamp(log.last_output),
-            "followers": log.followers,
-        },
-    }
+    return ExecutionDetails(
+        id=execution.id,
+        pid=execution.pid,
+        status=execution.status,
+        background=execution.background,
+        command=command.cmd,
+        cwd=command.cwd,
+        user=None if command.user is None else command.user.name,
+        timeout=command.timeout,
+        idle_timeout=command.idle_timeout,
+        limits={**command.limits, **command.tree_limits},
+        survive=command.survive,
+        started_at=timestamp(execution.started_at),
+        ended_at=None if execution.ended_at is None else timestamp(execution.ended_at),
+        exit_code=execution.exit_code,
+        signal=None if execution.signal is None else signal_name(execution.signal),
+        timed_out=execution.timed_out,
+        idle_timed_out=execution.idle_timed_out,
+        oom_killed=execution.oom_killed,
+        output=OutputState(
+            bytes=log.total_bytes,
+            records=log.next - 1,
+            first=log.first,
+            truncated=log.first > 1,
+            last_at=None if log.last_output is None else timestamp(log.last_output),
+            followers=log.followers,
+        ),
+    )
 
 
-def records(batch: Batch) -> list[dict[str, object]]:
-    """A batch as JSON objects."""
+def records(batch: Batch) -> list[Record]:
+    """Return the records of a batch."""
     time = timestamp(batch.time)
+    partial = True if batch.partial else UNSET
     return [
-        {
-            "seq": batch.first + index,
-            "timestamp": time,
-            "stream": batch.stream,
-            "data": text,
-            **({"partial": True} if batch.partial else {}),
-        }
+        Record(seq=batch.first + index, timestamp=time, stream=batch.stream, data=text, partial=partial)
         for index, text in enumerate(texts(batch))
     ]
 
@@ -88,17 +88,17 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
             raise ApiError(404, f"process not found: {id}") from None
 
     @routes.get("/processes/<id>", reply=ExecutionDetails)
-    async def process(request: Request, id: str) -> Reply:
+    async def process(request: Request, id: str) -> ExecutionDetails:
         """All that is known of an execution: of ``/run`` and ``/run_streaming`` too, by their ``X-Execution-Id``."""
-        return Reply(described(get(id)))
+        return described(get(id))
 
     @routes.get("/processes/<id>/logs", query=LogsQuery, reply=Logs)
-    async def logs(request: Request, id: str, query: LogsQuery) -> Reply:
+    async def logs(request: Request, id: str, query: LogsQuery) -> Logs:
         """Some of an execution's log, at once."""
         execution = get(id)
         limit = MAX_RECORDS if query.limit is None else min(query.limit, MAX_RECORDS)
         cursor = execution.log.cursor(query.after)
-        found: list[dict[str, object]] = []
+        found: list[Record] = []
         dropped = 0
         try:
             while len(found) < limit and (item := cursor.read()) is not None:
@@ -110,11 +110,11 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
         finally:
             cursor.close()
         del found[limit:]
-        last = found[-1]["seq"] if found else min(query.after + dropped, execution.log.last)
-        return Reply({"records": found, "dropped": dropped, "last": last, "ended": ended})
+        last = found[-1].seq if found else min(query.after + dropped, execution.log.last)
+        return Logs(found, dropped, last, ended)
 
     @routes.post("/processes/<id>/stdin", bytes, query=StdinQuery, success=True, reply=StdinWritten, errors=(409,))
-    async def stdin(request: Request, body: bytes, id: str, query: StdinQuery) -> Reply:
+    async def stdin(request: Request, body: bytes, id: str, query: StdinQuery) -> StdinWritten:
         """
         Write to the stdin of a command that was started with ``"stdin": true``.
 
@@ -126,20 +126,20 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
             await execution.feed(body, query.close)
         except BrokenPipeError as error:
             raise ApiError(409, f"stdin of {id}: {error.strerror}") from None
-        return Reply({"success": True, "bytes": len(body)})
+        return StdinWritten(True, len(body))
 
     @routes.post("/processes/<id>/signal", SignalRequest, success=True, reply=DoneWithMessage, errors=(409,))
-    async def signal(request: Request, body: SignalRequest, id: str) -> Reply:
+    async def signal(request: Request, body: SignalRequest, id: str) -> DoneWithMessage:
         """Send a signal to an execution's processes. Answers 409 if it has ended."""
         signum = body.signum()
         execution = get(id)
         if execution.status != "running":
             raise ApiError(409, f"process is not running (status: {execution.status})")
         await execution.send_signal(signum)
-        return Reply({"success": True, "message": f"{signals.Signals(signum).name} sent"})
+        return DoneWithMessage(True, f"{signals.Signals(signum).name} sent")
 
     @routes.post("/processes/<id>/wait", WaitRequest, reply=Waited)
-    async def wait(request: Request, body: WaitRequest, id: str) -> Reply:
+    async def wait(request: Request, body: WaitRequest, id: str) -> Waited:
         """
         Wait until a line of an execution's output contains `output`, one of its processes listens on `port`, or it
         ends.
@@ -150,4 +150,4 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
         """
         execution = get(id)
         found = await waits.wait(execution, body)
-        return Reply({**described(execution), **found})
+        return Waited(**msgspec.structs.asdict(described(execution)), **found)

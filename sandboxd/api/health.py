@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.interfaces import IReactorTime
 
 from sandboxd import __version__
-from sandboxd.api.routing import Reply, Routes
+from sandboxd.api.routing import Routes
 from sandboxd.messages.daemon import Health
 from sandboxd.web.request import Request
 
@@ -19,7 +19,6 @@ def add_health_route(routes: Routes, clock: IReactorTime, proxy_port: int) -> No
     started = clock.seconds()
 
     @routes.get("/health", reply=Health)
-    async def health(request: Request) -> Reply:
+    async def health(request: Request) -> Health:
         """Whether the daemon answers. Needs no token."""
-        uptime = int(clock.seconds() - started)
-        return Reply({"status": "ok", "version": __version__, "uptime": uptime, "proxy_port": str(proxy_port)})
+        return Health("ok", __version__, int(clock.seconds() - started), str(proxy_port))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from sandboxd.api.probe import HttpProbe
-from sandboxd.api.routing import Reply, Routes
+from sandboxd.api.routing import Routes
 from sandboxd.execution.table import ProcessTable
-from sandboxd.messages.listeners import ListeningPorts, PortWaited, PortWaitRequest
+from sandboxd.messages.listeners import ListeningPort, ListeningPorts, PortWaited, PortWaitRequest
 from sandboxd.processes.listeners import Listener, ListenerPoll, listeners, owners
 from sandboxd.processes.marks import mark_of
 from sandboxd.proxy.portforward import PortForward
@@ -47,27 +47,25 @@ def add_listener_routes(
     """
 
     @routes.get("/ports", reply=ListeningPorts)
-    async def ports(request: Request) -> Reply:
+    async def ports(request: Request) -> ListeningPorts:
         """The TCP ports that are listened on in the sandbox, sorted; the daemon's own are left out."""
         executions = table.by_mark()
-        found: dict[int, dict[str, object]] = {}
-        addresses: dict[int, set[str]] = {}
+        found: dict[int, ListeningPort] = {}
         for listener, holder in sorted((await blocking(_held)).items()):
             if listener.port in own_ports:
                 continue
-            addresses.setdefault(listener.port, set()).add(listener.address)
-            port = found.setdefault(listener.port, {"port": listener.port, "pid": None, "execution": None})
-            port["addresses"] = sorted(addresses[listener.port])
-            port["bound"] = listener.port == forward.port
-            if holder is not None and port["execution"] is None:
+            bound = listener.port == forward.port
+            port = found.setdefault(listener.port, ListeningPort(listener.port, [], None, None, bound))
+            port.addresses = sorted({*port.addresses, listener.address})
+            if holder is not None and port.execution is None:
                 execution = executions.get(holder[1])
-                if execution is not None or port["pid"] is None:
-                    port["pid"] = holder[0]
-                    port["execution"] = None if execution is None else execution.id
-        return Reply({"ports": list(found.values())})
+                if execution is not None or port.pid is None:
+                    port.pid = holder[0]
+                    port.execution = None if execution is None else execution.id
+        return ListeningPorts(list(found.values()))
 
     @routes.post("/ports/wait", PortWaitRequest, reply=PortWaited)
-    async def wait(request: Request, body: PortWaitRequest) -> Reply:
+    async def wait(request: Request, body: PortWaitRequest) -> PortWaited:
         """
         Wait until anybody listens on a port or, with `http`, answers a `GET` of that path with 2xx or 3xx.
 
@@ -75,5 +73,5 @@ def add_listener_routes(
         """
         ready = when_listening(poll, body.port) if body.http is None else probe.when_answered(body.port, body.http)
         if not await within(reactor, body.timeout, ready):
-            return Reply({"ready": False, "reason": "timeout"})
-        return Reply({"ready": True, "reason": "port" if body.http is None else "http"})
+            return PortWaited(False, "timeout")
+        return PortWaited(True, "port" if body.http is None else "http")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -18,6 +18,7 @@ from sandboxd import __version__
 from sandboxd.api.operations import RawBody
 from sandboxd.api.routing import Reply, Routes
 from sandboxd.execution.table import ProcessTable
+from sandboxd.messages import daemon as messages
 from sandboxd.messages.daemon import DaemonStatus, MetricsReply, Readiness
 from sandboxd.proxy.portforward import PortForward
 from sandboxd.reactor.lag import Histogram, LagMeter
@@ -243,22 +244,19 @@ class _Collected:
         return measured(self._families)
 
 
-def as_json(families: Iterable[Family]) -> dict[str, object]:
-    """The same for a JSON reply. Blocks."""
-    return {
-        "metrics": [
-            {
-                "name": metric.name,
-                "type": metric.type,
-                "help": metric.documentation,
-                "samples": [
-                    {"name": sample.name, "labels": sample.labels, "value": float(sample.value)}
-                    for sample in metric.samples
-                ],
-            }
+def as_json(families: Iterable[Family]) -> MetricsReply:
+    """Return the same for a JSON reply. Blocks."""
+    return MetricsReply(
+        [
+            messages.Metric(
+                metric.name,
+                cast('Literal["counter", "gauge", "histogram"]', metric.type),
+                metric.documentation,
+                [messages.Sample(sample.name, sample.labels, float(sample.value)) for sample in metric.samples],
+            )
             for metric in measured(families)
         ]
-    }
+    )
 
 
 def add_metrics_routes(
@@ -281,19 +279,19 @@ def add_metrics_routes(
         request.write(body)
 
     @routes.get("/metrics.json", reply=MetricsReply)
-    async def metrics_json(request: Request) -> Reply:
+    async def metrics_json(request: Request) -> MetricsReply:
         """The same metrics as JSON."""
-        return Reply(await in_thread(as_json, metrics.families()))
+        return await in_thread(as_json, metrics.families())
 
     @routes.get("/ready", reply=Readiness, errors=(503,))
-    async def ready(request: Request) -> Reply:
+    async def ready(request: Request) -> Readiness | Reply:
         """
         Whether the daemon would take a command now. Needs no token.
 
         Answers 503 while it is stopping, and while as many commands run as may.
         """
         why = why_not_ready()
-        return Reply({"ready": True}) if why is None else Reply({"ready": False, "error": why}, 503)
+        return Readiness(True) if why is None else Reply({"ready": False, "error": why}, 503)
 
 
 def add_status_route(
@@ -309,16 +307,14 @@ def add_status_route(
     started = clock.seconds()
 
     @routes.get("/status", reply=DaemonStatus)
-    async def status(request: Request) -> Reply:
+    async def status(request: Request) -> DaemonStatus:
         """How the daemon is doing."""
-        return Reply(
-            {
-                "version": __version__,
-                "uptime": round(clock.seconds() - started, 3),
-                "executions": len(table.live),
-                "streams": len(streams),
-                "proxy_connections": len(forward.connections),
-                "longest_stall": round(stalls.longest, 4),
-                "idle": round(metrics.idle, 3),
-            }
+        return DaemonStatus(
+            version=__version__,
+            uptime=round(clock.seconds() - started, 3),
+            executions=len(table.live),
+            streams=len(streams),
+            proxy_connections=len(forward.connections),
+            longest_stall=round(stalls.longest, 4),
+            idle=round(metrics.idle, 3),
         )

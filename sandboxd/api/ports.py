@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandboxd.api.routing import ApiError, Reply, Routes
+from sandboxd.api.routing import ApiError, Routes
 from sandboxd.messages.daemon import BindPortRequest, Bound, PortStatus, UnbindPortRequest
 from sandboxd.messages.decoding import BadRequest, DoneWithMessage
 from sandboxd.proxy.portforward import PortForward
@@ -17,7 +17,7 @@ def add_port_routes(routes: Routes, forward: PortForward, proxy_port: int) -> No
     """
 
     @routes.post("/bind_port", BindPortRequest, success=True, reply=Bound, errors=(409,))
-    async def bind_port(request: Request, body: BindPortRequest) -> Reply:
+    async def bind_port(request: Request, body: BindPortRequest) -> Bound:
         """Forward new connections of the proxy to a port. Answers 409 if one is bound."""
         port = body.number()
         if port == proxy_port:
@@ -25,10 +25,10 @@ def add_port_routes(routes: Routes, forward: PortForward, proxy_port: int) -> No
         if forward.port is not None:
             raise ApiError(409, "Port already bound", current_port=str(forward.port))
         forward.bind(port)
-        return Reply({"success": True, "message": "Port binding configured", "port": str(port)})
+        return Bound(True, "Port binding configured", str(port))
 
     @routes.post("/unbind_port", UnbindPortRequest, success=True, reply=DoneWithMessage, errors=(409,))
-    async def unbind_port(request: Request, body: UnbindPortRequest) -> Reply:
+    async def unbind_port(request: Request, body: UnbindPortRequest) -> DoneWithMessage:
         """
         Forward no new connections.
 
@@ -38,10 +38,10 @@ def add_port_routes(routes: Routes, forward: PortForward, proxy_port: int) -> No
         if port is not None and forward.port is not None and port != forward.port:
             raise ApiError(409, f"port: {port} is not the one that is bound", current_port=str(forward.port))
         forward.unbind()
-        return Reply({"success": True, "message": "Port binding removed"})
+        return DoneWithMessage(True, "Port binding removed")
 
     @routes.get("/port_status", reply=PortStatus)
-    async def port_status(request: Request) -> Reply:
+    async def port_status(request: Request) -> PortStatus:
         """The port that the proxy forwards to, if any."""
         bound = "" if forward.port is None else str(forward.port)
-        return Reply({"success": True, "port": bound, "proxy_port": str(proxy_port)})
+        return PortStatus(True, bound, str(proxy_port))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sandboxd.api.commands import CommandStarter, cannot_start, name_execution
 from sandboxd.api.operations import Events
-from sandboxd.api.routing import ApiError, Reply, Routes
+from sandboxd.api.routing import ApiError, Routes
 from sandboxd.api.streaming import check_streams, follow, log_events, resume_after, send_available, timestamp
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.table import ProcessTable
@@ -14,6 +14,7 @@ from sandboxd.messages.executions import (
     Gap,
     KillProcessRequest,
     LogLine,
+    Process,
     Processes,
     ProcessLogsQuery,
     Started,
@@ -24,22 +25,19 @@ from sandboxd.web.request import Request
 from sandboxd.web.sse import Streams, event
 
 
-def listed(execution: Execution) -> dict[str, object]:
-    """
-    A process as ``/list_processes`` shows it.
-
-    No key may be added: the Python SDK passes them all to ``ProcessInfo(**process)``.
-    """
-    entry: dict[str, object] = {
-        "id": execution.id,
-        "pid": execution.pid,
-        "status": execution.status,
-        "command": execution.command.cmd,
-        "started_at": timestamp(execution.started_at),
-    }
-    if execution.ended_at is not None:
-        entry["exit_code"] = execution.exit_code
-        entry["completed_at"] = timestamp(execution.ended_at)
+def listed(execution: Execution) -> Process:
+    """Return a process as ``/list_processes`` shows it."""
+    assert execution.pid is not None  # only what was started is listed
+    entry = Process(
+        id=execution.id,
+        pid=execution.pid,
+        status=execution.status,
+        command=execution.command.cmd,
+        started_at=timestamp(execution.started_at),
+    )
+    if execution.ended_at is not None and execution.exit_code is not None:
+        entry.exit_code = execution.exit_code
+        entry.completed_at = timestamp(execution.ended_at)
     return entry
 
 
@@ -49,7 +47,7 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
     @routes.post(
         "/start_process", CommandRequest, reply=Started, status=201, errors=(409, 503), headers=("Idempotency-Key",)
     )
-    async def start_process(request: Request, body: CommandRequest) -> Reply:
+    async def start_process(request: Request, body: CommandRequest) -> Started:
         """Start a background process."""
         if not body.cmd:
             raise BadRequest("Command is required")
@@ -59,15 +57,16 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
         except SpawnError as error:
             raise cannot_start(error) from None
         name_execution(request, execution)
-        return Reply({"id": execution.id, "pid": execution.pid, "status": execution.status}, 201)
+        assert execution.pid is not None
+        return Started(execution.id, execution.pid, execution.status)
 
     @routes.get("/list_processes", reply=Processes)
-    async def list_processes(request: Request) -> Reply:
+    async def list_processes(request: Request) -> Processes:
         """The background processes that run or are remembered, in the order of their start."""
-        return Reply({"processes": [listed(execution) for execution in table.background()]})
+        return Processes([listed(execution) for execution in table.background()])
 
     @routes.post("/kill_process", KillProcessRequest, success=True, reply=DoneWithMessage)
-    async def kill_process(request: Request, body: KillProcessRequest) -> Reply:
+    async def kill_process(request: Request, body: KillProcessRequest) -> DoneWithMessage:
         """
         End a process and all that it has started; answers when they are gone.
 
@@ -83,7 +82,7 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
         survivors = await execution.kill(signum, body.grace)
         if survivors:
             raise ApiError(500, f"could not be killed: pids {survivors}", survivors=survivors)
-        return Reply({"success": True, "message": "Process killed successfully"})
+        return DoneWithMessage(True, "Process killed successfully")
 
     @routes.get(
         "/process_logs_streaming",
@@ -104,7 +103,7 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
             execution = table.get(query.id)
         except KeyError:
             stream = streams.open(request)
-            stream.write(event("error", {"error": f"process not found: {query.id}"}, 0))
+            stream.write(event("error", Error(f"process not found: {query.id}"), 0))
             stream.finish()
             return
         cursor = execution.log.cursor(after)
@@ -112,7 +111,7 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
         try:
             if request.method != b"HEAD":
                 await (follow if query.follow else send_available)(stream, streams, cursor, log_events)
-            stream.write(event("complete", {"message": "stream ended"}, cursor.position - 1))
+            stream.write(event("complete", StreamEnded("stream ended"), cursor.position - 1))
         finally:
             cursor.close()
             stream.finish()

@@ -1,8 +1,9 @@
 """
 How a route becomes a reply: bodies in, JSON out, and every kind of error answered in one place.
 
-A route is an ``async`` function of the request (and of its decoded body) that returns a :class:`Reply`, or None
-if it has written the response itself.
+A route is an ``async`` function of the request (and of its decoded body) that returns a reply's
+:class:`~sandboxd.messages.decoding.Struct`, sent with the status that the route declares; a :class:`Reply` where the
+status is another; or None if it has written the response itself.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias, cast
 
+import msgspec
 from klein import Klein
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
@@ -31,7 +33,10 @@ from sandboxd.web.request import OPEN_PATHS, PREFIX, Request, printable
 from sandboxd.web.response import ResponseStream
 from sandboxd.web.websocket import HandshakeError
 
-Route: TypeAlias = "Callable[..., Awaitable[Reply | None]]"
+#: What a route answers; None if it has written the response itself.
+Answer: TypeAlias = "msgspec.Struct | Reply | None"
+
+Route: TypeAlias = "Callable[..., Awaitable[Answer]]"
 
 #: Adds a route, as a decorator of the function.
 Adder: TypeAlias = Callable[[Route], None]
@@ -40,9 +45,9 @@ _log = Logger()
 
 
 class Reply(NamedTuple):
-    """A JSON reply."""
+    """A JSON reply with a status of its own."""
 
-    body: Mapping[str, object]
+    body: msgspec.Struct | Mapping[str, object]
     status: int = 200
 
 
@@ -124,7 +129,7 @@ class Routes:
                 request.template = path
                 body = None if type is None or streams else request.take_body()
 
-                def call() -> Awaitable[Reply | None]:
+                def call() -> Awaitable[Answer]:
                     if query is not None:
                         parameters["query"] = decode_query(request.args, query)
                     if streams:
@@ -133,7 +138,7 @@ class Routes:
                         return route(request, **parameters)
                     return route(request, body if type is bytes else decode(body, type), **parameters)
 
-                return await _answered(request, call, on_error)
+                return await _answered(request, call, status, on_error)
 
             endpoint.__name__ = f"{method} {path}"
             self.app.route(path, methods=[method])(endpoint)
@@ -187,11 +192,16 @@ class Routes:
 
 
 async def _answered(
-    request: Request, call: Callable[[], Awaitable[Reply | None]], on_error: Mapping[str, object]
+    request: Request, call: Callable[[], Awaitable[Answer]], status: int, on_error: Mapping[str, object]
 ) -> bytes | None:
-    """Call a route, and turn what it returns or raises into the response."""
+    """
+    Call a route, and make the response of what it returns or raises.
+
+    :param status: that of a Struct.
+    """
     try:
-        reply = await call()
+        answer = await call()
+        reply = Reply(answer, status) if isinstance(answer, msgspec.Struct) else answer
     except CancelledError:
         raise  # The client is gone; Klein takes no further notice.
     except CgroupError as error:

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from sandboxd.api.routing import ApiError
 from sandboxd.execution.log import Batch, Cursor, DroppedRecords
 from sandboxd.messages.decoding import BadRequest
+from sandboxd.messages.executions import Gap
 from sandboxd.web.ascii_json import escaped
 from sandboxd.web.request import Request
 from sandboxd.web.sse import EventStream, Streams, event
@@ -132,6 +133,6 @@ async def send_available(
             return
         if isinstance(found, DroppedRecords):
             streams.dropped += found.dropped
-            stream.write(event("gap", {"dropped": found.dropped}, found.after))
+            stream.write(event("gap", Gap(found.dropped), found.after))
         else:
             stream.write(found.encoded(encode))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from typing import Literal, TypedDict
 
 from sandboxd.api.probe import HttpProbe
 from sandboxd.execution.execution import Execution
@@ -17,6 +18,17 @@ from sandboxd.reactor.turn_budget import TurnBudget
 
 #: Seconds that the first HTTP probe gets even if the whole wait has less.
 FIRST_PROBE = 1.0
+
+
+class _Reason(TypedDict):
+    reason: Literal["output", "port", "http", "exit", "timeout"]
+
+
+class Found(_Reason, total=False):
+    """What a wait has found: fields of its reply."""
+
+    seq: int
+    line: str
 
 
 class Waits:
@@ -36,7 +48,7 @@ class Waits:
         self._probe = probe
         self._blocking = blocking
 
-    async def wait(self, execution: Execution, body: WaitRequest) -> dict[str, object]:
+    async def wait(self, execution: Execution, body: WaitRequest) -> Found:
         """
         Wait for the first of what a request names.
 
@@ -107,8 +119,8 @@ class Waits:
 class _Waiting:
     """What a wait has found."""
 
-    found: dict[str, object]
+    found: Found
 
 
-def _found(match: Match) -> dict[str, object]:
+def _found(match: Match) -> Found:
     return {"reason": "output", "seq": match.seq, "line": match.line}

@@ -290,7 +290,11 @@ class Started(Struct):
 
 
 class Process(Started):
-    """A background process."""
+    """
+    A background process.
+
+    No field may be added: the Python SDK passes them all to ``ProcessInfo(**process)``.
+    """
 
     command: str
     started_at: Time
