@@ -36,6 +36,12 @@ ROOMS = (
     "settings",
 )
 
+#: Rooms that stand beside those of the daemon, for programs that talk to one; each may import from those that follow.
+CLIENTS = ("client",)
+
+#: Modules that read the environment.
+COMMAND_LINES = ("sandboxd.tap", "sandboxd.ctl.config")
+
 #: What knows nothing of HTTP.
 NO_HTTP = ("execution", "processes", "files", "watch")
 
@@ -108,11 +114,19 @@ def reached(module: str) -> set[str]:
 
 
 def test_every_room_has_its_place() -> None:
-    assert {room(name) for name in MODULES} - {""} == set(ROOMS)
+    assert {room(name) for name in MODULES} - {""} == {*ROOMS, *CLIENTS}
+
+
+def test_the_daemon_and_its_clients_know_nothing_of_each_other(module: str) -> None:
+    allowed = set(CLIENTS[CLIENTS.index(room(module)) :] if room(module) in CLIENTS else ROOMS)
+    assert {room(name) for name in own_imports(module)} <= allowed
+    if room(module) in CLIENTS:
+        tops = {imported.partition(".")[0] for imported in imports(MODULES[module])}
+        assert tops.isdisjoint({"twisted", "zope", "klein"})
 
 
 def test_no_arrow_points_upwards(module: str) -> None:
-    rank = {name: depth for depth, name in enumerate(ROOMS)}
+    rank = {name: depth for depth, name in enumerate((*CLIENTS, *ROOMS))}
     upwards = {
         name
         for name in own_imports(module)
@@ -148,7 +162,7 @@ def test_only_the_command_line_names_the_reactor(module: str) -> None:
         assert "twisted.internet.reactor" not in set(imports(MODULES[module]))
 
 
-def test_only_the_command_line_reads_the_environment(module: str) -> None:
-    if module != "sandboxd.tap":
+def test_only_the_command_lines_read_the_environment(module: str) -> None:
+    if module not in COMMAND_LINES:
         environment = {"os.environ", "os.environb", "os.getenv", "os.getenvb"}
         assert environment.isdisjoint({*imports(MODULES[module]), *names(MODULES[module])})

@@ -1,0 +1,187 @@
+"""
+The sans-I/O core: an operation is a generator of steps, and the two faces differ only in how they carry a step out.
+
+A flow yields a step and is sent its result. The steps are a :class:`Request`, whose result is a :class:`Response`;
+:class:`Work`, a function that blocks; and :class:`Again`, whose result comes when it is time to try again.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from sandboxd.client.errors import SandboxError, SandboxGone, Unavailable, error_of
+from sandboxd.client.replies import decode
+
+T = TypeVar("T")
+
+#: Receives a body in pieces. It may block.
+Writer = Callable[[bytes], object]
+
+
+@dataclass(frozen=True)
+class Response:
+    """
+    A reply.
+
+    :ivar headers: by lower-case name.
+    :ivar body: empty if it went to the request's sink.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+
+@dataclass(frozen=True)
+class Request:
+    """
+    A request.
+
+    :ivar path: below the URL of the sandbox, percent-encoded.
+    :ivar body: bytes, or a function that returns an iterator of the pieces of a body of any length; it may block.
+    :ivar sink: called with the head of a successful reply, returns what receives its body; without one the body is
+        kept.
+    :ivar timeout: seconds to wait for the reply to begin, and between its pieces; None for ever.
+    :ivar repeatable: whether sending it twice does no harm.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | Callable[[], Iterable[bytes]] | None = None
+    sink: Callable[[Response], Writer] | None = None
+    timeout: float | None = 60.0
+    repeatable: bool = True
+
+
+@dataclass(frozen=True)
+class Work:
+    """A function that blocks on something other than the network, such as a local file."""
+
+    function: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Again:
+    """
+    Something has failed that may succeed later.
+
+    :ivar progress: whether anything was achieved since the last one, so that patience begins anew.
+    """
+
+    error: SandboxError
+    progress: bool = False
+
+
+Step = Request | Work | Again
+
+Flow = Generator[Step, Any, T]
+
+
+class ConnectionLost(SandboxGone):
+    """
+    The connection broke, or there was none.
+
+    :ivar sent: whether the daemon may have received the request.
+    """
+
+    def __init__(self, message: str, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class Backoff:
+    """
+    When to try again, and when to give up.
+
+    :param patience: seconds without any success after which to give up.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew: something has succeeded."""
+        self._since: float | None = None
+        self._delay = 0.05
+
+    def after(self, failure: Again) -> float:
+        """
+        Return the seconds to wait before the next try.
+
+        :raise SandboxError: the error, if there is to be none.
+        """
+        if failure.progress:
+            self.reset()
+        return self.next(failure.error)
+
+    def next(self, error: SandboxError) -> float:
+        """
+        Return the seconds to wait before the next try.
+
+        :raise SandboxError: ``error``, if there is to be none.
+        """
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        left = self._since + self._patience - now
+        if left <= 0:
+            raise error
+        self._delay = min(self._delay * 2, 2.0)
+        return min(self._delay * random.uniform(0.5, 1.0), left)
+
+
+def work(function: Callable[[], T]) -> Flow[T]:
+    """Return what a function returns that blocks."""
+    result: T = yield Work(function)
+    return result
+
+
+def exchange(request: Request) -> Flow[Response]:
+    """
+    Send a request, again if it cannot have been executed or may be twice; return a successful reply.
+
+    :raise SandboxError: the error that was answered.
+    """
+    while True:
+        try:
+            response: Response = yield request
+        except ConnectionLost as error:
+            if error.sent and not request.repeatable:
+                raise
+            yield Again(error)
+            continue
+        if response.status < 400:
+            return response
+        refused = error_of(response.status, response.body)
+        if not isinstance(refused, Unavailable):
+            raise refused
+        yield Again(refused)
+
+
+def call(request: Request, type: type[T]) -> Flow[T]:
+    """Send a request, and return its JSON reply as a value."""
+    response = yield from exchange(request)
+    return decode(response.body, type)
+
+
+def target(path: str, /, **query: object) -> str:
+    """
+    Return a path with a query.
+
+    :param query: None and False are left out; a list gives the parameter several times. Text that stands for bytes
+        that are not UTF-8 (PEP 383) is sent as those bytes.
+    """
+    pairs = []
+    for name, value in query.items():
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if each is not None and each is not False:
+                text = "true" if each is True else str(each)
+                pairs.append(f"{name}={quote(text, safe='/', errors='surrogateescape')}")
+    return f"{path}?{'&'.join(pairs)}" if pairs else path

@@ -1,0 +1,175 @@
+"""Event streams that are resumed behind their last event, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Generic, Literal, TypeVar
+
+from sandboxd.client.errors import NotFound, SandboxError
+from sandboxd.client.flow import ConnectionLost, Request, Response, target
+from sandboxd.client.operations import Cmd, CommandOptions, command_body, new_key, operation, post
+from sandboxd.client.replies import Change, Complete, Gap, Output, Record, decode
+from sandboxd.client.sse import Event, EventParser
+
+T = TypeVar("T")
+
+#: Seconds of silence after which a stream is taken for broken. The daemon sends a comment every 15 seconds.
+SILENCE = 50.0
+
+
+class Follow(Generic[T]):
+    """
+    A stream of events.
+
+    :param request: opens it.
+    :param beginning: query parameters that say where it begins; when it is resumed, the last event's id does.
+    :ivar asked: whether it has been opened, or that was tried.
+    :ivar ended: whether there is no more to come.
+    :ivar id: the execution's id, once the stream has begun and if it is of one.
+    """
+
+    def __init__(self, request: Request, beginning: Mapping[str, object] | None = None) -> None:
+        self._request = replace(request, timeout=SILENCE)
+        self._beginning = beginning or {}
+        self._parser = EventParser()
+        self.asked = False
+        self.ended = False
+        self.id: str | None = None
+
+    def may_resume(self, error: SandboxError) -> bool:
+        """Return whether it can be opened again after an error."""
+        return self._request.repeatable or not (isinstance(error, ConnectionLost) and error.sent)
+
+    def open(self) -> Request:
+        """Return the request for what is behind the last event that was seen."""
+        self._parser.restart()
+        self.asked = True
+        request = self._request
+        if self._parser.last_id:
+            return replace(request, headers={**request.headers, "Last-Event-ID": self._parser.last_id})
+        more = target("", **self._beginning)
+        return replace(request, path=request.path + (more.replace("?", "&") if "?" in request.path else more))
+
+    def opened(self, response: Response) -> None:
+        """Take the head of a successful reply."""
+        self.id = response.headers.get("x-execution-id", self.id)
+
+    def feed(self, data: bytes) -> Iterator[T]:
+        """
+        Yield what ``data`` completes.
+
+        :raise SandboxError: what the daemon reports in the stream.
+        """
+        for event in self._parser.feed(data):
+            if not self.ended:
+                yield from self._take(event)
+
+    def _take(self, event: Event) -> Iterator[T]:
+        raise NotImplementedError
+
+
+class CommandFollow(Follow["Output | Gap"]):
+    """
+    The output of a command that is run.
+
+    :ivar result: how it ended, once it has.
+    """
+
+    result: Complete | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the command may run, although the connection is closed."""
+        return self.asked and not self.ended and self._request.repeatable
+
+    def _take(self, event: Event) -> Iterator[Output | Gap]:
+        if event.name == "output":
+            yield decode(event.data, Output, seq=_number(event.id))
+        elif event.name == "error":
+            raise SandboxError(_error(event) or "the command could not be started")
+        elif event.name == "complete":
+            self.result = decode(event.data, Complete)
+            self.ended = True
+        elif event.name == "gap":
+            yield decode(event.data, Gap)
+
+
+class LogFollow(Follow["Record | Gap"]):
+    """The log of a process."""
+
+    def _take(self, event: Event) -> Iterator[Record | Gap]:
+        if event.name == "log":
+            yield decode(event.data, Record, seq=_number(event.id))
+        elif event.name == "gap":
+            yield decode(event.data, Gap)
+        elif event.name == "error":
+            raise NotFound(_error(event) or "there is no such process")
+        elif event.name == "complete":
+            self.ended = True
+
+
+class ChangeFollow(Follow[Change]):
+    """The changes of a directory."""
+
+    _stands = False
+
+    def _take(self, event: Event) -> Iterator[Change]:
+        if event.name == "ready" and self._stands:
+            return  # it was resumed
+        self._stands = self._stands or event.name == "ready"
+        self.ended = event.name == "end"
+        yield decode(event.data, Change, event=event.name)
+
+
+@operation("POST /run_streaming", Output)
+def follow_command(cmd: Cmd, reconnect: bool, options: CommandOptions) -> CommandFollow:
+    """
+    Return the stream of a command's output.
+
+    :param reconnect: whether the command outlives a connection that breaks, so that the stream can be resumed.
+    """
+    headers = {"Idempotency-Key": new_key()} if reconnect else {}
+    return CommandFollow(post("/run_streaming", command_body(cmd, options), headers=headers, repeatable=reconnect))
+
+
+@operation("GET /process_logs_streaming", Record)
+def follow_log(
+    id: str,
+    *,
+    after: int | None = None,
+    tail: int | None = None,
+    stream: Literal["stdout", "stderr"] | None = None,
+    follow: bool = True,
+) -> LogFollow:
+    """
+    Return the stream of a process's log.
+
+    :param after: only what is behind the record of this number.
+    :param tail: only the last so many, and what comes.
+    :param follow: whether to go on with new lines as they come.
+    """
+    path = target("/process_logs_streaming", id=id, stream=stream, follow=None if follow else "false")
+    return LogFollow(Request("GET", path), {"after": after, "tail": tail})
+
+
+@operation("GET /watch", Change)
+def follow_changes(
+    path: str, *, recursive: bool = False, exclude: Sequence[str] = (), after: int | None = None
+) -> ChangeFollow:
+    """
+    Return the stream of what changes.
+
+    :param recursive: whether what is in the directories below is meant too.
+    :param exclude: patterns of what is left out.
+    """
+    where = target("/watch", path=path, recursive=recursive, exclude=list(exclude))
+    return ChangeFollow(Request("GET", where), {"after": after})
+
+
+def _error(event: Event) -> str | None:
+    return decode(event.data, dict[str, Any]).get("error")
+
+
+def _number(id: str) -> int:
+    return int(id) if id.isdigit() else 0

@@ -1,0 +1,84 @@
+"""What both faces share of httpx."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from sandboxd.client.errors import SandboxError
+from sandboxd.client.flow import ConnectionLost, Response
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx
+else:
+    # httpx imports its own command line if it can, and with it rich and click: half of the time that the import takes.
+    _blocked = "httpx" not in sys.modules and "httpx._main" not in sys.modules
+    if _blocked:
+        sys.modules["httpx._main"] = None
+    try:
+        import httpx
+    finally:
+        if _blocked:
+            del sys.modules["httpx._main"]
+
+__all__ = ["auth_headers", "check_url", "head", "httpx", "lost", "timeouts", "verify"]
+
+#: Seconds to wait for a connection.
+CONNECT = 10.0
+
+#: What a token may have in it, RFC 6750.
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
+
+def check_url(url: str) -> str:
+    """
+    Return the URL of a sandbox without a slash at its end.
+
+    :raise ValueError: if it is not one.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{url!r} is not the URL of a sandbox; give one such as http://127.0.0.1:3030")
+    return url.rstrip("/")
+
+
+def auth_headers(secret: str | None) -> dict[str, str]:
+    """
+    Return the headers that every request has.
+
+    :raise ValueError: if the secret cannot be sent. It is not in the message.
+    """
+    headers = {"Prefer": "handling=strict", "Accept-Encoding": "identity"}
+    if secret is not None:
+        if not _TOKEN.fullmatch(secret):
+            raise ValueError("the secret is empty, or has characters in it that no token has")
+        headers["Authorization"] = f"Bearer {secret}"
+    return headers
+
+
+def verify(url: str) -> ssl.SSLContext | bool:
+    """Return how the sandbox's certificate is verified. To read the authorities takes a while, so it is done once."""
+    return httpx.create_ssl_context() if url.startswith("https:") else False
+
+
+def timeouts(seconds: float | None) -> httpx.Timeout:
+    """Return the timeouts of a request that may be silent for so long."""
+    return httpx.Timeout(seconds, connect=CONNECT, pool=None)
+
+
+def head(response: httpx.Response) -> Response:
+    """Return the head of a reply."""
+    return Response(response.status_code, {name.lower(): value for name, value in response.headers.items()})
+
+
+def lost(error: httpx.TransportError, url: str) -> SandboxError:
+    """Return what a failure of the connection is to the caller."""
+    sent = not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout))
+    what = "the connection was lost" if sent else "cannot be reached"
+    if isinstance(error, httpx.ReadTimeout):
+        what = "does not answer in time"
+    return ConnectionLost(f"{url}: {what}: {str(error) or type(error).__name__}", sent)
