@@ -178,9 +178,9 @@ class Sandboxd(Service):
                 self._listening.append(sock.serve(self._reactor, cast("ServerFactory[Any]", factory)))
         if self._companion_argv:
             self._reactor.callWhenRunning(self._start_companion)
-        self._reactor.callWhenRunning(self._tell_where)  # whoever reads it may send signals, and expect an answer
+        self._reactor.callWhenRunning(self._log_addresses)  # a reader of that line may send signals at once
 
-    def _tell_where(self) -> None:
+    def _log_addresses(self) -> None:
         self.log.info(
             "sandboxd {version} listens on {http}, proxy on {proxy}",
             version=__version__,
@@ -189,7 +189,7 @@ class Sandboxd(Service):
         )
 
     def stopService(self) -> Deferred[None]:
-        """Stop accepting, end every process, tell every client how it ended, close; fires when that is done."""
+        """Stop accepting, end every process, send each client how its command ended, close; fires when done."""
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 

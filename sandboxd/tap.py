@@ -45,7 +45,7 @@ class Options(ServiceOptions):
     environ = os.environ
 
     def postOptions(self) -> None:
-        """Fill in what was not given; tell ``twistd`` how to log."""
+        """Fill in defaults from the environment; set the log observer of ``twistd``."""
         super().postOptions()
         twistd = getattr(self, "parent", None)
         if twistd is not None and not twistd.get("logger"):
@@ -59,7 +59,7 @@ _logging: dict[str, Any] = {"outlet": None}
 
 
 def log_observer() -> ILogObserver:
-    """What writes the log, to where ``twistd`` has it."""
+    """Return the observer that writes the log, to the destination that ``twistd`` was given."""
     options, file = _logging["options"], _logging["file"]
     to_stdout = file == "-"
     outlet = LogWriter(to_descriptor(1) if to_stdout else LogFile.fromFullPath(file).write)
@@ -73,7 +73,7 @@ def log_observer() -> ILogObserver:
 
 
 def _log_in_thread(reactor: Reactor) -> None:
-    """Let no reader of the log hold up the reactor while it runs; threads would not outlive twistd's fork before."""
+    """Write the log in a thread while the reactor runs. Not before: a thread would not survive twistd's fork."""
     if (outlet := _logging["outlet"]) is not None:
         outlet.start()
         reactor.addSystemEventTrigger("after", "shutdown", outlet.stop)
@@ -88,7 +88,7 @@ def _is_journal(stream: str, fd: int) -> bool:
 
 
 def _log_access(options: Options) -> Callable[..., None] | None:
-    """What logs requests, if anything does."""
+    """Return the function that logs requests, or None."""
     log = Logger("sandboxd.access")
     if options["access-log"]:
         return log.info
@@ -99,7 +99,7 @@ def _open_sockets(options: Options) -> tuple[list[ListeningSocket], list[Listeni
     """
     What the HTTP API and the proxy listen on: what systemd has opened, else what the options say.
 
-    Opened before ``twistd`` becomes a daemon, so that the reason of a failure reaches whoever started it.
+    Opened before ``twistd`` becomes a daemon, so that the reason of a failure reaches the caller of ``twistd``.
 
     :raise SystemExit: if one cannot be had.
     """
@@ -175,7 +175,7 @@ def makeService(options: Options) -> Sandboxd:
     reactor.addSystemEventTrigger(
         "during", "startup", _handle_signals, service, reloads, accompanied=bool(options["companion"])
     )
-    reactor.callWhenRunning(_settle)
+    reactor.callWhenRunning(_set_process_attributes)
     reactor.callWhenRunning(manager.ready, status)
     reactor.callWhenRunning(_log_in_thread, reactor)
     reactor.addSystemEventTrigger("before", "shutdown", manager.stopping, "ending what runs")
@@ -226,8 +226,8 @@ def _stop_now() -> None:
         _reactor().stop()
 
 
-def _settle() -> None:
-    """What this process is told about itself, once it is the daemon: what fork and setuid undo comes after them."""
+def _set_process_attributes() -> None:
+    """Set subreaper, RLIMIT_NOFILE, non-dumpable; after twistd's fork and setuid, which reset them."""
     become_subreaper()
     prepare_process()
     forbid_inspection()

@@ -1,4 +1,4 @@
-"""What the daemon asks of the kernel for itself. Linux only, through ``prctl`` and its own ``/proc`` entry."""
+"""Process attributes of the daemon itself: subreaper, dumpable, erased secrets. Linux only, prctl(2) and proc(5)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _prctl(option: int, value: int) -> None:
 
 def become_subreaper() -> None:
     """
-    Be the parent of every orphan among our descendants, as PID 1 is by birth.
+    Become the parent of every orphaned descendant, PR_SET_CHILD_SUBREAPER.
 
     :raise OSError: if the kernel refuses.
     """

@@ -98,8 +98,8 @@ class LogWriter:
                 self._waiting.clear()
                 self._size = self._dropped = 0
             if dropped:
-                text += f"{dropped} log entries were dropped, because nobody read the log\n"
-            with suppress(OSError):  # there is nobody to tell
+                text += f"{dropped} log entries were dropped, because the log was not read\n"
+            with suppress(OSError):  # the log itself cannot be written
                 self._write(_encoded(text))
 
 

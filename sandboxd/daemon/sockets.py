@@ -62,7 +62,7 @@ class _UnixPort(unix.Port):
     Listens on a Unix socket that exists.
 
     ``adoptStreamPort`` would open it to all (mode 0666), and at the end remove it and shut it down, even if the service
-    manager goes on listening there. Twisted does not touch a name outside of the file system, so it is told one.
+    manager goes on listening there. Twisted does not touch an abstract socket name, so it is given one.
     """
 
     def __init__(self, reactor: IReactorSocket, sock: socket.socket, factory: ServerFactory) -> None:
@@ -90,7 +90,7 @@ def listen_at(path: Path) -> ListeningSocket:
 
     One that a daemon has left behind which is gone is replaced; whatever else is there is left alone.
 
-    :raise OSError: if that cannot be done; EADDRINUSE if somebody listens there.
+    :raise OSError: if that cannot be done; EADDRINUSE if another process listens there.
     """
     if _is_stale(path):
         path.unlink()
@@ -108,7 +108,7 @@ def listen_at(path: Path) -> ListeningSocket:
 
 
 def _is_stale(path: Path) -> bool:
-    """Whether there is a socket at which nobody listens any more."""
+    """Return whether there is a socket on which no process listens any more."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return False

@@ -1,5 +1,5 @@
 """
-The two protocols of a service manager: sockets that it passes on, sd_listen_fds(3), and what it is told, sd_notify(3).
+The two protocols of a service manager: socket activation, sd_listen_fds(3), and notification, sd_notify(3).
 
 Written out here because they are small, and because the daemon decides for itself what blocks and what may fail.
 """
@@ -64,10 +64,10 @@ def _listening(fd: int) -> socket.socket:
 
 class ServiceManager:
     """
-    Who is told how the daemon fares: systemd, or whoever else has set NOTIFY_SOCKET; nobody if it is not set.
+    Sends the state of the daemon to the service manager that has set NOTIFY_SOCKET; does nothing without one.
 
     :param environ: the daemon's environment.
-    :param reactor: feeds the watchdog. If it is stuck, the manager is not told that all is well, and kills the daemon.
+    :param reactor: its timer feeds the watchdog. If it is blocked, no keep-alive is sent, and the manager acts.
     """
 
     _log = Logger()
@@ -76,25 +76,25 @@ class ServiceManager:
         self._address = environ.get("NOTIFY_SOCKET", "")
         if self._address.startswith("@"):  # an abstract one, unix(7)
             self._address = "\0" + self._address[1:]
-        self._watchdog = LoopingCall(self.tell, WATCHDOG="1")
+        self._watchdog = LoopingCall(self.notify, WATCHDOG="1")
         self._watchdog.clock = reactor
         self._interval = _watchdog_interval(environ)
 
     def ready(self, status: str) -> None:
         """The daemon serves, or has reloaded; from now on the watchdog is fed."""
-        self.tell(READY="1", STATUS=status)
+        self.notify(READY="1", STATUS=status)
         if self._interval is not None and not self._watchdog.running:
             self._watchdog.start(self._interval)
 
     def reloading(self) -> None:
         """A reload begins, which :meth:`ready` ends."""
-        self.tell(RELOADING="1", MONOTONIC_USEC=str(time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000))
+        self.notify(RELOADING="1", MONOTONIC_USEC=str(time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000))
 
     def stopping(self, status: str) -> None:
         """The daemon has begun to stop. The watchdog is fed until it is gone: that may take seconds."""
-        self.tell(STOPPING="1", STATUS=status)
+        self.notify(STOPPING="1", STATUS=status)
 
-    def tell(self, **fields: str) -> None:
+    def notify(self, **fields: str) -> None:
         """Send what sd_notify(3) lists. Never waits: a manager that does not read cannot hold up the daemon."""
         if not self._address:
             return
@@ -103,7 +103,7 @@ class ServiceManager:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
                 sock.sendto(message.encode("utf-8"), self._address)
         except OSError as error:
-            self._log.warn("the service manager could not be told {fields}: {error}", fields=[*fields], error=error)
+            self._log.warn("the service manager was not notified of {fields}: {error}", fields=[*fields], error=error)
 
 
 def _watchdog_interval(environ: Mapping[str, str]) -> float | None:

@@ -24,7 +24,7 @@ _PIECE = 16 * 1024 * 1024
 #: What a file system, or a pair of them, says that has no such call.
 _UNABLE = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EBADF, errno.EPERM)
 
-#: Names of what was left out that are told.
+#: Most names of skipped files that a result lists.
 MAX_TOLD = 100
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

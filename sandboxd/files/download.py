@@ -27,8 +27,8 @@ class Opened:
     A regular file to read. The facts are known once it is open.
 
     :ivar name: the last component of its path.
-    :ivar size: its bytes; None if it does not tell, as many files of the kernel do not.
-    :ivar tag: its entity tag; empty if its size is not what it tells.
+    :ivar size: its bytes; None if stat reports none, as for many files of /proc and /sys.
+    :ivar tag: its entity tag; empty if stat does not report its size.
     :ivar modified: when it was, in seconds since 1970.
     :ivar closed: whether it is no longer open, or never was and will not be.
     """

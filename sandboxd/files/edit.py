@@ -12,7 +12,7 @@ from sandboxd.files.root import Root
 from sandboxd.files.text import MAX_READ
 from sandboxd.files.upload import Check, Replacement
 
-#: Line numbers that are told, at most.
+#: Most line numbers that a result lists.
 MAX_LINES = 20
 
 
@@ -67,10 +67,10 @@ def edit(root: Root, path: str, edits: list[Edit], check: Check) -> Edited:
     """
     Apply edits, one after another, and replace the file in one step. It keeps its owner and its mode.
 
-    :param check: whether the file may be changed, by what is known of it.
+    :param check: called with the stat of the file; raises if it is not to be changed.
     :raise NoMatch: if one does not fit; then nothing is changed.
     :raise FileError: if it cannot be read or written, or has more than :data:`~sandboxd.files.text.MAX_READ` bytes, or
-        was changed meanwhile.
+        was changed by another writer.
     """
     data, before = _read(root, path, check)
     replaced: list[int] = []
@@ -83,7 +83,7 @@ def edit(root: Root, path: str, edits: list[Edit], check: Check) -> Edited:
     def unchanged(info: os.stat_result | None) -> None:
         check(info)
         if info is None or entity_tag(info) != entity_tag(before):
-            raise FileError("edit", path, "it was changed meanwhile; read it again", errno.EBUSY)
+            raise FileError("edit", path, "it was changed by another writer; read it again", errno.EBUSY)
 
     upload = Replacement(root, path, unchanged, durable=False)
     try:

@@ -1,7 +1,8 @@
 """
 What the file system refused, in words for the client.
 
-Errors are told as Go tells them, ``<op> <path>: <strerror in lower case>``, because the clients match that text.
+Errors have the form of Go's ``PathError``, ``<op> <path>: <strerror in lower case>``. The clients
+match that text.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class FilesystemThreads:
 
     def find(self, path: str | tuple[str, ...]) -> Deferred[ThreadPool]:
         """
-        The threads for a path; fires in the reactor's thread. For whoever has many calls to make, such as the parts
+        The threads for a path; fires in the reactor's thread. For callers with many calls to make, such as the parts
         of one file.
 
         :param path: the path that will be used, or all of them.

@@ -23,7 +23,7 @@ from sandboxd.files.walk import TreeEntry, walk
 #: Bytes at the beginning of a file in which a NUL means that it is no text.
 _LOOK = 8192
 
-#: Characters of a line that are told.
+#: Most characters of a line that a match has.
 MAX_TEXT = 1000
 
 #: Bytes of memory that this process may have.

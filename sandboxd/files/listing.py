@@ -2,7 +2,7 @@
 What is known of files, and which there are: stat, list, glob.
 
 A listing has a stable order and is given in pages: the cursor of the next one is the path behind which it begins, so
-that nothing is told twice or left out, whatever is made or removed meanwhile elsewhere.
+that no entry is repeated or left out, whatever is created or removed elsewhere between two pages.
 """
 
 from __future__ import annotations

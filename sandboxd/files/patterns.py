@@ -26,7 +26,7 @@ State: TypeAlias = "frozenset[tuple[int, int]]"
 
 
 class PatternError(ValueError):
-    """A pattern is none."""
+    """The pattern is malformed."""
 
 
 class Pattern:

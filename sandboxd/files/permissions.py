@@ -27,7 +27,7 @@ def parse_mode(text: str) -> ModeChange:
     """
     A mode, octal as ``0644`` or symbolic as ``u+x,go-w``. The umask does not count.
 
-    :raise ValueError: if it is none.
+    :raise ValueError: if it is neither octal nor symbolic.
     """
     if re.fullmatch("[0-7]{1,5}", text) and int(text, 8) <= 0o7777:
         mode = int(text, 8)

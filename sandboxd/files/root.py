@@ -1,7 +1,7 @@
 """
 Where the paths of file requests lead: anywhere, or into one directory only.
 
-A check of a path, however clever, is a race with whoever swaps a directory for a link. Here the kernel does it while
+A check of a path, however clever, races with a process that swaps a directory for a link. Here the kernel does it while
 it opens: openat2(2) with ``RESOLVE_BENEATH``. What is not an open goes through the descriptor of a directory that was
 opened so, and a name without a slash.
 """
@@ -249,7 +249,7 @@ class Root:
         return b"/".join(done) or b"."
 
     def _link(self, inner: bytes) -> bytes | None:
-        """What a link says, or None if it is none."""
+        """Return the target of a symbolic link, or None if the path is not one."""
         fd = self._open(inner, os.O_PATH | os.O_NOFOLLOW, 0, _BENEATH | _NO_SYMLINKS)
         try:
             return os.readlink(b"", dir_fd=fd) if modes.S_ISLNK(os.fstat(fd).st_mode) else None

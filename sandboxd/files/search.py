@@ -108,7 +108,7 @@ class Searching:
                 child.kill()
 
     def stop(self) -> None:
-        """End it; whoever waits for it is not told anything of use."""
+        """Stop it. A :meth:`run` that is waiting returns; its result is to be ignored."""
         self._stopped = True
         child = self._child
         if child is not None:

@@ -160,7 +160,7 @@ def append(root: Root, path: str, data: bytes, parents: bool = False) -> os.stat
     Add to the end of a file, with one write(2), so that what others append at the same time comes before or after it.
 
     :param parents: whether to make the directories above it.
-    :return: what is known of the file then.
+    :return: the stat of the file afterwards.
     :raise FileError: if it cannot be written, or not all of it.
     """
     with os_errors("append", path):
@@ -183,7 +183,7 @@ def touch(root: Root, path: str, mtime: datetime | None, parents: bool = False) 
 
     :param mtime: the time of its last change.
     :param parents: whether to make the directories above it.
-    :return: what is known of the file then.
+    :return: the stat of the file afterwards.
     :raise FileError: if it cannot be.
     """
     with os_errors("touch", path):

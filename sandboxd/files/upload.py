@@ -26,13 +26,13 @@ from sandboxd.files.permissions import Owner
 from sandboxd.files.renames import name_lock
 from sandboxd.files.root import Root
 
-#: Called with what is known of the file that is there, or None if there is none; raises if it is not to be changed.
+#: Called with the stat of the existing file (None if absent); raises if it is not to be changed.
 Check = Callable[["os.stat_result | None"], None]
 
 #: How the names of temporary files begin.
 NAMED = b".sandboxd-"
 
-#: Seconds after which a temporary file that nobody has locked is taken for one that a killed daemon has left.
+#: Seconds after which a temporary file that no process has locked is removed, as a killed daemon left it.
 STALE = 60
 
 #: What a file system without ``O_TMPFILE`` says.
@@ -44,7 +44,7 @@ class Written(NamedTuple):
     What became of an upload.
 
     :ivar created: whether there was no such file before.
-    :ivar info: what is known of it.
+    :ivar info: its stat.
     """
 
     created: bool
@@ -180,7 +180,7 @@ def _write_all(fd: int, data: bytes, offset: int | None = None) -> None:
 
 class Replacement(Upload):
     """
-    An upload of a whole file: whoever reads the name gets the old file, or all of the new one.
+    An upload of a whole file: a reader of the name gets the old file, or all of the new one.
 
     It arrives in a file without a name (``O_TMPFILE``), which is gone with the daemon, however that ends. Where the
     file system has none, it has a name that begins with ``.sandboxd-``, and what a killed daemon has left of such is

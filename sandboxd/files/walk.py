@@ -1,7 +1,8 @@
 """
 Goes through a tree in an order that stays the same: what is in a directory by name, each directory before what it has.
 
-Every step goes through descriptors and follows no link, so that whatever is swapped meanwhile, nothing leads out.
+Every step goes through descriptors and follows no link, so that a directory that becomes a link meanwhile
+leads nowhere else.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class TreeEntry:
     :ivar is_dir: whether it is a directory, no link to one.
     :ivar above: the directory that it is in, or None at the top.
     :ivar depth: 1 at the top.
-    :ivar passed: whether it is not behind the place where the walk began, but on the way there.
+    :ivar passed: whether it is an ancestor of, or at, the ``after`` path: already reported.
     :ivar enter: whether to go into it; set it to False before the walk goes on to leave out what it has.
-    :ivar mark: for whoever walks.
+    :ivar mark: free for the caller's use.
     """
 
     __slots__ = ("above", "depth", "dir_fd", "enter", "is_dir", "mark", "name", "passed", "path")
@@ -57,7 +58,7 @@ class TreeEntry:
 
     def lstat(self) -> os.stat_result:
         """
-        What is known of it.
+        Return its stat.
 
         :raise OSError: if it is gone.
         """

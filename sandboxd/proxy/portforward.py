@@ -83,7 +83,7 @@ class Side(Protocol):
             self.peer.transport.write(data)
 
     def readConnectionLost(self) -> None:
-        """This side will send no more: tell the other one so, and keep its answers coming."""
+        """This side has sent its FIN: pass it on to the other side, and go on with the other direction."""
         self._read_closed = True
         peer = self.peer
         if peer is None or peer._lost:

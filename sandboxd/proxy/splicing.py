@@ -56,7 +56,7 @@ class Pipe:
 
 class PipePool:
     """
-    Pipes that are empty, for whoever needs one for a moment.
+    Empty pipes that are reused.
 
     :ivar moved: bytes that have gone through any of them.
     """
@@ -92,7 +92,7 @@ class SplicedSocket:
     One of the two sockets, as the reactor watches it: what can be read from it goes to its peer.
 
     :ivar peer: the other one.
-    :ivar ended: whether it will send no more, and its peer was told so.
+    :ivar ended: whether its end of file was passed on to its peer.
     """
 
     peer: SplicedSocket
@@ -103,8 +103,8 @@ class SplicedSocket:
         """
         Watch it from :meth:`start` on. The socket stays its owner's, who must call :meth:`stop` before closing it.
 
-        :param done: called once for both sockets: with None when each has told the end and all has arrived, or with
-            what has broken one of them.
+        :param done: called once for both sockets: with None when both have ended and all bytes have arrived, or with
+            the error of one of them.
         """
         self._reactor = reactor
         self._pool = pool
@@ -164,7 +164,7 @@ class SplicedSocket:
             self._read_all = True
             self._reactor.removeReader(self)
             self._release()
-            self._tell_end()
+            self._pass_on_end()
             return False
         pipe.filled = count
         return self._push()
@@ -202,8 +202,8 @@ class SplicedSocket:
         if pipe is not None:
             self._pool.give_back(pipe)
 
-    def _tell_end(self) -> None:
-        """All that it has sent has gone on: let its peer know."""
+    def _pass_on_end(self) -> None:
+        """All that it has sent has gone on: shut down its peer for writing."""
         self.ended = True
         try:
             self.peer._socket.shutdown(socket.SHUT_WR)
@@ -247,7 +247,7 @@ def splice(
     done: Callable[[BaseException | None], None],
 ) -> tuple[SplicedSocket, SplicedSocket]:
     """
-    Move bytes between two sockets, both ways, half-close included, until each has told the end.
+    Move bytes between two sockets, both ways, half-close included, until both have ended.
 
     :param done: as :class:`SplicedSocket` has it.
     """

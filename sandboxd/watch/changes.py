@@ -1,7 +1,7 @@
 """
 What has changed, numbered, and bounded: many modifications of a file within a moment are one.
 
-A reader holds a position, not a queue, as with the log of a command: a slow one costs no memory, and is told how many
+A reader holds a position, not a queue, as with the log of a command: a slow one costs no memory, and gets the number of
 changes it has missed.
 """
 
@@ -45,13 +45,13 @@ class Change(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """Changes that a reader cannot get any more: how many, or None if nobody knows."""
+    """Changes that a reader cannot get any more: how many, or None if the number is unknown."""
 
     number: int | None
 
 
 class Moment:
-    """The changes of a short while, the same thing told once."""
+    """The changes of a short interval, repeated changes of one path merged."""
 
     def __init__(self) -> None:
         self._changes: list[Change] = []

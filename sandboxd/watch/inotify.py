@@ -2,7 +2,7 @@
 The kernel's inotify(7), as a descriptor.
 
 Twisted's own wrapper does not serve: it drops the kernel's word that events were lost, gives up the whole
-descriptor once any directory below is removed, tells no cookies, and walks trees on the reactor's thread.
+descriptor once any directory below is removed, does not pass on cookies, and walks trees on the reactor's thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IGNORED = 0x8000
 ISDIR = 0x40000000
 
 _ONLYDIR = 0x01000000
-#: Take no notice of what is done to a file by those who have it open still, once its name is gone.
+#: IN_EXCL_UNLINK: ignore unlinked files that are still open.
 _EXCL_UNLINK = 0x04000000
 
 _MASK = (
@@ -54,7 +54,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class RawEvent(NamedTuple):
-    """An event as the kernel tells it."""
+    """An inotify event, see inotify(7)."""
 
     wd: int
     mask: int
@@ -81,7 +81,7 @@ class Inotify:
         Watch a directory.
 
         :param directory: a descriptor of it, ``O_PATH`` suffices; it is not needed any more afterwards, and must not
-            be kept: the kernel tells nobody that a directory is gone while somebody has it open.
+            be kept: the kernel reports the removal of a directory only after its last descriptor is closed.
         :return: what its events are marked with; the same again for a directory that is watched already.
         :raise OSError: if it cannot be watched (ENOSPC: ``fs.inotify.max_user_watches``).
         """

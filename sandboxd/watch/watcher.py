@@ -1,9 +1,9 @@
 """
 Follows a directory, and those below it, by inotify. All of it blocks: it is called in a thread, one call at a time.
 
-The rules that lose nothing: a new directory is watched first and read then, and what is found in it is told as
-created; what the kernel tells once more of the same names is left out. Directories are known by their watch, not by
-their path, so that a move of one moves all below it.
+The rules that lose nothing: a new directory is watched first and read then, and what is found in it is
+reported as created; events of the kernel for the same names are then left out. Directories are known by their watch, not
+by their path, so that a move of one moves all below it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MAX_DIRECTORIES = 100_000
 #: Changes after which a step ends, though there are more.
 STEP = 4096
 
-#: Seconds for which the second half of a move is waited for; the kernel tells both in one call.
+#: Seconds for which the second half of a move is waited for; the kernel delivers both in one read.
 PATIENCE = 0.02
 
-#: A directory that is not there any more, or no directory any more: somebody was faster.
+#: A directory that is not there any more, or not a directory any more: it was replaced or removed in between.
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 
 
@@ -39,7 +39,7 @@ class _Node:
     A directory that is watched.
 
     :ivar children: the directories in it, by name.
-    :ivar told: names in it that were told as created, of which the kernel may yet tell the same.
+    :ivar told: names in it that were reported as created, for which the kernel may deliver the same event.
     """
 
     __slots__ = ("announced", "children", "name", "parent", "wd")
@@ -107,7 +107,7 @@ class Watcher:
         self._changes: list[Change] = []
 
     def fileno(self) -> int:
-        """The descriptor that tells when :meth:`step` has something to do. It may be another after each step."""
+        """The descriptor that is readable when :meth:`step` has something to do. It may change with each step."""
         return self._inotify.fileno()
 
     @property
@@ -132,7 +132,7 @@ class Watcher:
             os.close(top)
         self._nodes[self._top.wd] = self._top
         if self._recursive:
-            self._follow([self._top], tell=False)
+            self._follow([self._top], report=False)
 
     def close(self) -> None:
         """Follow nothing any more."""
@@ -161,7 +161,7 @@ class Watcher:
         return self._changes, self.end is None
 
     def _settle(self) -> None:
-        """All that the kernel had to tell was taken."""
+        """The kernel's queue was read to its end."""
         for move in self._moves.values():
             self._moved_away(move)
         self._moves.clear()
@@ -224,7 +224,7 @@ class Watcher:
             self._tell(Change("modified", path, is_dir))
 
     def _moved_to(self, node: _Node, name: bytes, is_dir: bool, move: _Move | None) -> None:
-        if name in node.announced:  # it was found there before, and told as created
+        if name in node.announced:  # it was found there before, and reported as created
             node.announced.discard(name)
             if move is not None:
                 self._moved_away(move)
@@ -243,7 +243,7 @@ class Watcher:
             self._arrived(node, name, is_dir)
 
     def _moved_away(self, move: _Move) -> None:
-        """Something has left what is watched, or was told as created where it is now."""
+        """Something has left what is watched, or was reported as created at its new path."""
         self._tell(Change("deleted", move.path, move.is_dir))
         node = move.node
         if node is None or (node.parent is not None and node.parent.children.get(node.name) is node):
@@ -261,14 +261,14 @@ class Watcher:
         if fd is None:
             return
         try:
-            found = self._watch_and_tell(fd, parent, name)
+            found = self._watch_and_report(fd, parent, name)
         finally:
             os.close(fd)
         if found is not None:
-            self._follow([found], tell=True)
+            self._follow([found], report=True)
 
-    def _watch_and_tell(self, parent_fd: int, parent: _Node, name: bytes) -> _Node | None:
-        """As :meth:`_watch`, but the limit is told to whoever follows."""
+    def _watch_and_report(self, parent_fd: int, parent: _Node, name: bytes) -> _Node | None:
+        """As :meth:`_watch`, but report a limit that was reached to the readers."""
         try:
             return self._watch(parent_fd, parent, name)
         except WatchLimit as error:
@@ -294,13 +294,13 @@ class Watcher:
             return
         self._tell(Change("overflow", b"", True, reason="the kernel's queue of events was full"))
 
-    def _follow(self, nodes: list[_Node], tell: bool) -> None:
+    def _follow(self, nodes: list[_Node], report: bool) -> None:
         """
         Read directories that are watched, and watch those in them.
 
-        :param tell: whether what is found is told as created.
+        :param report: whether what is found is reported as created.
         """
-        watch = self._watch_and_tell if tell else self._watch
+        watch = self._watch_and_report if report else self._watch
         while nodes:
             node = nodes.pop()
             fd = self._open(node)
@@ -310,7 +310,7 @@ class Watcher:
                 for name, is_dir in _entries(fd):
                     if self._ignored(node, name):
                         continue
-                    if tell:
+                    if report:
                         node.announced.add(name)
                         self._tell(Change("created", node.path(name), is_dir))
                     child = watch(fd, node, name) if is_dir else None
@@ -321,7 +321,7 @@ class Watcher:
                     raise
             finally:
                 os.close(fd)
-            if tell:
+            if report:
                 self._fresh.add(node)
 
     def _watch(self, parent_fd: int, parent: _Node, name: bytes) -> _Node | None:

@@ -1,4 +1,4 @@
-"""The watches that are open: each followed in a thread, step by step, when the kernel has something to tell."""
+"""The watches that are open: each followed in a thread, step by step, when its inotify descriptor is readable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sandboxd.reactor.threads import ThreadPool
 from sandboxd.watch.changes import Change, ChangeLog, Moment
 from sandboxd.watch.watcher import Watcher
 
-#: Seconds within which the same change is told once.
+#: Seconds within which repeated changes of one path are merged.
 MOMENT = 0.05
 
 #: Changes after which it is over before.
@@ -109,7 +109,7 @@ class Watch:
         return "Watch"
 
     def doRead(self) -> None:
-        """The kernel has something to tell."""
+        """The inotify descriptor is readable."""
         self._reactor.removeReader(self)
         self._step()
 
@@ -144,7 +144,7 @@ class Watch:
         self.close("failed")
 
     def _rest(self) -> None:
-        """Nothing is to be done until the kernel has something to tell, or it was closed meanwhile."""
+        """There is nothing to do until the descriptor is readable, or it was closed by now."""
         self._busy = False
         if self._closed:
             self._release()
@@ -159,7 +159,7 @@ class Watch:
             self.log.append(self._moment.take())
 
     def close(self, reason: str) -> None:
-        """Watch no longer, and tell the readers why."""
+        """Watch no longer, and end the streams of the readers with a reason."""
         if self._closed:
             return
         self._closed = True

@@ -69,7 +69,7 @@ def preferred(accepted: str | None) -> str:
     """
     The coding to use.
 
-    :param accepted: the value of ``Accept-Encoding``, RFC 9110 section 12.5.3; None if there is none.
+    :param accepted: the value of ``Accept-Encoding``, RFC 9110 section 12.5.3; None if the request has none.
     """
     quality: dict[str, float] = {}
     for item in (accepted or "").lower().split(","):

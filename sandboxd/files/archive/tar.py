@@ -228,7 +228,7 @@ def _member(info: tarfile.TarInfo, extended: dict[str, str]) -> Member:
         kind = MemberType.DIRECTORY  # as it was before POSIX
     uid, gid = _number("uid", extended.get("uid"), info.uid), _number("gid", extended.get("gid"), info.gid)
     if not (0 <= uid < _MAX_ID and 0 <= gid < _MAX_ID):
-        raise TarError(f"{name!r}: nobody can have the ids {uid} and {gid}")
+        raise TarError(f"{name!r}: no user can have the ids {uid} and {gid}")
     return Member(
         name,
         kind,
