@@ -2,8 +2,8 @@
 Follows a directory, and those below it, by inotify. All of it blocks: it is called in a thread, one call at a time.
 
 The rules that lose nothing: a new directory is watched first and read then, and what is found in it is
-reported as created; events of the kernel for the same names are then left out. Directories are known by their watch, not
-by their path, so that a move of one moves all below it.
+reported as created; events of the kernel for the same names are then left out. Directories are known by their watch,
+not by their path, so that a move of one moves all below it.
 """
 
 from __future__ import annotations
