@@ -138,7 +138,7 @@ def test_an_abandoned_stream_is_collected_at_any_time(daemon: Daemon, monkeypatc
         abandoned: list[object] = [sandbox.logs(id)]
         next(abandoned[0])  # type: ignore[call-overload]
         abandoned.append(abandoned)
-        pool = sandbox._http._transport._pool  # type: ignore[attr-defined]
+        pool = sandbox._http._transport._pool
         assign = pool._assign_requests_to_connections
 
         def assign_and_collect() -> object:
