@@ -24,6 +24,7 @@ from sandboxd.api.listeners import add_listener_routes
 from sandboxd.api.metrics import Metrics, add_metrics_routes, add_status_route
 from sandboxd.api.openapi import add_openapi_route
 from sandboxd.api.ports import add_port_routes
+from sandboxd.api.preview import Previews, add_preview_route
 from sandboxd.api.probe import HttpProbe
 from sandboxd.api.processes import add_process_routes
 from sandboxd.api.routing import Routes
@@ -154,6 +155,8 @@ class Sandboxd(Service):
         add_port_routes(routes, self.forward, self.proxy_port)
         add_listener_routes(routes, reactor, self.table, self.forward, poll, probe, self._aside, own_ports)
         add_tunnel_route(routes, reactor, self.sockets, own_ports)
+        self.previews = Previews()
+        add_preview_route(routes, reactor, self.previews, own_ports)
         add_openapi_route(routes, self._aside)
         add_metrics_routes(routes, metrics, self.why_not_ready, self._aside)
 

@@ -28,6 +28,7 @@ FAMILIES = {
     "ports": "The proxy",
     "listeners": "Ports of the sandbox",
     "tunnel": "",
+    "preview": "",
     "health": "The daemon",
     "status": "",
     "metrics": "",

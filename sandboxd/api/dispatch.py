@@ -25,15 +25,21 @@ class Dispatch(Resource):
 
     isLeaf = True
 
-    def __init__(self, klein: IResource, fixed: Mapping[tuple[bytes, bytes], Endpoint]) -> None:
+    def __init__(
+        self, klein: IResource, fixed: Mapping[tuple[bytes, bytes], Endpoint], subtrees: Mapping[bytes, Endpoint]
+    ) -> None:
         super().__init__()
         self._klein = klein
         self._fixed = fixed
+        self._subtrees = subtrees
 
     def render(self, request: IRequest) -> Any:
         """Serve a request."""
         assert isinstance(request, Request)
         endpoint = self._fixed.get((request.method, request.path))
+        for prefix, forward in self._subtrees.items() if endpoint is None else ():
+            if request.path.startswith(prefix):
+                endpoint = forward
         if endpoint is None:
             path = request.postpath or []
             if path[:1] == [PREFIX[1:]]:

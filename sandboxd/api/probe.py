@@ -86,6 +86,11 @@ class _HangUp(Protocol):
 def _client() -> Callable[[Reactor], HTTPClient]:
     """Import what makes an HTTP client. Blocks: that takes a fifth of a second."""
     from treq.client import HTTPClient
-    from twisted.web.client import Agent
+    from twisted.web.client import Agent, HTTPConnectionPool
 
-    return lambda reactor: HTTPClient(Agent(reactor, connectTimeout=PATIENCE))
+    def client(reactor: Reactor) -> HTTPClient:
+        pool = HTTPConnectionPool(reactor, persistent=False)
+        pool._factory.noisy = False  # or each probe would be logged twice
+        return HTTPClient(Agent(reactor, connectTimeout=PATIENCE, pool=pool))
+
+    return client

@@ -9,7 +9,7 @@ status is another; or None if it has written the response itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import msgspec
@@ -72,6 +72,7 @@ class Routes:
         self.app = Klein()
         self.operations: list[Operation] = []
         self._fixed: dict[tuple[bytes, bytes], Endpoint] = {}
+        self._subtrees: dict[bytes, Endpoint] = {}
         self._streams: set[tuple[bytes, bytes]] = set()
         self._success: list[re.Pattern[str]] = []
         self._websockets: list[re.Pattern[str]] = []
@@ -153,9 +154,39 @@ class Routes:
 
         return add
 
+    def subtree(self, prefix: str, path: str, methods: Sequence[str], *, reply: Any, errors: tuple[int, ...]) -> Adder:
+        """
+        Add a route for all paths that begin with ``prefix``, whatever the method. It is called with the request and its
+        body as it arrives, to which no limit applies; the path comes as the client has sent it.
+
+        :param path: said in the OpenAPI document.
+        :param methods: likewise.
+        :param reply: likewise.
+        :param errors: likewise.
+        """
+
+        def add(route: Route) -> None:
+            async def endpoint(request: Request) -> bytes | None:
+                request.template = path
+                return await _answered(request, lambda: route(request, request.body_stream()), {})
+
+            for start in (b"", PREFIX):
+                self._subtrees[start + prefix.encode("ascii")] = endpoint
+            for method in methods:
+                takes = RawBody("*/*") if method in ("POST", "PUT", "PATCH") else None
+                self.operations.append(
+                    Operation(method, path, route, takes, None, reply, 200, errors, (), False, is_open=False)
+                )
+
+        return add
+
+    def forwards(self, path: bytes) -> bool:
+        """Return whether a path is one of a subtree."""
+        return path.startswith(tuple(self._subtrees))
+
     def resource(self) -> IResource:
         """What serves them, at ``/`` and under :data:`PREFIX`, which two of the official clients hard-code."""
-        return Dispatch(self.app.resource(), self._fixed)
+        return Dispatch(self.app.resource(), self._fixed, self._subtrees)
 
     def streams(self, method: bytes, path: bytes) -> bool:
         """Whether a route reads its body as it arrives."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
-from twisted.internet.error import ConnectError, ConnectionDone
+from twisted.internet.error import ConnectError, ConnectingCancelledError, ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.tcp import Connection
@@ -144,6 +144,8 @@ async def connect(reactor: Reactor, port: int) -> Outgoing:
     for host, endpoint in HOSTS:
         try:
             return cast(Outgoing, await endpoint(reactor, host, port, timeout=CONNECT_TIMEOUT).connect(factory))
+        except ConnectingCancelledError:
+            raise CancelledError from None
         except ConnectError as failed:
             error = error or failed
     assert error is not None

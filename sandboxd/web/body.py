@@ -32,6 +32,7 @@ class BodyStream:
     :param length: bytes that will come, or None if that is not said.
     :param limit: bytes that may come, or None for any number.
     :param hold: called with whether the client has to wait.
+    :ivar patient: whether it may come as slowly as it likes.
     :ivar begin: called when the reader first wants something: the time to send ``100 Continue``.
     :ivar complete: whether all has arrived.
     :ivar held: whether the client waits for the reader.
@@ -42,7 +43,9 @@ class BodyStream:
         length: int | None,
         limit: int | None = None,
         hold: Callable[[bool], None] = lambda held: None,
+        patient: bool = False,
     ) -> None:
+        self.patient = patient
         self.length = length
         self.begin: Callable[[], None] | None = None
         self.complete = False

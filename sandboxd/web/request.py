@@ -60,6 +60,9 @@ class RouteMap(Protocol):
     def streams(self, method: bytes, path: bytes) -> bool:
         """Whether the route of a method and a path reads its body as it arrives."""
 
+    def forwards(self, path: bytes) -> bool:
+        """Whether a path is forwarded as it is, with a body to which no limit applies."""
+
     def is_websocket(self, path: str) -> bool:
         """Whether the route of a path is a WebSocket."""
 
@@ -136,6 +139,7 @@ class Request(server.Request):
     """
 
     stream: BodyStream | None = None
+    duplex = False  #: whether its body goes on to arrive while it is answered
     upgraded = False  #: whether the connection no longer speaks HTTP
     _called = False
     refusal: Refusal | None = None
@@ -198,7 +202,7 @@ class Request(server.Request):
         """Send some of the response. If the body is still arriving, the rest of it is not waited for."""
         if not self.startedWriting:
             self._answered = perf_counter()
-            if self.stream is not None and not self.stream.complete and not self._disconnected:
+            if self._incomplete and not self.duplex:
                 self.connection.cut_off(self)
         super().write(data)
 
@@ -224,9 +228,16 @@ class Request(server.Request):
     def finish(self) -> None:
         """End the response, and with it the connection if that was upgraded."""
         if not self.upgraded:
+            if self.duplex and self._incomplete:
+                self.connection.cut_off(self)
             super().finish()
         elif not self._disconnected:
             self.connection.close_upgraded()
+
+    @property
+    def _incomplete(self) -> bool:
+        """Whether its body is still arriving."""
+        return self.stream is not None and not self.stream.complete and not self._disconnected
 
     def body_stream(self) -> BodyStream:
         """The body as a stream, even if it came as a whole."""

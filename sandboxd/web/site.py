@@ -89,7 +89,8 @@ class Channel(HTTPChannel):
         if self._receiver is not None:
             self._receiver(data)
             return
-        if self._arriving is None and not self._handlingRequest:
+        patient = self._stream is not None and self._stream.patient
+        if self._arriving is None and not self._handlingRequest and not patient:
             self._arriving = self.callLater(self.site.settings.request_timeout, self._too_slow)
         super().dataReceived(data)
 
@@ -122,8 +123,12 @@ class Channel(HTTPChannel):
         request.begin(self._command, self._path)
         refusal = self.site.admit(request, self._command, self._path, self.length)
         if refusal is None:
-            if self.site.routes.streams(self._command, self._path.partition(b"?")[0]):
-                self._stream_body(request)
+            path = self._path.partition(b"?")[0]
+            if self.site.routes.forwards(path):
+                self._arrived()
+                self._stream_body(request, BodyStream(self.length, None, self.hold, patient=True))
+            elif self.site.routes.streams(self._command, path):
+                self._stream_body(request, BodyStream(self.length, self.site.settings.max_upload, self.hold))
             else:
                 super().allHeadersReceived()
         elif self.length == 0:
@@ -132,9 +137,9 @@ class Channel(HTTPChannel):
         else:
             self.refuse(request, refusal)
 
-    def _stream_body(self, request: Request) -> None:
+    def _stream_body(self, request: Request, stream: BodyStream) -> None:
         """Call the route, which reads the body as it arrives."""
-        self._stream = request.stream = BodyStream(self.length, self.site.settings.max_upload, self.hold)
+        self._stream = request.stream = stream
         super().allHeadersReceived()
         if self.length != 0:
             self.setTimeout(None)  # ours is in place of Twisted's
@@ -358,6 +363,8 @@ class Site(server.Site):
             if path not in WATCHING_PATHS:
                 request.active = True
                 self.tally.open += 1
+        if self.routes.forwards(path):
+            return None
         limit = self.settings.max_upload if self.routes.streams(method, path) else self.settings.max_body
         if length is not None and limit is not None and length > limit:
             return too_large(limit)

@@ -1,0 +1,336 @@
+"""
+``/proxy/<port>/<rest>``: a server of the sandbox, seen through the API's own port.
+
+A request is forwarded as it arrives, and its answer likewise: bodies of any length, both ways at once. Each has a
+connection of its own to the server; the client's is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httptools
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectError
+from twisted.python.failure import Failure
+
+from sandboxd.api.operations import RawBody
+from sandboxd.api.routing import ApiError, Routes
+from sandboxd.api.tunnel import port_number
+from sandboxd.proxy.outgoing import Outgoing, connect
+from sandboxd.reactor.first_to_end import first_to_end
+from sandboxd.reactor.interfaces import Reactor
+from sandboxd.web.body import BodyError, BodyStream
+from sandboxd.web.request import PREFIX, Request
+from sandboxd.web.response import ResponseStream
+from sandboxd.web.upgraded import UpgradedStream
+
+PATH = b"/proxy/"
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+#: Bytes of the longest head of an answer.
+MAX_HEAD = 256 * 1024
+
+#: Headers that concern one connection only (RFC 9110 section 7.6.1).
+HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
+)
+
+#: Headers of a request that are not forwarded as they came. ``Expect`` is answered here.
+REPLACED = frozenset(
+    (
+        b"authorization",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-prefix",
+        b"x-forwarded-proto",
+        b"x-sandbox-authorization",
+    )
+)
+
+
+class Previews:
+    """
+    Requests that are forwarded.
+
+    :ivar open: how many there are.
+    :ivar total: how many there have been.
+    """
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.total = 0
+
+
+def add_preview_route(routes: Routes, reactor: Reactor, previews: Previews, own_ports: frozenset[int]) -> None:
+    """
+    Add it to the API.
+
+    :param own_ports: those of the daemon, to which nothing is forwarded.
+    """
+
+    @routes.subtree(PATH.decode(), "/proxy/<port>/<rest>", METHODS, reply=RawBody("*/*"), errors=(400, 403, 502))
+    async def preview(request: Request, body: BodyStream) -> None:
+        """
+        Forward a request to a server of the sandbox, on 127.0.0.1 or else ::1, as `/<rest>` with its query.
+
+        Bodies are forwarded as they come, without the API's limits of size and time; `Upgrade` passes. The server sees
+        `X-Forwarded-For`, `-Host`, `-Proto` and `-Prefix`, and the header `X-Sandbox-Authorization` as `Authorization`.
+        """
+        path, query, target = request.path, *_target(request)
+        number = port_number(path.removeprefix(PREFIX).removeprefix(PATH).partition(b"/")[0].decode("latin-1"))
+        if number in own_ports:
+            raise ApiError(403, f"port: {number} is the daemon's own")
+        if target is None:
+            request.setHeader(b"Location", b"%d/%s" % (number, query))
+            raise ApiError(308, f"the server's root is {path.decode('latin-1')}/")
+        try:
+            server = await connect(reactor, number)
+        except ConnectError as error:
+            raise ApiError(502, f"port {number} is not reachable: {error}") from None
+        previews.open += 1
+        previews.total += 1
+        try:
+            await _forward(request, body, server, number, target)
+        finally:
+            previews.open -= 1
+            server.close()
+
+
+def _target(request: Request) -> tuple[bytes, bytes | None]:
+    """Return the query with its question mark, and what the server is asked for: None if the port ends the path."""
+    path, mark, query = request.uri.partition(b"?")
+    _, slash, rest = path.removeprefix(PREFIX).removeprefix(PATH).partition(b"/")
+    return mark + query, slash + rest + mark + query if slash else None
+
+
+async def _forward(request: Request, body: BodyStream, server: Outgoing, port: int, target: bytes) -> None:
+    upgrade = request.getHeader(b"Upgrade") if b"upgrade" in _tokens(request, b"Connection") else None
+    await server.write(_request_head(request, body, port, target, upgrade))
+    sending = Deferred.fromCoroutine(_send_body(body, server))
+    refused: list[BodyError] = []
+
+    def failed(failure: Failure) -> None:
+        error = failure.value
+        if isinstance(error, BodyError):
+            refused.append(error)
+        server.close()
+
+    sending.addErrback(failed)
+    answer = _Answer(request)
+    try:
+        while not answer.complete and (data := await server.read()):
+            behind = answer.feed(data)
+            if behind is not None:
+                if upgrade is None:
+                    raise ApiError(502, "the server has switched protocols without having been asked to")
+                await _switch(request, server, answer, behind)
+                return
+            await answer.send()
+        answer.end()
+        await answer.send()
+    except Exception:
+        if refused:
+            raise refused[0] from None
+        raise
+    finally:
+        sending.cancel()
+        answer.close()
+
+
+def _tokens(request: Request, name: bytes) -> list[bytes]:
+    """Return the members of a header that is a list, in lower case."""
+    values = request.requestHeaders.getRawHeaders(name) or []
+    return [token.strip().lower() for value in values for token in value.split(b",")]
+
+
+def _request_head(request: Request, body: BodyStream, port: int, target: bytes, upgrade: bytes | None) -> bytes:
+    lines = [b"%s %s HTTP/1.1" % (request.method, target), b"Host: 127.0.0.1:%d" % port]
+    dropped = HOP_BY_HOP | REPLACED | set(_tokens(request, b"Connection"))
+    for name, values in request.requestHeaders.getAllRawHeaders():
+        if name.lower() not in dropped:
+            lines += [b"%s: %s" % (name, value) for value in values]
+    lines += [b"%s: %s" % header for header in _forwarded(request, port)]
+    for value in request.requestHeaders.getRawHeaders(b"X-Sandbox-Authorization") or []:
+        lines.append(b"Authorization: " + value)
+    if body.length is None:
+        lines.append(b"Transfer-Encoding: chunked")
+    elif body.length or request.getHeader(b"Content-Length") is not None:
+        lines.append(b"Content-Length: %d" % body.length)
+    lines += [b"Connection: close"] if upgrade is None else [b"Connection: Upgrade", b"Upgrade: " + upgrade]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def _forwarded(request: Request, port: int) -> Iterator[tuple[bytes, bytes]]:
+    """Return the headers that say whom the server answers: what a proxy before us has said is kept, or added to."""
+    clients = request.requestHeaders.getRawHeaders(b"X-Forwarded-For") or []
+    host = getattr(request.getClientAddress(), "host", None)
+    if host is not None:
+        clients = [*clients, host.removeprefix("::ffff:").encode("ascii")]  # an IPv4 client of an IPv6 socket
+    if clients:
+        yield b"X-Forwarded-For", b", ".join(clients)
+    for name, default in ((b"X-Forwarded-Host", request.getHeader(b"Host")), (b"X-Forwarded-Proto", b"http")):
+        value = request.getHeader(name) or default
+        if value is not None:
+            yield name, value
+    prefix = PREFIX if request.path.startswith(PREFIX + b"/") else b""
+    yield (
+        b"X-Forwarded-Prefix",
+        b"%s%s%s%d" % (request.getHeader(b"X-Forwarded-Prefix") or b"", prefix, PATH, port),
+    )
+
+
+async def _send_body(body: BodyStream, server: Outgoing) -> None:
+    """Forward the body of a request at the pace at which the server takes it."""
+    if body.length == 0:
+        return
+    while data := await body.read():
+        await server.write(data if body.length is not None else b"%x\r\n%s\r\n" % (len(data), data))
+    if body.length is None:
+        await server.write(b"0\r\n\r\n")
+
+
+async def _switch(request: Request, server: Outgoing, answer: _Answer, behind: bytes) -> None:
+    """Forward the bytes of the protocol that the server has switched to, both ways, until one side ends."""
+    client = UpgradedStream(request, answer.head())
+    await client.write(behind)
+
+    async def copy(source: UpgradedStream | Outgoing, sink: UpgradedStream | Outgoing) -> None:
+        while data := await source.read():
+            await sink.write(data)
+
+    await first_to_end(copy(server, client), copy(client, server))
+    await client.when_ready()
+    server.finish()
+
+
+class _Answer:
+    """
+    The server's answer, parsed for its framing and forwarded.
+
+    :ivar complete: whether all of it has been parsed.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._parser = httptools.HttpResponseParser(self)
+        self._reason = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_size = 0
+        self._status = 0
+        self._body: list[bytes] = []
+        self._stream: ResponseStream | None = None
+        self._begun = False
+        self.complete = False
+
+    def feed(self, data: bytes) -> bytes | None:
+        """
+        Parse what has come.
+
+        :return: what follows the head if the server has switched protocols, else None.
+        :raise ApiError: if it is no HTTP.
+        """
+        if not self._begun:
+            self._head_size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            return data[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
+            if not self.complete:  # else it is what follows an answer to HEAD, or an answer too many
+                raise ApiError(502, f"the server's answer is not valid HTTP: {error}") from None
+        size = sum(len(name) + len(value) for name, value in self._headers) if self._begun else self._head_size
+        if size > MAX_HEAD:
+            raise ApiError(502, f"the head of the server's answer is longer than {MAX_HEAD} bytes")
+        return None
+
+    def end(self) -> None:
+        """
+        The server has closed the connection.
+
+        :raise ApiError: if the answer is not complete.
+        """
+        if not (self.complete or (self._begun and self._until_closed)):
+            raise ApiError(502, "the server has closed the connection before its answer was complete")
+
+    async def send(self) -> None:
+        """Forward what was parsed, when the client has taken what was sent before."""
+        if not self._begun:
+            return
+        if self._stream is None:
+            self._send_head()
+            self._stream = ResponseStream(self._request)
+        await self._stream.when_ready()
+        body, self._body = b"".join(self._body), []
+        self._stream.write(body)
+
+    def close(self) -> None:
+        """Forward no more."""
+        if self._stream is not None:
+            self._stream.finish()
+
+    def head(self) -> bytes:
+        """Return the head of an answer that switches protocols."""
+        lines = [b"HTTP/1.1 %d %s" % (self._status, self._reason)]
+        return b"\r\n".join([*lines, *(b"%s: %s" % header for header in self._headers)]) + b"\r\n\r\n"
+
+    @property
+    def _until_closed(self) -> bool:
+        """Whether the body ends with the connection."""
+        names = {name.lower() for name, _ in self._headers}
+        return not names & {b"content-length", b"transfer-encoding"}
+
+    def _send_head(self) -> None:
+        request = self._request
+        request.duplex = True
+        for name, _ in list(request.responseHeaders.getAllRawHeaders()):
+            request.responseHeaders.removeHeader(name)
+        request.defaultContentType = None
+        request.setResponseCode(self._status, self._reason)
+        listed = {
+            token.strip().lower()
+            for name, value in self._headers
+            if name.lower() == b"connection"
+            for token in value.split(b",")
+        }
+        for name, value in self._headers:
+            if name.lower() not in HOP_BY_HOP | listed:
+                request.responseHeaders.addRawHeader(name, value)
+
+    # The names are httptools'. What follows a complete answer is ignored: no other was asked for.
+
+    def on_message_begin(self) -> None:
+        """Parse the head of an answer, perhaps after an interim one."""
+        if not self.complete:
+            self._headers.clear()
+            self._reason = b""
+
+    def on_status(self, reason: bytes) -> None:
+        """Keep some of the reason phrase."""
+        if not self.complete:
+            self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; not a trailer."""
+        if not self._begun:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head is complete."""
+        if not self.complete:
+            self._status = self._parser.get_status_code()
+            self._begun = self._status >= 200
+            self.complete = self._begun and self._request.method == b"HEAD"
+
+    def on_body(self, data: bytes) -> None:
+        """Keep some of the body."""
+        if not self.complete:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        """The answer is complete, if it was not an interim one."""
+        self.complete = self._begun
