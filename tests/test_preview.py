@@ -18,11 +18,15 @@ from typing import Any, NamedTuple
 import pytest
 from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection, serve
+from websockets.typing import Subprotocol
 
 from tests.daemon import Daemon
 from tests.test_tunnel import serving
 
 MIB = 1024 * 1024
+
+#: The subprotocol of Vite's hot module replacement.
+HMR = Subprotocol("vite-hmr")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -375,18 +379,18 @@ def test_a_websocket_passes_both_ways(daemon: Daemon) -> None:
             connection.send(message)
         connection.close(4001)
 
-    with serve(echo, "127.0.0.1", 0, subprotocols=["vite-hmr"], max_size=None) as server:  # type: ignore[list-item]
+    with serve(echo, "127.0.0.1", 0, subprotocols=[HMR], max_size=None) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         port = server.socket.getsockname()[1]
         url = f"ws://127.0.0.1:{daemon.port}/proxy/{port}/hmr?token=1"
         with connect(
             url,
             additional_headers=headers(daemon),
-            subprotocols=["vite-hmr"],
+            subprotocols=[HMR],
             proxy=None,
-            max_size=None,  # type: ignore[list-item]
+            max_size=None,
         ) as client:
-            assert client.subprotocol == "vite-hmr"
+            assert client.subprotocol == HMR
             assert client.recv(timeout=10) == "/hmr?token=1"
             for message in ("text", b"\0\xff", os.urandom(4 * MIB)):
                 client.send(message)
@@ -394,7 +398,7 @@ def test_a_websocket_passes_both_ways(daemon: Daemon) -> None:
         with connect(
             url,
             additional_headers=headers(daemon),
-            subprotocols=["vite-hmr"],  # type: ignore[list-item]
+            subprotocols=[HMR],
             proxy=None,
         ) as client:
             assert client.recv(timeout=10)

@@ -168,7 +168,7 @@ class Routes:
         def add(route: Route) -> None:
             async def endpoint(request: Request) -> bytes | None:
                 request.template = path
-                return await _answered(request, lambda: route(request, request.body_stream()), {})
+                return await _answered(request, lambda: route(request, request.body_stream()), 200, {})
 
             for start in (b"", PREFIX):
                 self._subtrees[start + prefix.encode("ascii")] = endpoint
