@@ -28,6 +28,7 @@ LIMITS = {
     "max-upload": "Bytes of an upload or an archive.",
     "max-header": "Bytes of a request's headers.",
     "request-timeout": "Seconds in which a request must have arrived.",
+    "keep-alive": "Seconds that an idle HTTP connection stays open.",
     "heartbeat": "Seconds of silence after which a stream gets a comment.",
     "keep-finished": "Executions that are remembered after their end.",
     "keep-seconds": "Seconds for which they are.",

@@ -46,6 +46,7 @@ from sandboxd.reactor.threads import ThreadPool
 from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.settings import Settings
 from sandboxd.watch.watches import Watches
+from sandboxd.web.admission import Admission
 from sandboxd.web.auth import Gate
 from sandboxd.web.idempotency import IdempotencyStore
 from sandboxd.web.site import Site
@@ -129,13 +130,11 @@ class Sandboxd(Service):
         self.routes = routes = Routes()
         self.site = Site(
             routes.resource(),
-            self.gate,
+            Admission(self.gate, routes.table, settings),
             settings,
-            routes,
             turns,
             reactor,
             log_access=log_access,
-            open_metrics=open_metrics,
         )
         metrics = Metrics(reactor, self.table, self.streams, self.forward, self.stalls, self.site, self.why_not_ready)
         add_health_route(routes, reactor, self.proxy_port)
@@ -158,7 +157,7 @@ class Sandboxd(Service):
         self.previews = Previews()
         add_preview_route(routes, reactor, self.previews, own_ports)
         add_openapi_route(routes, self._aside)
-        add_metrics_routes(routes, metrics, self.why_not_ready, self._aside)
+        add_metrics_routes(routes, metrics, self.why_not_ready, self._aside, open_metrics)
 
     def why_not_ready(self) -> str | None:
         """Why no command would be taken now, or None if one would."""

@@ -19,6 +19,8 @@ class Settings:
     :ivar max_header: bytes of a request's headers.
     :ivar request_timeout: seconds in which a request must have arrived; for a body that is read as it arrives, seconds
         in which some more must have.
+    :ivar keep_alive: seconds that an idle HTTP connection stays open; more than common load balancers keep theirs, lest
+        one sends a request on a connection that is just being closed.
     :ivar heartbeat: seconds of silence after which an event stream gets a comment.
     :ivar keep_finished: how many executions are remembered after their end (background processes and others each).
     :ivar keep_seconds: for how long.
@@ -32,6 +34,7 @@ class Settings:
     max_upload: int | None = None
     max_header: int = 16 * 1024
     request_timeout: int = 300
+    keep_alive: int = 620
     heartbeat: int = 15
     keep_finished: int = 1000
     keep_seconds: int = 24 * 3600

@@ -6,12 +6,13 @@ import json
 import signal
 from contextlib import suppress
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.messages.daemon import BindPortRequest, UnbindPortRequest
-from sandboxd.messages.decoding import BadRequest, PathRequest, decode
+from sandboxd.messages.decoding import BadRequest, PathRequest, decode, decode_query
 from sandboxd.messages.executions import CommandRequest, KillProcessRequest
 from sandboxd.messages.files import WriteFileRequest
 from sandboxd.processes.command import Command
@@ -191,3 +192,31 @@ def test_a_path_must_be_one(body: bytes, type_: type[PathRequest]) -> None:
 @pytest.mark.parametrize("body", [b'{"path": "/f", "content": ""}', b'{"path": "/f"}'])
 def test_content_may_be_empty_or_left_out(body: bytes) -> None:
     assert decode(body, WriteFileRequest).content == ""
+
+
+class Query(msgspec.Struct):
+    path: str = ""
+    many: list[str] = []
+    number: int | None = None
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (b"path=/d/a;b", Query("/d/a;b")),
+        (b"path=/d/a;path=b&number=1", Query("/d/a;path=b", [], 1)),
+        (b"path=a+b%26c&path=d", Query("a b&c")),
+        (b"many=a;b&many=c", Query("", ["a;b", "c"])),
+        (b"%FF=1&path=%ff", Query("\udcff")),
+        (b"path", Query()),
+        ("path=ä".encode(), Query("ä")),
+        (b"", Query()),
+    ],
+)
+def test_only_an_ampersand_separates_the_parameters_of_a_query(query: bytes, expected: Query) -> None:
+    assert decode_query(query, Query) == expected
+
+
+def test_a_number_of_thousands_of_digits_beside_a_lone_surrogate_is_a_bad_request() -> None:
+    with pytest.raises(BadRequest, match="not valid JSON"):
+        decode(b'{"cmd": "\\udc80", "timeout": ' + b"1" * 5000 + b"}", CommandRequest)

@@ -104,6 +104,14 @@ async def test_odd_names(api: Api, tmp_path: Path, name: bytes) -> None:
     assert os.listdir(tmp_path) == []
 
 
+async def test_a_semicolon_in_a_query_is_part_of_the_name(api: Api, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("kept")
+    (tmp_path / "a;b").write_text("deleted")
+    response = await api.call("DELETE", f"/files?path={tmp_path}/a;b")
+    assert response.json() == {"path": f"{tmp_path}/a;b"}
+    assert os.listdir(tmp_path) == ["a"]
+
+
 async def test_a_second_put_replaces_and_keeps_mode_and_link(api: Api, tmp_path: Path) -> None:
     (tmp_path / "target").write_text("old")
     (tmp_path / "target").chmod(0o4711)

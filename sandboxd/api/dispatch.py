@@ -11,7 +11,8 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
-from sandboxd.web.request import PREFIX, Request
+from sandboxd.web.request import Request
+from sandboxd.web.route_table import PREFIX
 
 Endpoint = Callable[..., Coroutine[Any, Any, "bytes | None"]]
 

@@ -18,7 +18,7 @@ def add_health_route(routes: Routes, clock: IReactorTime, proxy_port: int) -> No
     """
     started = clock.seconds()
 
-    @routes.get("/health", reply=Health)
+    @routes.get("/health", reply=Health, open=True, observes=True)
     async def health(request: Request) -> Health:
         """Whether the daemon answers. Needs no token."""
         return Health("ok", __version__, int(clock.seconds() - started), str(proxy_port))

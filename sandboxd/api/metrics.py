@@ -260,16 +260,22 @@ def as_json(families: Iterable[Family]) -> MetricsReply:
 
 
 def add_metrics_routes(
-    routes: Routes, metrics: Metrics, why_not_ready: Callable[[], str | None], in_thread: ThreadPool
+    routes: Routes,
+    metrics: Metrics,
+    why_not_ready: Callable[[], str | None],
+    in_thread: ThreadPool,
+    open_metrics: bool,
 ) -> None:
     """
     Add them to the API.
+
+    :param open_metrics: whether the metrics need no token.
 
     :param why_not_ready: why the daemon would not take a command now, or None.
     :param in_thread: runs a blocking function off the reactor's thread.
     """
 
-    @routes.get("/metrics", reply=RawBody("text/plain"))
+    @routes.get("/metrics", reply=RawBody("text/plain"), open=open_metrics, observes=True)
     async def scrape(request: Request) -> None:
         """The daemon's metrics for Prometheus, in its text format or, by ``Accept``, as OpenMetrics."""
         accept = request.text_header(b"Accept") or ""
@@ -278,12 +284,12 @@ def add_metrics_routes(
         request.setHeader(b"Content-Length", b"%d" % len(body))
         request.write(body)
 
-    @routes.get("/metrics.json", reply=MetricsReply)
+    @routes.get("/metrics.json", reply=MetricsReply, open=open_metrics, observes=True)
     async def metrics_json(request: Request) -> MetricsReply:
         """The same metrics as JSON."""
         return await in_thread(as_json, metrics.families())
 
-    @routes.get("/ready", reply=Readiness, errors=(503,))
+    @routes.get("/ready", reply=Readiness, errors=(503,), open=True, observes=True)
     async def ready(request: Request) -> Readiness | Reply:
         """
         Whether the daemon would take a command now. Needs no token.
@@ -306,7 +312,7 @@ def add_status_route(
     """Add it to the API."""
     started = clock.seconds()
 
-    @routes.get("/status", reply=DaemonStatus)
+    @routes.get("/status", reply=DaemonStatus, observes=True)
     async def status(request: Request) -> DaemonStatus:
         """How the daemon is doing."""
         return DaemonStatus(

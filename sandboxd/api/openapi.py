@@ -20,7 +20,8 @@ from sandboxd.api.operations import Events, Operation, RawBody
 from sandboxd.api.routing import Reply, Routes
 from sandboxd.messages.decoding import Error, Failure
 from sandboxd.reactor.threads import ThreadPool
-from sandboxd.web.request import PREFIX, Request
+from sandboxd.web.request import Request
+from sandboxd.web.route_table import PREFIX
 
 _REFERENCE = "#/components/schemas/{name}"
 
@@ -211,7 +212,7 @@ def add_openapi_route(routes: Routes, in_thread: ThreadPool) -> None:
     def made() -> dict[str, object]:
         return document(routes.operations)
 
-    @routes.get("/openapi.json", reply=dict)
+    @routes.get("/openapi.json", reply=dict, observes=True)
     async def openapi(request: Request) -> Reply:
         """This API as an OpenAPI 3.1 document."""
         return Reply(await in_thread(made))

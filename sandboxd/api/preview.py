@@ -21,8 +21,9 @@ from sandboxd.proxy.outgoing import Outgoing, connect
 from sandboxd.reactor.first_to_end import first_to_end
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.web.body import BodyError, BodyStream
-from sandboxd.web.request import PREFIX, Request
+from sandboxd.web.request import Request
 from sandboxd.web.response import ResponseStream
+from sandboxd.web.route_table import PREFIX
 from sandboxd.web.upgraded import UpgradedStream
 
 PATH = b"/proxy/"

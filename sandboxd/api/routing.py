@@ -8,7 +8,6 @@ status is another; or None if it has written the response itself.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -29,8 +28,9 @@ from sandboxd.processes.cgroup import CgroupError
 from sandboxd.web.ascii_json import dumps
 from sandboxd.web.body import BodyError
 from sandboxd.web.idempotency import KeyConflict
-from sandboxd.web.request import OPEN_PATHS, PREFIX, Request, printable
+from sandboxd.web.request import Request, printable
 from sandboxd.web.response import ResponseStream
+from sandboxd.web.route_table import PREFIX, RouteTable, RouteTraits
 from sandboxd.web.websocket import HandshakeError
 
 #: What a route answers; None if it has written the response itself.
@@ -73,9 +73,7 @@ class Routes:
         self.operations: list[Operation] = []
         self._fixed: dict[tuple[bytes, bytes], Endpoint] = {}
         self._subtrees: dict[bytes, Endpoint] = {}
-        self._streams: set[tuple[bytes, bytes]] = set()
-        self._success: list[re.Pattern[str]] = []
-        self._websockets: list[re.Pattern[str]] = []
+        self.table = RouteTable()
         self.app.url_map.merge_slashes = False
         self.app.handle_errors(HTTPException)(cast(Any, self._http_exception))
 
@@ -100,6 +98,8 @@ class Routes:
         headers: tuple[str, ...] = (),
         success: bool = False,
         websocket: bool = False,
+        open: bool = False,
+        observes: bool = False,
     ) -> Adder:
         """
         Add a route. It is called with the request, the body if it takes one, the path's parameters by name, and
@@ -113,17 +113,16 @@ class Routes:
         :param status: likewise.
         :param errors: likewise.
         :param headers: likewise.
-        :param websocket: whether it opens a WebSocket.
-        :param success: whether replies have a ``success`` field, so that errors get ``"success": false``.
+        :param success: a trait, as :class:`~sandboxd.web.route_table.RouteTraits` has it.
+        :param websocket: likewise.
+        :param open: likewise.
+        :param observes: likewise.
         """
-        if websocket:
-            self._websockets.append(re.compile(re.sub("<[a-z]+>", "[^/]+", path)))
-        if success:
-            self._success.append(re.compile(re.sub("<[a-z]+>", "[^/]+", path)))
-        on_error = {"success": False} if success else {}
         takes = RawBody() if type is bytes else type
         streams = isinstance(type, RawBody)
-        is_open = path.encode("ascii") in OPEN_PATHS
+        self.table.add(
+            method.encode("ascii"), path, RouteTraits(open, observes, streams, websocket=websocket, success=success)
+        )
 
         def add(route: Route) -> None:
             async def endpoint(request: Request, **parameters: Any) -> bytes | None:
@@ -132,24 +131,22 @@ class Routes:
 
                 def call() -> Awaitable[Answer]:
                     if query is not None:
-                        parameters["query"] = decode_query(request.args, query)
+                        parameters["query"] = decode_query(request.query, query)
                     if streams:
                         return route(request, request.body_stream(), **parameters)
                     if body is None:
                         return route(request, **parameters)
                     return route(request, body if type is bytes else decode(body, type), **parameters)
 
-                return await _answered(request, call, status, on_error)
+                return await _answered(request, call, status)
 
             endpoint.__name__ = f"{method} {path}"
             self.app.route(path, methods=[method])(endpoint)
             if "<" not in path:
                 for prefix in (b"", PREFIX):
                     self._fixed[method.encode("ascii"), prefix + path.encode("ascii")] = endpoint
-                    if streams:
-                        self._streams.add((method.encode("ascii"), prefix + path.encode("ascii")))
             self.operations.append(
-                Operation(method, path, route, takes, query, reply, status, errors, headers, success, is_open)
+                Operation(method, path, route, takes, query, reply, status, errors, headers, success, open)
             )
 
         return add
@@ -165,10 +162,12 @@ class Routes:
         :param errors: likewise.
         """
 
+        self.table.add_subtree(prefix, RouteTraits(forwards=True))
+
         def add(route: Route) -> None:
             async def endpoint(request: Request) -> bytes | None:
                 request.template = path
-                return await _answered(request, lambda: route(request, request.body_stream()), 200, {})
+                return await _answered(request, lambda: route(request, request.body_stream()), 200)
 
             for start in (b"", PREFIX):
                 self._subtrees[start + prefix.encode("ascii")] = endpoint
@@ -180,29 +179,9 @@ class Routes:
 
         return add
 
-    def forwards(self, path: bytes) -> bool:
-        """Return whether a path is one of a subtree."""
-        return path.startswith(tuple(self._subtrees))
-
     def resource(self) -> IResource:
         """What serves them, at ``/`` and under :data:`PREFIX`, which two of the official clients hard-code."""
         return Dispatch(self.app.resource(), self._fixed, self._subtrees)
-
-    def streams(self, method: bytes, path: bytes) -> bool:
-        """Whether a route reads its body as it arrives."""
-        return (method, path) in self._streams
-
-    def on_error(self, path: str) -> dict[str, object]:
-        """What an error on a path has beside its text."""
-        return {"success": False} if any(pattern.fullmatch(path) for pattern in self._success) else {}
-
-    def is_websocket(self, path: str) -> bool:
-        """Return whether the route of a path opens a WebSocket."""
-        return any(pattern.fullmatch(path) for pattern in self._websockets)
-
-    def knows(self, path: str) -> bool:
-        """Whether there is a route for a path, whatever the method."""
-        return bool(self.app.url_map.bind("").allowed_methods(path))
 
     def _http_exception(self, request: Request, failure: Failure) -> bytes:
         """No route, or not with this method."""
@@ -211,20 +190,35 @@ class Routes:
         if isinstance(error, MethodNotAllowed):
             allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD"}))
             request.setHeader(b"Allow", allowed.encode("ascii"))
-            return _json(
-                request,
-                Reply(
-                    {**self.on_error(path.removeprefix(PREFIX.decode())), "error": f"{path} takes {allowed} only"}, 405
-                ),
-            )
+            return _json(request, Reply({**request.on_error, "error": f"{path} takes {allowed} only"}, 405))
         assert isinstance(error, HTTPException)
         status = 404 if isinstance(error, RequestRedirect) else error.code or 404
         return _json(request, Reply({"error": f"no such route: {path}"}, status))
 
 
-async def _answered(
-    request: Request, call: Callable[[], Awaitable[Answer]], status: int, on_error: Mapping[str, object]
-) -> bytes | None:
+#: What is answered to errors that do not say so themselves.
+_STATUSES: Mapping[type[Exception], int] = {BadRequest: 400, CgroupError: 400, KeyConflict: 409}
+
+
+def _error_reply(request: Request, error: Exception) -> Reply:
+    """Return the reply to a request whose route has raised an error; one that is not foreseen is logged, and 500."""
+    if isinstance(error, ApiError):
+        return Reply({**request.on_error, **error.fields}, error.status)
+    if isinstance(error, (BodyError, HandshakeError, FileError)):
+        return Reply({**request.on_error, "error": str(error)}, error.status)
+    for type, status in _STATUSES.items():
+        if isinstance(error, type):
+            return Reply({**request.on_error, "error": str(error)}, status)
+    _log.failure(
+        "{method} {path} failed [{request_id}]",
+        method=printable(request.method),
+        path=printable(request.path),
+        request_id=request.id.decode("ascii"),
+    )
+    return Reply({**request.on_error, "error": "internal error; the daemon's log has the details"}, 500)
+
+
+async def _answered(request: Request, call: Callable[[], Awaitable[Answer]], status: int) -> bytes | None:
     """
     Call a route, and make the response of what it returns or raises.
 
@@ -234,27 +228,9 @@ async def _answered(
         answer = await call()
         reply = Reply(answer, status) if isinstance(answer, msgspec.Struct) else answer
     except CancelledError:
-        raise  # The client is gone; Klein takes no further notice.
-    except CgroupError as error:
-        reply = Reply({**on_error, "error": str(error)}, 400)
-    except KeyConflict as error:
-        reply = Reply({**on_error, "error": str(error)}, 409)
-    except BadRequest as error:
-        reply = Reply({**on_error, "error": str(error)}, 400)
-    except (BodyError, HandshakeError) as error:
-        reply = Reply({**on_error, "error": str(error)}, error.status)
-    except FileError as error:
-        reply = Reply({**on_error, "error": str(error)}, error.status)
-    except ApiError as error:
-        reply = Reply({**on_error, **error.fields}, error.status)
-    except Exception:
-        _log.failure(
-            "{method} {path} failed [{request_id}]",
-            method=printable(request.method),
-            path=printable(request.path),
-            request_id=request.id.decode("ascii"),
-        )
-        reply = Reply({**on_error, "error": "internal error; the daemon's log has the details"}, 500)
+        raise  # the client is gone; Klein ignores it
+    except Exception as error:
+        reply = _error_reply(request, error)
     if reply is None:
         return None
     if request.startedWriting:

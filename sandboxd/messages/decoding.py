@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from functools import cache
 from typing import Annotated, Any, TypeVar, cast
+from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import Meta
@@ -82,43 +83,49 @@ def decode(body: bytes, type: type[T]) -> T:
         return msgspec.convert(_with_surrogates(body), type)
     except msgspec.ValidationError as error:
         raise BadRequest(_validation(str(error))) from None
-    except (msgspec.DecodeError, json.JSONDecodeError) as error:
+    except UnicodeDecodeError:
+        raise BadRequest("the body is not valid JSON: it is not UTF-8") from None
+    except (msgspec.DecodeError, ValueError) as error:  # ValueError also for a number of thousands of digits
         raise BadRequest(f"the body is not valid JSON: {error}") from None
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
-    except UnicodeDecodeError:
-        raise BadRequest("the body is not valid JSON: it is not UTF-8") from None
 
 
-def decode_query(args: Mapping[bytes, Sequence[bytes]], type: type[T]) -> T:
+def decode_query(query: bytes, type: type[T]) -> T:
     """
-    A request's query as a value. Of a parameter that is given twice the first counts, unless its type is a list. What
-    is not UTF-8 comes as in paths; see :mod:`sandboxd.files`.
+    Decode a request's query. Of a parameter that is given twice the first counts, unless its type is a list. What
+    is not UTF-8 is decoded as in paths; see :mod:`sandboxd.files`.
 
+    :param query: of the form ``application/x-www-form-urlencoded``; only ``&`` separates parameters (WHATWG URL
+        standard, section 5.1).
     :raise BadRequest: if it is not of that type.
     """
-    given: dict[str, object] = {}
-    for name, values in args.items():
-        texts = [os.fsdecode(value) for value in values]
-        given[os.fsdecode(name)] = texts if os.fsdecode(name) in _lists(cast(Hashable, type)) else texts[0]
+    fields = _fields(cast(Hashable, type))
+    given: dict[str, Any] = {}
+    pairs = parse_qsl(os.fsdecode(query), keep_blank_values=True, errors="surrogateescape")
+    for name, text in pairs:
+        if name not in fields:
+            continue
+        if fields[name]:
+            given.setdefault(name, []).append(text)
+        else:
+            given.setdefault(name, text)
     try:
         found = msgspec.convert(given, type, strict=False)
     except msgspec.ValidationError as error:
         raise BadRequest(_validation(str(error))) from None
     for parameter in given:
-        if getattr(found, parameter, ...) is None:  # msgspec makes None of the text "null"
+        if getattr(found, parameter) is None:  # msgspec makes None of the text "null"
             raise BadRequest(f"{parameter}: must not be null; leave it out")
     return found
 
 
 @cache
-def _lists(type: Any) -> frozenset[str]:
-    """The fields of a type that are lists."""
+def _fields(type: Any) -> Mapping[str, bool]:
+    """Return the names of a type's fields, and whether each is a list."""
     found = msgspec.inspect.type_info(type)
     assert isinstance(found, msgspec.inspect.StructType)
-    return frozenset(
-        field.encode_name for field in found.fields if isinstance(_bare(field.type), msgspec.inspect.ListType)
-    )
+    return {field.encode_name: isinstance(_bare(field.type), msgspec.inspect.ListType) for field in found.fields}
 
 
 def _bare(type: msgspec.inspect.Type) -> msgspec.inspect.Type:

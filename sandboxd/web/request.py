@@ -10,34 +10,13 @@ from itertools import count
 from time import perf_counter
 from typing import NamedTuple, Protocol, cast
 
-from twisted.internet.defer import Deferred
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import server
 
-from sandboxd.reactor.turn_budget import TurnBudget
-from sandboxd.settings import Settings
 from sandboxd.web.ascii_json import dumps
-from sandboxd.web.auth import Gate
 from sandboxd.web.body import BodyStream, whole
 from sandboxd.web.request_stats import HUNG_UP
-
-#: Under which all routes are found too.
-PREFIX = b"/koyeb-sandbox"
-
-
-def _both(*paths: bytes) -> frozenset[bytes]:
-    return frozenset(prefix + path for prefix in (b"", PREFIX) for path in paths)
-
-
-#: The routes that need no token.
-OPEN_PATHS = _both(b"/health", b"/ready")
-
-#: Those that only look at the daemon: whoever asks them first must not come to own it.
-METRICS_PATHS = _both(b"/metrics", b"/metrics.json")
-WATCHING_PATHS = METRICS_PATHS | _both(b"/status", b"/openapi.json")
-
-_log = Logger()
+from sandboxd.web.route_table import PREFIX, RouteTraits
 
 
 class Refusal(NamedTuple):
@@ -48,74 +27,38 @@ class Refusal(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-class RouteMap(Protocol):
-    """What the server must know of the routes."""
-
-    def on_error(self, path: str) -> dict[str, object]:
-        """What an error on a path has beside its text."""
-
-    def knows(self, path: str) -> bool:
-        """Whether there is a route for a path, whatever the method."""
-
-    def streams(self, method: bytes, path: bytes) -> bool:
-        """Whether the route of a method and a path reads its body as it arrives."""
-
-    def forwards(self, path: bytes) -> bool:
-        """Whether a path is forwarded as it is, with a body to which no limit applies."""
-
-    def is_websocket(self, path: str) -> bool:
-        """Whether the route of a path is a WebSocket."""
-
-
-class Server(Protocol):
-    """
-    What a request must know of the server; it is :class:`sandboxd.web.site.Site`.
-
-    :ivar gate: who may call.
-    :ivar settings: how much of a request is taken.
-    :ivar routes: what is known of the routes.
-    :ivar turns: shares out the time of the reactor.
-    """
-
-    gate: Gate
-    settings: Settings
-    routes: RouteMap
-    turns: TurnBudget
-
-    def ended(self, request: Request, status: int) -> None:
-        """A request was answered, or its client is gone."""
-
-
 class Connection(Protocol):
     """
-    What a request must know of its client's connection; it is :class:`sandboxd.web.site.Channel`.
+    What a request uses of its client's connection; it is :class:`sandboxd.web.site.Channel`.
 
     :ivar refused: whether what still arrives is dropped.
     """
 
     refused: bool
 
-    @property
-    def site(self) -> Server:
-        """The server."""
+    def process(self, request: Request) -> None:
+        """Answer a request that has arrived, in its turn."""
+
+    def ended(self, request: Request, status: int) -> None:
+        """Count a request that was answered, or whose client is gone."""
 
     def progress(self) -> None:
-        """Some more has arrived of a body that may take its time."""
+        """Restart the time in which more of a streamed body has to arrive."""
 
     def refuse(self, request: Request, refusal: Refusal) -> None:
-        """Answer now, and close."""
+        """Answer at once, drop the rest of the request, and close."""
 
     def cut_off(self, request: Request) -> None:
-        """Take no notice of the rest of a request, which is about to be answered."""
+        """Drop the rest of a request that is about to be answered, and close after that."""
 
     def flush(self) -> None:
-        """Give the kernel what was written now."""
+        """Give the kernel now what was written."""
 
     def abort(self) -> None:
         """Close at once."""
 
     def hold(self, held: bool) -> None:
-        """Let the client wait, or go on."""
+        """Stop or resume reading from the client."""
 
     def upgrade(self, received: Callable[[bytes], None]) -> bytes:
         """Give what the client sends to ``received``; return what has arrived behind the request."""
@@ -124,31 +67,39 @@ class Connection(Protocol):
         """Close when all is written."""
 
 
-UNAUTHORIZED = Refusal(
-    401,
-    "missing or wrong token; send the header 'Authorization: Bearer <SANDBOX_SECRET>'",
-    ((b"WWW-Authenticate", b"Bearer"),),
-)
-
-
 class Request(server.Request):
     """
     A request whose body is held in memory, up to the site's limit, or given to its route as it arrives.
 
-    :ivar stream: the body, if the route wants it as it arrives.
+    :ivar route: the traits of its route; None if there is none for its method and path.
+    :ivar success: whether the replies on its path have a ``success`` field.
+    :ivar authenticated: whether it has a valid token.
+    :ivar claim: an ``Authorization`` that would claim the daemon, which is to be tried first; or None.
+    :ivar refusal: what it is answered with in place of calling its route, or None.
+    :ivar max_body: most bytes of its body; None for any number.
+    :ivar stream: the body, if the route reads it as it arrives.
+    :ivar duplex: whether its body goes on to arrive while it is answered.
+    :ivar body: the whole body, once :meth:`take_body` was called.
+    :ivar template: the path of its route, with parameters as ``<name>``; None until that is called.
+    :ivar id: its ``X-Request-Id``, the client's or a new one; empty until its headers are complete.
+    :ivar began: when its headers were complete, in seconds of :func:`time.perf_counter`.
+    :ivar upgraded: whether the connection no longer speaks HTTP.
     """
 
-    stream: BodyStream | None = None
-    duplex = False  #: whether its body goes on to arrive while it is answered
-    upgraded = False  #: whether the connection no longer speaks HTTP
-    _called = False
+    route: RouteTraits | None = None
+    success = False
+    authenticated = False
+    claim: bytes | None = None
     refusal: Refusal | None = None
-    claim: bytes | None = None  #: an ``Authorization`` that would claim the daemon, which is to be tried first
-    template: str | None = None  #: the path of the route that answers, with its parameters as ``<name>``
+    max_body: int | None = None
+    stream: BodyStream | None = None
+    duplex = False
     body = b""
-    id = b""  #: what its caller or we have named it; empty until its headers are complete
-    active = False  #: whether it keeps the daemon from being idle
-    began = 0.0  #: when its headers were complete, in seconds of :func:`time.perf_counter`
+    template: str | None = None
+    id = b""
+    began = 0.0
+    upgraded = False
+    _called = False
     _answered = 0.0
 
     @property
@@ -156,8 +107,19 @@ class Request(server.Request):
         """The client's connection, by its full type."""
         return cast(Connection, self.channel)
 
+    @property
+    def active(self) -> bool:
+        """Whether it keeps the daemon from being idle: it has a token, and does not only look at the daemon."""
+        route = self.route
+        return (self.authenticated or self.claim is not None) and route is not None and not route.observes
+
+    @property
+    def query(self) -> bytes:
+        """The part of its target behind the question mark."""
+        return self.uri.partition(b"?")[2]
+
     def begin(self, method: bytes, uri: bytes) -> None:
-        """Its headers are complete."""
+        """Set what is known of it once its headers are complete."""
         self.began = perf_counter()
         self.method, self.path = method, uri.partition(b"?")[0]
         given = self.requestHeaders.getRawHeaders(b"X-Request-Id")
@@ -172,7 +134,7 @@ class Request(server.Request):
     def connectionLost(self, reason: Failure) -> None:
         """The client is gone."""
         if self.began and not self.finished:
-            self.connection.site.ended(self, self.code if self.upgraded else HUNG_UP)
+            self.connection.ended(self, self.code if self.upgraded else HUNG_UP)
         super().connectionLost(reason)
 
     def gotLength(self, length: int | None) -> None:
@@ -186,9 +148,8 @@ class Request(server.Request):
             self.stream.feed(data)
             return
         assert self.content is not None
-        limit = self.connection.site.settings.max_body
-        if self.content.tell() + len(data) > limit:
-            self.connection.refuse(self, too_large(limit))
+        if self.max_body is not None and self.content.tell() + len(data) > self.max_body:
+            self.connection.refuse(self, too_large(self.max_body))
         elif not self.connection.refused:
             self.content.write(data)
 
@@ -271,26 +232,11 @@ class Request(server.Request):
         return self.path.removeprefix(PREFIX) + b"\0" + self.body
 
     def process(self) -> None:
-        """All has arrived: hand it to the routes, unless it was refused before."""
-        if self.claim is not None:
-            Deferred.fromCoroutine(self._claim(self.claim))
-        elif self.path in OPEN_PATHS:
-            self._process()  # whoever asks after our health gets the truth, not a place in a queue
-        else:
-            self.connection.site.turns.take(self._process)
+        """Have it answered: all of it has arrived, or its route reads the body as it arrives."""
+        self.connection.process(self)
 
-    async def _claim(self, authorization: bytes) -> None:
-        """Claim the daemon, and go on if that has succeeded."""
-        self.claim = None
-        try:
-            if not await self.connection.site.gate.claim(authorization):
-                self.refusal = UNAUTHORIZED
-        except Exception:
-            _log.failure("the daemon could not be claimed")
-            self.refusal = Refusal(503, "the token could not be stored; the daemon's log has the details")
-        self.process()
-
-    def _process(self) -> None:
+    def call_route(self) -> None:
+        """Call its route, or answer with its refusal."""
         if self._disconnected:
             return
         if self.refusal is None:
@@ -308,10 +254,14 @@ class Request(server.Request):
         self.finish()
         connection.flush()
 
+    @property
+    def on_error(self) -> dict[str, object]:
+        """What an error has beside its text."""
+        return {"success": False} if self.success else {}
+
     def answer(self, refusal: Refusal) -> None:
         """Send a refusal as the whole response."""
-        path = self.path.removeprefix(PREFIX).decode("ascii", "replace")
-        body = dumps({**self.connection.site.routes.on_error(path), "error": refusal.error})
+        body = dumps({**self.on_error, "error": refusal.error})
         self.setResponseCode(refusal.status)
         self.setHeader(b"Content-Type", b"application/json")
         self.setHeader(b"Content-Length", b"%d" % len(body))

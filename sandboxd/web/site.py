@@ -8,13 +8,16 @@ reads its body as it arrives is called then, too.
 
 from __future__ import annotations
 
+import re
+import resource
 import socket
+from collections import OrderedDict
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any, cast
-from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.internet.tcp import Connection, Server
@@ -25,21 +28,10 @@ from twisted.web.resource import IResource
 
 from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.settings import Settings
+from sandboxd.web.admission import Admission
 from sandboxd.web.ascii_json import dumps
-from sandboxd.web.auth import Gate, same_origin, subprotocol_authorization
 from sandboxd.web.body import BodyError, BodyStream
-from sandboxd.web.request import (
-    METRICS_PATHS,
-    OPEN_PATHS,
-    PREFIX,
-    UNAUTHORIZED,
-    WATCHING_PATHS,
-    Refusal,
-    Request,
-    RouteMap,
-    printable,
-    too_large,
-)
+from sandboxd.web.request import Refusal, Request, printable
 from sandboxd.web.request_stats import Answer, RequestStats
 
 #: Seconds that a refused client gets to read the answer while what it still sends is dropped. Closing at once
@@ -53,12 +45,17 @@ LAST_WORDS = 2.0
 SEND_LIMIT = 1024 * 1024
 
 
+#: Scheme and authority of an absolute URI, RFC 3986 section 3.
+_ABSOLUTE_FORM = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+
+
 def origin_form(uri: bytes) -> bytes:
-    """A request's target without scheme and authority, which RFC 9112 section 3.2.2 has servers accept."""
-    scheme, separator, rest = uri.partition(b"://")
-    if separator and scheme.lower() in (b"http", b"https"):
-        return b"/" + rest.partition(b"/")[2]
-    return uri
+    """Return a request's target without scheme and authority, which RFC 9112 section 3.2.2 has servers accept."""
+    found = _ABSOLUTE_FORM.match(uri)
+    if found is None:
+        return uri
+    rest = uri[found.end() :]
+    return rest if rest.startswith(b"/") else b"/" + rest
 
 
 def keep_alive(transport: Connection) -> None:
@@ -94,6 +91,14 @@ class Channel(HTTPChannel):
             self._arriving = self.callLater(self.site.settings.request_timeout, self._too_slow)
         super().dataReceived(data)
 
+    def process(self, request: Request) -> None:
+        """Answer a request that has arrived, in its turn."""
+        self.site.process(request)
+
+    def ended(self, request: Request, status: int) -> None:
+        """Count a request that was answered, or whose client is gone."""
+        self.site.ended(request, status)
+
     def progress(self) -> None:
         """Some more has arrived of a body that may take its time, as long as it comes."""
         if self._arriving is not None:
@@ -121,14 +126,13 @@ class Channel(HTTPChannel):
         request: Request = self.requests[-1]
         self._path = origin_form(self._path)
         request.begin(self._command, self._path)
-        refusal = self.site.admit(request, self._command, self._path, self.length)
+        refusal = self.site.admit(request, self.length)
         if refusal is None:
-            path = self._path.partition(b"?")[0]
-            if self.site.routes.forwards(path):
+            if request.route is not None and request.route.forwards:
                 self._arrived()
                 self._stream_body(request, BodyStream(self.length, None, self.hold, patient=True))
-            elif self.site.routes.streams(self._command, path):
-                self._stream_body(request, BodyStream(self.length, self.site.settings.max_upload, self.hold))
+            elif request.route is not None and request.route.streams:
+                self._stream_body(request, BodyStream(self.length, request.max_body, self.hold))
             else:
                 super().allHeadersReceived()
         elif self.length == 0:
@@ -206,8 +210,8 @@ class Channel(HTTPChannel):
         stream, self._stream = self._stream, None
         if self.refused:
             return
+        self.setTimeout(self.site.settings.keep_alive)  # for Twisted to save, and to restore after the response
         if stream is not None:
-            self.setTimeout(self.timeOut)  # for Twisted to save, and to restore after the response
             stream.end()
         super().allContentReceived()
 
@@ -250,11 +254,15 @@ class Channel(HTTPChannel):
 
     def connectionMade(self) -> None:
         """A client has connected."""
-        self.site.channels.add(self)
+        self.site.connected(self)
         self.MAX_LENGTH = self.totalHeadersSize = self.site.settings.max_header
         keep_alive(self.transport)
         self.transport.SEND_LIMIT = SEND_LIMIT
         super().connectionMade()
+
+    def timeoutConnection(self) -> None:
+        """Close a connection on which no request has come for too long; Twisted's own would log each."""
+        self.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
@@ -287,12 +295,10 @@ class Site(server.Site):
     The HTTP server.
 
     :param resource: the routes.
-    :param gate: who may call.
-    :param routes: what is known of the routes.
+    :param admission: decides which requests go on to the routes.
     :param turns: shares out the time of the reactor.
     :param settings: how much of a request is taken, and how slowly it may come.
     :param log_access: logs a request, given a format and its fields; None for nothing.
-    :param open_metrics: whether the metrics need no token.
     :ivar tally: counts requests.
     """
 
@@ -302,24 +308,21 @@ class Site(server.Site):
     def __init__(
         self,
         resource: IResource,
-        gate: Gate,
+        admission: Admission,
         settings: Settings,
-        routes: RouteMap,
         turns: TurnBudget,
         reactor: IReactorTime,
         log_access: Callable[..., None] | None = None,
-        open_metrics: bool = False,
     ) -> None:
         super().__init__(resource, requestFactory=Request, reactor=reactor, parsePOSTFormSubmission=False)
         self.displayTracebacks = False
-        self.gate = gate
+        self._admission = admission
         self.settings = settings
-        self.routes = routes
-        self.turns = turns
+        self._turns = turns
         self.tally = RequestStats(reactor)
         self._log_access = log_access
-        self.open_paths = OPEN_PATHS | METRICS_PATHS if open_metrics else OPEN_PATHS
         self.channels: set[Channel] = set()
+        self._anonymous: OrderedDict[Channel, None] = OrderedDict()
         self._all_lost: Deferred[None] | None = None
 
     async def close_all(self) -> None:
@@ -334,9 +337,24 @@ class Site(server.Site):
         if timeout.active():
             timeout.cancel()
 
+    def connected(self, channel: Channel) -> None:
+        """
+        Keep a new connection.
+
+        Those that have sent no valid token yet get at most half of the descriptors that this process may have; of more,
+        the one that has been idle for the longest time is closed.
+        """
+        self.channels.add(channel)
+        self._anonymous[channel] = None
+        if len(self._anonymous) > resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
+            oldest, _ = self._anonymous.popitem(last=False)
+            # At once: abortConnection would close it in the next turn, and more may be accepted in this one.
+            oldest.transport.connectionLost(Failure(ConnectionAborted()))
+
     def lost(self, channel: Channel) -> None:
-        """A connection is gone."""
+        """Forget a connection that is gone."""
         self.channels.discard(channel)
+        self._anonymous.pop(channel, None)
         if not self.channels and self._all_lost is not None:
             waiting, self._all_lost = self._all_lost, None
             waiting.callback(None)
@@ -345,54 +363,34 @@ class Site(server.Site):
         for channel in list(self.channels):
             channel.transport.abortConnection()
 
-    def admit(self, request: Request, method: bytes, uri: bytes, length: int | None) -> Refusal | None:
-        """
-        Whether a request may go on to the routes.
+    def process(self, request: Request) -> None:
+        """Answer a request that has arrived: in its turn, but at once if its route is open, as health has to be."""
+        if request.claim is not None:
+            Deferred.fromCoroutine(self._claim(request, request.claim))
+        elif request.route is not None and request.route.open:
+            request.call_route()
+        else:
+            self._turns.take(request.call_route)
 
-        :param length: bytes of its body, or None if that is not said.
-        """
-        path = uri.partition(b"?")[0]
-        if path not in self.open_paths:
-            authorization, in_subprotocol = self._authorization(request, path)
-            if not self.gate.allows(authorization):
-                if not (self.gate.may_claim(authorization) and self._claimable(path)):
-                    return UNAUTHORIZED
-                request.claim = authorization
-            if in_subprotocol and not _from_own_page(request):
-                return Refusal(403, "Origin: a page of another host may not open a WebSocket with this token")
-            if path not in WATCHING_PATHS:
-                request.active = True
-                self.tally.open += 1
-        if self.routes.forwards(path):
-            return None
-        limit = self.settings.max_upload if self.routes.streams(method, path) else self.settings.max_body
-        if length is not None and limit is not None and length > limit:
-            return too_large(limit)
-        if not path.startswith(b"/") or b"//" in path or b"%2f" in path.lower():
-            return Refusal(404, f"no such route: {path.decode('ascii', 'replace')}")
-        try:
-            unquote_to_bytes(path).decode("utf-8")
-        except UnicodeDecodeError:
-            return Refusal(404, "no such route: the path is not UTF-8")
-        return None
+    async def _claim(self, request: Request, authorization: bytes) -> None:
+        request.refusal = request.refusal or await self._admission.claim(authorization)
+        self._turns.take(request.call_route)
 
-    def _authorization(self, request: Request, path: bytes) -> tuple[bytes | None, bool]:
+    def admit(self, request: Request, length: int | None) -> Refusal | None:
         """
-        Return the ``Authorization`` of a request, and whether it came as a subprotocol.
+        Return why a request is refused, or None.
 
-        Only a WebSocket's may: no browser lets a page set that header for anything else.
+        :param length: bytes of its body; None if that is chunked.
         """
-        header: bytes | None = request.requestHeaders.getRawHeaders(b"Authorization", [None])[0]
-        if header is None:
-            values = request.requestHeaders.getRawHeaders(b"Sec-WebSocket-Protocol")
-            if values and self.routes.is_websocket(path.removeprefix(PREFIX).decode("ascii", "replace")):
-                header = subprotocol_authorization(values)
-                return header, header is not None
-        return header, False
-
-    def _claimable(self, path: bytes) -> bool:
-        """Whether a request of a path may claim the daemon."""
-        return path not in WATCHING_PATHS and self.routes.knows(path.removeprefix(PREFIX).decode("ascii", "replace"))
+        refusal = self._admission.check(request, length)
+        channel = cast(Channel, request.channel)
+        if request.authenticated:
+            self._anonymous.pop(channel, None)
+        elif channel in self._anonymous:
+            self._anonymous.move_to_end(channel)
+        if request.active:
+            self.tally.open += 1
+        return refusal
 
     def log(self, request: http.Request) -> None:
         """A request was answered."""
@@ -424,10 +422,3 @@ class Site(server.Site):
             peer=getattr(request.getClientAddress(), "host", "a local socket"),
             request_id=request.id.decode("ascii"),
         )
-
-
-def _from_own_page(request: Request) -> bool:
-    """Return whether a request has no ``Origin``, or that of its own ``Host``."""
-    origins = request.requestHeaders.getRawHeaders(b"Origin")
-    hosts = request.requestHeaders.getRawHeaders(b"Host", [b""])
-    return not origins or all(same_origin(origin, hosts[0]) for origin in origins)

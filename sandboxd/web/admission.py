@@ -1,0 +1,108 @@
+"""Decide by a request's head whether it may go on to the routes. All that asks who may call is here."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote_to_bytes
+
+from twisted.logger import Logger
+
+from sandboxd.settings import Settings
+from sandboxd.web.auth import Gate, same_origin, subprotocol_authorization
+from sandboxd.web.request import Refusal, Request, too_large
+from sandboxd.web.route_table import RouteTable, RouteTraits
+
+UNAUTHORIZED = Refusal(
+    401,
+    "missing or wrong token; send the header 'Authorization: Bearer <SANDBOX_SECRET>'",
+    ((b"WWW-Authenticate", b"Bearer"),),
+)
+
+_log = Logger()
+
+
+class Admission:
+    """
+    Admits requests.
+
+    Every route needs a token, those that there are not too, unless it was declared as open.
+
+    :param gate: checks tokens.
+    :param routes: the traits of the routes.
+    :param settings: how much of a request is taken.
+    """
+
+    def __init__(self, gate: Gate, routes: RouteTable, settings: Settings) -> None:
+        self._gate = gate
+        self._routes = routes
+        self._settings = settings
+
+    def check(self, request: Request, length: int | None) -> Refusal | None:
+        """
+        Return why a request is refused, or None. Sets its ``route``, ``success``, ``authenticated``, ``max_body`` and
+        ``claim``.
+
+        :param length: bytes of its body; None if that is chunked.
+        """
+        methods = self._routes.methods(request.path)
+        request.route = route = self._routes.find(request.method, request.path)
+        request.success = any(each.success for each in methods.values())
+        if any(each.open for each in methods.values()):
+            if length != 0:
+                return Refusal(413, f"{request.path.decode('ascii', 'replace')} takes no body")
+        elif (refusal := self._authenticate(request, route)) is not None:
+            return refusal
+        if route is not None and route.forwards:
+            return None
+        limit = self._settings.max_upload if route is not None and route.streams else self._settings.max_body
+        request.max_body = limit
+        if length is not None and limit is not None and length > limit:
+            return too_large(limit)
+        return _bad_path(request.path)
+
+    def _authenticate(self, request: Request, route: RouteTraits | None) -> Refusal | None:
+        """
+        Check a request's token, in the header ``Authorization`` or, for a WebSocket, in a subprotocol.
+
+        Only a WebSocket's may be there, as no browser lets a page set that header for anything else; then the page has
+        to be our own host's.
+        """
+        header: bytes | None = request.requestHeaders.getRawHeaders(b"Authorization", [None])[0]
+        in_subprotocol = False
+        if header is None and route is not None and route.websocket:
+            header = subprotocol_authorization(request.requestHeaders.getRawHeaders(b"Sec-WebSocket-Protocol", []))
+            in_subprotocol = header is not None
+        if self._gate.allows(header):
+            request.authenticated = True
+        elif route is not None and not route.observes and self._gate.may_claim(header):
+            request.claim = header
+        else:
+            return UNAUTHORIZED
+        if in_subprotocol and not _is_same_origin(request):
+            return Refusal(403, "Origin: a page of another host may not open a WebSocket with this token")
+        return None
+
+    async def claim(self, authorization: bytes) -> Refusal | None:
+        """Claim the daemon with an ``Authorization``; return why that has failed, or None."""
+        try:
+            return None if await self._gate.claim(authorization) else UNAUTHORIZED
+        except Exception:
+            _log.failure("the daemon could not be claimed")
+            return Refusal(503, "the token could not be stored; the daemon's log has the details")
+
+
+def _bad_path(path: bytes) -> Refusal | None:
+    """Return the refusal of a path that no route can have, or None."""
+    if not path.startswith(b"/") or b"//" in path or b"%2f" in path.lower():
+        return Refusal(404, f"no such route: {path.decode('ascii', 'replace')}")
+    try:
+        unquote_to_bytes(path).decode("utf-8")
+    except UnicodeDecodeError:
+        return Refusal(404, "no such route: the path is not UTF-8")
+    return None
+
+
+def _is_same_origin(request: Request) -> bool:
+    """Return whether a request has no ``Origin``, or that of its own ``Host``."""
+    origins = request.requestHeaders.getRawHeaders(b"Origin")
+    hosts = request.requestHeaders.getRawHeaders(b"Host", [b""])
+    return not origins or all(same_origin(origin, hosts[0]) for origin in origins)

@@ -1,0 +1,77 @@
+"""What the HTTP server has to know of a route before it calls it: found by method and path, as they were sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+#: All routes are served under this prefix too, which two of the official clients hard-code.
+PREFIX = b"/koyeb-sandbox"
+
+
+class RouteTraits(NamedTuple):
+    """
+    How requests of a route are admitted and read.
+
+    :ivar open: whether it needs no token. Such a route gets no body, and its requests wait for no turn.
+    :ivar observes: whether it only looks at the daemon: it neither claims it nor counts as work.
+    :ivar streams: whether it reads its body as it arrives.
+    :ivar forwards: whether its requests are forwarded: the path as it was sent, the body as it arrives, of any size.
+    :ivar websocket: whether it opens a WebSocket.
+    :ivar success: whether its replies have a ``success`` field, which is false in errors.
+    """
+
+    open: bool = False
+    observes: bool = False
+    streams: bool = False
+    forwards: bool = False
+    websocket: bool = False
+    success: bool = False
+
+
+class RouteTable:
+    """The traits of all routes."""
+
+    def __init__(self) -> None:
+        self._fixed: dict[bytes, dict[bytes, RouteTraits]] = {}
+        self._subtrees: dict[bytes, RouteTraits] = {}
+        self._patterns: dict[re.Pattern[bytes], dict[bytes, RouteTraits]] = {}
+
+    def add(self, method: bytes, path: str, traits: RouteTraits) -> None:
+        """
+        Add a route.
+
+        :param path: with parameters as ``<name>``.
+        """
+        if "<" in path:
+            pattern = re.compile(re.sub("<[a-z]+>", "[^/]+", path).encode("ascii"))
+            self._patterns.setdefault(pattern, {})[method] = traits
+        else:
+            self._fixed.setdefault(path.encode("ascii"), {})[method] = traits
+
+    def add_subtree(self, prefix: str, traits: RouteTraits) -> None:
+        """Add a route for all methods and all paths that begin with ``prefix``."""
+        for start in (b"", PREFIX):
+            self._subtrees[start + prefix.encode("ascii")] = traits
+
+    def find(self, method: bytes, path: bytes) -> RouteTraits | None:
+        """Return the route of a request, or None; see :meth:`methods`."""
+        for prefix, traits in self._subtrees.items():
+            if path.startswith(prefix):
+                return traits
+        return self.methods(path).get(b"GET" if method == b"HEAD" else method)
+
+    def methods(self, path: bytes) -> Mapping[bytes, RouteTraits]:
+        """
+        Return the routes of a path by method.
+
+        :param path: as it was sent, without the query.
+        """
+        found = self._fixed.get(path)
+        if found is None:
+            path = path.removeprefix(PREFIX)
+            found = self._fixed.get(path)
+        if found is None:
+            found = next((methods for pattern, methods in self._patterns.items() if pattern.fullmatch(path)), {})
+        return found
