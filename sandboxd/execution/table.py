@@ -254,6 +254,7 @@ class ProcessTable(Service):
 
     def _housekeep(self) -> None:
         self._forget()
+        self._spawn_client.check()
         if self._reap:
             self._reaper.reap()
         if self._cgroups is not None:
