@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReadDescriptor, IWriteDescriptor
@@ -128,7 +128,7 @@ class SpawnClient:
         turns: TurnBudget,
         base: int,
         adopted: Callable[[dict[int, ChildListener]], None],
-        end_tree: Callable[[int], Deferred[list[int]]],
+        end_tree: Callable[[int], Deferred[Any]],
     ) -> None:
         self.reactor = reactor
         self.turns = turns
