@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from tests.client import Api, Response
 from tests.daemon import Daemon, alive
-from tests.test_guardian import guardians_of, spawners_of
+from tests.test_spawn_server import guardians_of, spawners_of
 from tests.waiting import gone, pids_in, until, within
 
 #: The signals 32 and 33, which the C library lets nobody change.

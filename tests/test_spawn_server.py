@@ -54,7 +54,7 @@ def spawners_of(daemon: Daemon) -> list[int]:
 
 async def guardians_of(daemon: Daemon) -> list[int]:
     """The pids of the spawn servers, once all run. Each is a guardian, too."""
-    return await until(lambda: pids if len(pids := spawners_of(daemon)) == SPAWNERS else None)
+    return await until(lambda: pids if len(pids := spawners_of(daemon)) == SPAWNERS else [])
 
 
 def made_gate(folder: Path) -> Gate:

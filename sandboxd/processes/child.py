@@ -272,8 +272,6 @@ class Child:
     # OutputPipe
 
     def _received(self, descriptor: int, data: bytes) -> None:
-        if self._exit_reported:
-            return  # written by a process that the child left: read, so that it does not block, and dropped
         self._protocol.childDataReceived(descriptor, data)
         if self._quiet is not None:
             self._quiet.reset(QUIET)
@@ -294,6 +292,8 @@ class Child:
                 call.cancel()
         self._quiet = self._linger = None
         self._protocol.processExited(self._reason())
+        for pipe in self._pipes.values():  # what processes that the child left write: read, so that they do not block
+            pipe.drop()
         self.resumeProducing()
 
     def _reason(self) -> Failure:

@@ -122,7 +122,7 @@ def sweep(choose: Callable[[int], int | None], patience: float, spared: Containe
     found: dict[int, Found] = {}
     pidfds: list[int] = []
     try:
-        for mark, pid, pidfd in _chosen(choose, spared):
+        for mark, pid, pidfd in _chosen(choose, spared, pidfds):
             of_mark = found.setdefault(mark, Found())
             of_mark.pids.append(pid)
             if pidfd >= 0:
@@ -154,18 +154,29 @@ def _send(pid: int, pidfd: int, signum: int) -> None:
         os.kill(pid, signum)
 
 
-def _chosen(choose: Callable[[int], int | None], spared: Container[int]) -> Iterator[tuple[int, int, int]]:
+def _chosen(
+    choose: Callable[[int], int | None], spared: Container[int], pidfds: list[int]
+) -> Iterator[tuple[int, int, int]]:
     """
     Yield mark, pid and pidfd of each live process that is chosen. Zombies are not alive.
 
     The pidfd is -1 if none can be had; the process may be a zombie then.
+
+    :param pidfds: those that may be closed when there are no descriptors.
     """
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         pid = int(name)
-        # A process that starts a child has the child's mark meanwhile.
-        if pid == os.getpid() or pid in spared or choose(mark_of(pid)) is None:
+        if pid == os.getpid() or pid in spared:  # a process that starts a child has the child's mark meanwhile
+            continue
+        try:
+            mark = mark_of(pid)
+        except OSError:
+            while pidfds:
+                os.close(pidfds.pop())
+            mark = mark_of(pid)
+        if choose(mark) is None:
             continue
         try:
             pidfd = os.pidfd_open(pid)
