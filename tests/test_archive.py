@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
 from sandboxd.files.archive.compression import CompressionError, Decompressor, compressor, preferred, zstd
@@ -92,6 +94,14 @@ def difference(one: Path, other: Path) -> str:
     """What diff(1) says; it compares contents, links and names."""
     done = subprocess.run(["diff", "-r", "--no-dereference", one, other], capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
+
+
+def unnamed_files(daemon: Daemon) -> list[str]:
+    """The files that the daemon has open and that have no name."""
+    top = Path(f"/proc/{daemon.pid}/fd")
+    return [
+        link for fd in os.listdir(top) if (link := os.readlink(top / fd)).endswith("(deleted)") and "memfd" not in link
+    ]
 
 
 def litter(top: Path) -> list[Path]:
@@ -549,7 +559,7 @@ async def test_a_client_that_hangs_up_leaves_no_litter(daemon: Daemon, tmp_path:
     head = f"PUT /archive?path={tmp_path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {daemon.secret}\r\n"
     with socket.create_connection(("127.0.0.1", daemon.port)) as sock:
         sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data[: MIB // 2])
-        await until(lambda: litter(tmp_path))
+        await until(lambda: unnamed_files(daemon))
     await until(lambda: os.listdir(tmp_path) == ["a"])
     await until(lambda: daemon.descriptors() <= descriptors)
 
@@ -691,3 +701,61 @@ async def test_no_pattern_takes_long() -> None:
         False,
         True,
     ]
+
+
+async def test_two_archives_into_one_directory_at_a_time(api: Api, tmp_path: Path) -> None:
+    members = [(f"d{number}/e{number}/f{number}", b"%d" % number) for number in range(300)]
+    data = tar(*(member(name, contents) for name, contents in members))
+    replies = await gatherResults([Deferred.fromCoroutine(put(api, tmp_path, data)) for _ in range(4)])
+    assert [reply.status for reply in replies] == [200] * 4
+    assert all((tmp_path / name).read_bytes() == contents for name, contents in members)
+
+
+@pytest.mark.slow
+async def test_many_directories_take_little_memory(api: Api, daemon: Daemon, tmp_path: Path) -> None:
+    names = [f"{'x' * 200}{number % 100}" for number in range(50_000)]
+    data = gzip.compress(tar(*(member(name, type=tarfile.DIRTYPE) for name in names)))
+    daemon.reset_peak()
+    before = daemon.memory()
+    assert (await put(api, tmp_path, data)).status == 200
+    assert daemon.peak_memory() - before < 60_000_000
+    assert len(os.listdir(tmp_path)) == 100
+
+
+@pytest.mark.slow
+async def test_directories_that_take_too_much_memory_are_refused(api: Api, tmp_path: Path) -> None:
+    above = "/".join("x" * 250 for _ in range(15))
+    names = [f"{above}/{number % 10}" for number in range(18_000)]
+    data = gzip.compress(tar(*(member(name, type=tarfile.DIRTYPE) for name in names), format=tarfile.GNU_FORMAT))
+    response = await put(api, tmp_path, data)
+    assert response.status == 413
+    assert "names of the archive's directories" in response.json()["error"]
+
+
+async def test_a_step_ends_when_the_unpacking_is_closed(tmp_path: Path) -> None:
+    data = tar(member("f", bytes(1 << 30)))
+    packed = zstd.compress(data)
+    del data
+    unpacking = Unpacking(Root(), str(tmp_path))
+    unpacking.open()
+    step = deferToThread(unpacking.feed, packed)
+    await until(lambda: unpacking._step.locked() or step.called)
+    await deferToThread(unpacking.close)
+    with pytest.raises(OSError, match="canceled"):
+        await step
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_daemon_that_is_killed_while_it_unpacks_leaves_nothing(
+    start_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    top = tmp_path / "top"
+    top.mkdir()
+    daemon = start_daemon()
+    data = tar(member("f", b"y" * MIB))
+    head = f"PUT /archive?path={top} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {daemon.secret}\r\n"
+    with socket.create_connection(("127.0.0.1", daemon.port)) as sock:
+        sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data[: MIB // 2])
+        await until(lambda: unnamed_files(daemon))
+        daemon.stop(signal.SIGKILL)
+    assert os.listdir(top) == []

@@ -8,7 +8,7 @@ import socket
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import gatherResults
 
+from sandboxd.files import walk as walk_module
 from sandboxd.files.edit import Edit, NoMatch, _apply
 from sandboxd.files.permissions import parse_mode
 from sandboxd.files.root import Root
@@ -732,3 +733,133 @@ def test_bad_modes(text: str) -> None:
 
 def test_a_root_that_is_none_is_everything() -> None:
     assert not Root().confined
+
+
+# Line ends, growth, and files that are none
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "expected"),
+    [
+        (b"a\r\nb\r\nc\r\n", "a\nb", "x\ny\nz", b"x\r\ny\r\nz\r\nc\r\n"),
+        (b"a\r\nb\r\n", "a\r\nb", "x\r\ny", b"x\r\ny\r\n"),
+        (b"a\r\nb\r\n", "b", "b\nc", b"a\r\nb\r\nc\r\n"),
+        (b"a\r\nb\nc\n", "b\nc", "x\ny", b"a\r\nx\ny\n"),
+        (b"a\nb\n", "a\nb", "x\ny", b"x\ny\n"),
+    ],
+)
+async def test_an_edit_keeps_the_line_ends_of_the_file(
+    api: Api, tmp_path: Path, text: bytes, old: str, new: str, expected: bytes
+) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(text)
+    await done(api, "edit", path=path, edits=[{"old": old, "new": new}])
+    assert path.read_bytes() == expected
+
+
+async def test_edits_that_double_a_file_end_at_its_limit(api: Api, daemon: Daemon, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"a" * 1024)
+    daemon.reset_peak()
+    before = daemon.memory()
+    edits = [{"old": "a", "new": "aa", "replace_all": True}] * 27
+    response = await post(api, "edit", path=path, edits=edits)
+    assert response.status != 200
+    assert "file too large" in response.json()["error"]
+    assert daemon.peak_memory() - before < 300_000_000
+    assert path.read_bytes() == b"a" * 1024
+
+
+@pytest.mark.parametrize("kind", ["fifo", "/dev/zero"])
+async def test_only_files_are_edited(api: Api, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    response = await post(api, "edit", path=path if kind == "fifo" else kind, edits=[{"old": "a", "new": "b"}])
+    assert response.status == 409
+    assert "not a regular file" in response.json()["error"]
+
+
+async def test_a_file_without_a_size_is_copied_whole(api: Api, tmp_path: Path) -> None:
+    copied = await done(api, "copy", from_="/proc/version", to=tmp_path / "version")
+    assert (tmp_path / "version").read_text() == Path("/proc/version").read_text()
+    assert copied["bytes"] == len(Path("/proc/version").read_text())
+
+
+async def test_a_move_onto_another_link_to_the_same_file_leaves_one(api: Api, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("text")
+    os.link(tmp_path / "a", tmp_path / "b")
+    await done(api, "move", from_=tmp_path / "a", to=tmp_path / "b", overwrite=True)
+    assert os.listdir(tmp_path) == ["b"]
+    await done(api, "move", from_=tmp_path / "b", to=tmp_path / "b", overwrite=True)
+    assert (tmp_path / "b").read_text() == "text"
+
+
+async def test_the_end_of_a_line_is_before_its_carriage_return(api: Api, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"one\r\ntwo\r\nthree")
+    found = await done(api, "grep", path=tmp_path, pattern="(one|two|three)$")
+    assert [match["text"] for match in found["matches"]] == ["one", "two", "three"]
+
+
+async def test_context_around_matches_of_any_text(api: Api, tmp_path: Path) -> None:
+    line = "\U0001f600" * 1000
+    (tmp_path / "f").write_text(f"{line}\n" * 800 + "match\n" + f"{line}\n" * 800)
+    found = await done(api, "grep", path=tmp_path, pattern="match", context=2)
+    (match,) = found["matches"]
+    assert match["before"] == match["after"] == [line, line]
+
+
+async def test_context_at_both_ends_of_a_file(api: Api, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("a\nb\n\nc")
+    found = await done(api, "grep", path=tmp_path, pattern=".", context=2)
+    around = [(match["text"], match["before"], match["after"]) for match in found["matches"]]
+    assert around == [("a", [], ["b", ""]), ("b", ["a"], ["", "c"]), ("c", ["b", ""], [])]
+
+
+async def test_a_tree_of_1500_levels(api: Api, tmp_path: Path) -> None:
+    deep, depth = tmp_path / "deep", 1500
+    deep.mkdir()
+    fd = os.open(deep, os.O_DIRECTORY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=fd)
+        os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+        inner = os.open("d", os.O_DIRECTORY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    listed = await done(api, "copy", from_=deep, to=tmp_path / "copy")
+    assert listed["entries"] == 2 * depth + 1
+    opened = 0
+
+    def count(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        nonlocal opened
+        opened += 1
+        return os_open(path, flags, mode, dir_fd=dir_fd)
+
+    os_open, walk_module.os.open = os.open, count
+    try:
+        assert sum(1 for _ in walk(os_open(deep, os.O_RDONLY | os.O_DIRECTORY))) == 2 * depth
+    finally:
+        walk_module.os.open = os_open
+    assert opened < 40 * depth  # not proportional to its square
+    for name in ("deep", "copy"):
+        assert await within(20, api.post("/delete_dir", {"path": str(tmp_path / name)}))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("route", "fields"),
+    [
+        ("glob", {"pattern": "{" * 2000 + "," * 2000}),
+        ("glob", {"pattern": ",".join(f"[\u0100-\uffff]{number}" for number in range(100))}),
+        ("grep", {"pattern": "|".join(f"[\x00-\uffff]{number}" for number in range(300)), "ignore_case": True}),
+    ],
+)
+async def test_patterns_that_take_long_keep_nobody_waiting(
+    start_daemon: Callable[..., Daemon], tmp_path: Path, route: str, fields: dict[str, Any]
+) -> None:
+    daemon = start_daemon()
+    api = Api(daemon.url, daemon.secret)
+    (tmp_path / "tree").mkdir()
+    before = (await api.get("/status")).json()["longest_stall"]
+    await post(api, route, path=tmp_path / "tree", **fields)
+    assert (await api.get("/status")).json()["longest_stall"] < max(0.25, 2 * before)

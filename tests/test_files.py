@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +178,62 @@ async def test_writing_to_a_fifo_is_an_error_at_once(api: Api, fifo: Path) -> No
 
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/null", "/dev/random"])
-async def test_a_device_is_neither_read_nor_replaced(api: Api, device: str) -> None:
+async def test_a_device_is_not_read_but_written_to_in_place(api: Api, device: str) -> None:
     assert await done(api, "/read_file", device) == {"error": f"read {device}: not a regular file"}
-    reply = await done(api, "/write_file", device, content="text")
-    assert reply == {"success": False, "error": f"open {device}: not a regular file"}
+    assert await done(api, "/write_file", device, content="text") == {"success": True}
     assert stat.S_ISCHR(os.stat(device).st_mode)
+
+
+async def test_a_device_that_takes_nothing_says_so(api: Api) -> None:
+    reply = await done(api, "/write_file", "/dev/full", content="text")
+    assert reply == {"success": False, "error": "write /dev/full: no space left on device"}
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
+@pytest.mark.parametrize("path", ["/proc/sys/kernel/ostype", "/proc/sys/kernel/random/uuid", "/sys/kernel/mm/ksm/run"])
+async def test_files_of_the_kernel_are_read(api: Api, path: str) -> None:
+    if not os.path.exists(path):
+        pytest.skip(f"NOT TESTED: this kernel has no {path}")
+    assert (await done(api, "/read_file", path))["content"].endswith("\n")
+
+
+async def test_a_file_of_the_kernel_is_written_in_place(api: Api, start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon()
+    path = f"/proc/{daemon.pid}/oom_score_adj"
+    higher = str(int(Path(path).read_text()) + 7)
+    assert await done(api, "/write_file", path, content=higher) == {"success": True}
+    assert Path(path).read_text().strip() == higher
+    reply = await done(api, "/write_file", path, content="many")
+    assert reply == {"success": False, "error": f"write {path}: invalid argument"}
+
+
+@pytest.mark.parametrize("above", [".", "..", "../.."])
+async def test_the_daemons_directory_is_never_removed(start_daemon: Callable[..., Daemon], above: str) -> None:
+    daemon = start_daemon()
+    api = Api(daemon.url, daemon.secret)
+    directory = daemon.log.parent
+    for path in (above, str((directory / above).resolve())):
+        reply = await done(api, "/delete_dir", path)
+        assert reply["error"] == f"remove {path}: the daemon's working directory is in it, and is never removed"
+    assert daemon.log.exists()
+
+
+async def test_the_daemons_directory_is_removed_by_a_command(
+    start_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    start = tmp_path / "start"
+    start.mkdir()
+    daemon = start_daemon(via=("sh", "-c", f'cd {start} && exec "$@"', "sh"))
+    api = Api(daemon.url, daemon.secret)
+    assert (await api.run("rmdir $PWD"))["code"] == 0
+    path = tmp_path / "f"
+    assert await done(api, "/write_file", path, content="text") == {"success": True}
+    assert await done(api, "/read_file", path) == {"content": "text"}
+    assert (await done(api, "/stat_file", path))["entry"]["name"] == "f"
+    assert (await api.get(f"/files/stat?path={path}")).status == 200
+    assert "f" in (await done(api, "/list_dir", tmp_path))["entries"]
+    assert await done(api, "/delete_dir", tmp_path / "none") == {"success": True}
+    assert (await api.run("pwd", cwd=str(tmp_path)))["stdout"] == f"{tmp_path}\n"
 
 
 async def test_reading_a_socket_is_an_error(api: Api, tmp_path: Path) -> None:

@@ -452,3 +452,75 @@ def test_a_log_gives_each_change_once_or_tells_how_many_are_gone(batches: list[i
         assert [change.path for change in found] == [b"%d" % n for n in range(position, behind)]
         assert 0 < behind - position <= 3
         position = behind
+
+
+# Moves, in an order that only the kernel's queue has
+
+
+def follow_all(top: Path, act: Callable[[], object]) -> tuple[Watcher, list[Change]]:
+    """All changes of some acts that are over when the watcher looks."""
+    watcher = Watcher(lambda: os.open(top, os.O_PATH | os.O_DIRECTORY), True, None, None)
+    watcher.begin()
+    act()
+    changes: list[Change] = []
+    while True:
+        found, more = watcher.step()
+        changes += found
+        if not found and not more:
+            return watcher, changes
+
+
+def last_kinds(changes: list[Change]) -> dict[bytes, str]:
+    """The last event of each name; of a move both names have one."""
+    found: dict[bytes, str] = {}
+    for change in changes:
+        if change.origin is not None:
+            found[change.origin] = "moved away"
+        found[change.path] = change.kind
+    return found
+
+
+def test_a_name_that_is_made_anew_after_a_move_away_is_there_in_the_end(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    top.mkdir()
+    (top / "f").write_text("old")
+
+    def act() -> None:
+        (top / "f").rename(tmp_path / "elsewhere")
+        (top / "f").write_text("new")
+
+    watcher, changes = follow_all(top, act)
+    watcher.close()
+    assert last_kinds(changes)[b"f"] in ("created", "modified")
+
+
+def test_a_directory_that_replaces_another_is_still_watched(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    (top / "a").mkdir(parents=True)
+
+    def act() -> None:
+        (top / "new").mkdir()
+        (top / "new" / "b").mkdir()
+        (top / "a").rename(top / "new" / "b")
+
+    watcher, changes = follow_all(top, act)
+    (top / "new" / "b" / "f").write_text("text")
+    found, _ = watcher.step()
+    watcher.close()
+    assert b"new/b/f" in {change.path for change in found}, changes
+
+
+def test_a_directory_that_moves_into_a_new_one_is_still_watched(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    (top / "a" / "inner").mkdir(parents=True)
+
+    def act() -> None:
+        (top / "new").mkdir()
+        (top / "a").rename(top / "new" / "a")
+
+    watcher, _ = follow_all(top, act)
+    for name in ("f", "inner/f"):
+        (top / "new" / "a" / name).write_text("text")
+        found, _ = watcher.step()
+        assert f"new/a/{name}".encode() in {change.path for change in found}
+    watcher.close()

@@ -59,12 +59,12 @@ def add_archive_routes(routes: Routes, root: Root, in_thread: FilesystemThreads)
         has them. Links are kept, sockets, FIFOs and devices are left out. A file that changes its size meanwhile is cut
         or filled with zeros to the size that it had. If something cannot be read, the connection breaks off.
         """
-        excluded = query.excluded()
         coding, media_type = FORMATS[query.format or "tar"]
         if query.format is None:
             coding = preferred(request.text_header(b"Accept-Encoding"))
-        packing = Packing(root, query.path, excluded, compressor(coding), query.unreadable == "skip")
         lane = await in_thread.find(query.path)
+        excluded = await lane(query.excluded)
+        packing = Packing(root, query.path, excluded, compressor(coding), query.unreadable == "skip")
         try:
             await lane(packing.open)
             piece = await lane(packing.read)

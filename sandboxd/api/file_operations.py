@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +13,8 @@ from sandboxd.files.copying import Copied, copy, move
 from sandboxd.files.edit import NoMatch, edit
 from sandboxd.files.etag import entity_tag
 from sandboxd.files.filesystem_threads import FilesystemThreads
-from sandboxd.files.grep import expression
 from sandboxd.files.listing import Page, listing, stat
+from sandboxd.files.patterns import PatternError
 from sandboxd.files.permissions import change
 from sandboxd.files.renames import link
 from sandboxd.files.root import Root
@@ -77,11 +76,10 @@ def add_file_operation_routes(routes: Routes, root: Root, in_thread: FilesystemT
         A page ends after `limit` entries, or some seconds; `next` is then where to go on. The order is by name, each
         directory before what is in it.
         """
-        choice = query.choice()
         await send(
             request,
             await in_thread.find(query.path),
-            lambda: _page(query.path, listing(root, query.path, choice, query.limit, query.after)),
+            lambda: _page(query.path, listing(root, query.path, query.choice(), query.limit, query.after)),
         )
 
     @routes.post("/files/glob", GlobRequest, reply=FoundList, errors=_ERRORS)
@@ -91,11 +89,10 @@ def add_file_operation_routes(routes: Routes, root: Root, in_thread: FilesystemT
 
         Wildcards do not match names that begin with a dot, unless `hidden` is true. Links are not followed.
         """
-        choice = body.choice()
         await send(
             request,
             await in_thread.find(body.path),
-            lambda: _page(body.path, listing(root, body.path, choice, body.limit, body.after, brief=True)),
+            lambda: _page(body.path, listing(root, body.path, body.choice(), body.limit, body.after, brief=True)),
         )
 
     @routes.post("/files/grep", GrepRequest, reply=Matches, errors=_ERRORS)
@@ -109,11 +106,11 @@ def add_file_operation_routes(routes: Routes, root: Root, in_thread: FilesystemT
         searching = Searching(root, body.path, body.search())
 
         def work() -> dict[str, object]:
+            body.check_patterns()
             try:
-                expression(body.pattern, body.literal, body.ignore_case)
-            except (re.error, RecursionError, OverflowError) as error:
+                return {"path": body.path, **searching.run()}
+            except PatternError as error:
                 raise BadRequest(f"pattern: {error}") from None
-            return {"path": body.path, **searching.run()}
 
         try:
             await send(request, searches, work)

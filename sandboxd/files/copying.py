@@ -24,6 +24,9 @@ _PIECE = 16 * 1024 * 1024
 #: What a file system, or a pair of them, says that has no such call.
 _UNABLE = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EBADF, errno.EPERM)
 
+#: Most bytes that are copied of a file whose size is 0 by stat(2).
+MAX_UNSIZED = 64 * 1024 * 1024
+
 #: Most names of skipped files that a result lists.
 MAX_TOLD = 100
 
@@ -115,7 +118,8 @@ def _copy(
                 raise OSError(errno.EINVAL, "a directory cannot be copied into itself")
             copied = _copy_tree(source_fd, source_name, target_fd, temporary)
         elif _copy_one(source_fd, os.fsdecode(source_name), info, target_fd, temporary):
-            copied = Copied(1, info.st_size if modes.S_ISREG(info.st_mode) else 0, [])
+            made = os.lstat(temporary, dir_fd=target_fd)
+            copied = Copied(1, made.st_size if modes.S_ISREG(made.st_mode) else 0, [])
         else:
             raise OSError(errno.EEXIST, "a socket or a device cannot be copied")
         rename(target_fd, temporary, target_fd, target_name, overwrite=overwrite)
@@ -226,7 +230,20 @@ def _copy_contents(source: int, target: int, size: int) -> None:
         if not _copy_range(source, target, begin, min(end, size)):
             break
         position = end
-    os.ftruncate(target, max(size, os.fstat(target).st_size))
+    if size:
+        os.ftruncate(target, max(size, os.fstat(target).st_size))
+    else:
+        _copy_to_end(source, target)
+
+
+def _copy_to_end(source: int, target: int) -> None:
+    """Copy a file whose size stat(2) does not say, as that of most files of /proc."""
+    while piece := os.read(source, 64 * 1024):
+        if os.fstat(target).st_size > MAX_UNSIZED:
+            raise OSError(errno.EFBIG, f"a file without a size has more than {MAX_UNSIZED} bytes")
+        left = memoryview(piece)
+        while left:
+            left = left[os.write(target, left) :]
 
 
 def _copy_range(source: int, target: int, position: int, end: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat as modes
 from typing import NamedTuple
 
 from sandboxd.files.errors import FileError, os_errors
@@ -76,7 +77,8 @@ def edit(root: Root, path: str, edits: list[Edit], check: Check) -> Edited:
     replaced: list[int] = []
     lines: list[list[int]] = []
     for index, one in enumerate(edits):
-        data, count, where = _apply(data, index, one)
+        with os_errors("edit", path):
+            data, count, where = _apply(data, index, one)
         replaced.append(count)
         lines.append(where)
 
@@ -99,14 +101,34 @@ def _read(root: Root, path: str, check: Check) -> tuple[bytes, os.stat_result]:
         fd = root.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os_errors("read", path), open(fd, "rb") as file:
         info = os.fstat(fd)
+        if not modes.S_ISREG(info.st_mode):
+            raise OSError(errno.EEXIST, "not a regular file")
         check(info)
         if info.st_size > MAX_READ:
-            raise OSError(errno.EFBIG, f"file too large: the limit is {MAX_READ} bytes")
+            raise _too_large()
         return file.read(MAX_READ), info
 
 
-def _apply(data: bytes, index: int, one: Edit) -> tuple[bytes, int, list[int]]:
+def _too_large() -> OSError:
+    return OSError(errno.EFBIG, f"file too large: the limit is {MAX_READ} bytes")
+
+
+def _texts(data: bytes, one: Edit) -> tuple[bytes, bytes]:
+    """
+    Return the old and the new text as bytes, with the line ends of the file.
+
+    Clients show lines without their ends, so ``\\n`` in an edit means the line end of a file that has ``\\r\\n``
+    throughout, or of the place that it is to match.
+    """
     old, new = (text.encode("utf-8", "surrogateescape") for text in (one.old, one.new))
+    ends = data.count(b"\r\n")
+    if ends and (ends == data.count(b"\n") or data.find(old) < 0):
+        old, new = (text.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n") for text in (old, new))
+    return old, new
+
+
+def _apply(data: bytes, index: int, one: Edit) -> tuple[bytes, int, list[int]]:
+    old, new = _texts(data, one)
     first = data.find(old)
     if first < 0:
         raise NoMatch(index, 0, [])
@@ -114,8 +136,12 @@ def _apply(data: bytes, index: int, one: Edit) -> tuple[bytes, int, list[int]]:
         if data.find(old, first + 1) >= 0:
             places = _places(data, old, 1)
             raise NoMatch(index, max(2, data.count(old)), _lines(data, places))
+        if len(data) + len(new) - len(old) > MAX_READ:
+            raise _too_large()
         return data[:first] + new + data[first + len(old) :], 1, _lines(data, [first])
     count = data.count(old)
+    if len(data) + count * (len(new) - len(old)) > MAX_READ:
+        raise _too_large()
     places = [place + number * (len(new) - len(old)) for number, place in enumerate(_places(data, old, len(old)))]
     data = data.replace(old, new)
     return data, count, _lines(data, places)

@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 
 from sandboxd.files.errors import FileError
 from sandboxd.files.mounts import Mounts, Place
+from sandboxd.files.root import working_directory
 from sandboxd.reactor.threads import ThreadPool
 
 P = ParamSpec("P")
@@ -116,7 +117,7 @@ class FilesystemThreads:
 
     def _begin(self, path: str) -> Place:
         self._mounts.refresh()
-        return self._mounts.begin(os.fsencode(os.path.join(os.getcwd(), self._base, path)))
+        return self._mounts.begin(os.fsencode(os.path.join(working_directory(), self._base, path)))
 
     def _lane(self, devices: set[bytes], path: str) -> ThreadPool:
         """

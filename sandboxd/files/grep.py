@@ -1,8 +1,9 @@
 """
-Searches files for a pattern. Runs as a process of its own, which can be ended whatever a pattern makes of it: a regular
-expression may take longer than the universe lasts, and holds the interpreter all the while.
+Searches files for a pattern. Runs as a process of its own, which can be ended whatever its pattern: a regular
+expression may take exponential time, and holds the interpreter meanwhile.
 
 Reads a :class:`Search` as JSON from stdin, and writes matches as lines of JSON to stdout; the last line has ``done``.
+If the pattern is no regular expression, there is one line only, which has ``malformed``.
 Knows nothing of the daemon, and imports little, so that it starts quickly.
 """
 
@@ -15,7 +16,7 @@ import resource
 import stat as modes
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 from sandboxd.files.patterns import Excludes, Pattern
 from sandboxd.files.walk import TreeEntry, walk
@@ -30,6 +31,28 @@ MAX_TEXT = 1000
 _MEMORY = 2 << 30
 
 
+class Search(NamedTuple):
+    """
+    What is searched for, and how long.
+
+    :ivar glob: patterns of files: of names, or with a slash of paths. None at all: all files.
+    :ivar context: lines before and after each match.
+    :ivar max_file_size: bytes; larger files are left out.
+    :ivar timeout: seconds.
+    """
+
+    pattern: str
+    literal: bool
+    ignore_case: bool
+    glob: list[str]
+    exclude: list[str]
+    hidden: bool
+    context: int
+    max_matches: int
+    max_file_size: int
+    timeout: float
+
+
 def expression(pattern: str, literal: bool, ignore_case: bool) -> re.Pattern[str]:
     """
     What is searched for.
@@ -42,22 +65,18 @@ def expression(pattern: str, literal: bool, ignore_case: bool) -> re.Pattern[str
 
 class Grep:
     """
-    One search.
+    A search that runs.
 
-    :param asked: ``pattern``, ``literal``, ``ignore_case``, ``glob``, ``exclude``, ``hidden``, ``context``,
-        ``max_matches``, ``max_file_size``.
+    :raise re.error: if the pattern is no regular expression.
     """
 
-    def __init__(self, asked: dict[str, Any]) -> None:
-        self._regex = expression(asked["pattern"], asked["literal"], asked["ignore_case"])
-        globs = asked["glob"]
-        self._names = [Pattern(glob) for glob in globs if "/" not in glob]
-        self._paths = [Pattern(glob) for glob in globs if "/" in glob]
-        self._excluded = Excludes(asked["exclude"])
-        self._hidden = asked["hidden"]
-        self._context = asked["context"]
-        self._left = asked["max_matches"]
-        self._max_size = asked["max_file_size"]
+    def __init__(self, search: Search) -> None:
+        self._search = search
+        self._regex = expression(search.pattern, search.literal, search.ignore_case)
+        self._names = [Pattern(glob) for glob in search.glob if "/" not in glob]
+        self._paths = [Pattern(glob) for glob in search.glob if "/" in glob]
+        self._excluded = Excludes(search.exclude)
+        self._left = search.max_matches
         self.files = 0
         self.binary = 0
         self.too_large = 0
@@ -78,21 +97,22 @@ class Grep:
             info = os.fstat(fd)
             if not modes.S_ISREG(info.st_mode):
                 return
-            if info.st_size > self._max_size:
+            if info.st_size > self._search.max_file_size:
                 self.too_large += 1
                 return
-            data = file.read(self._max_size)
+            data = file.read(self._search.max_file_size)
         self.files += 1
         if b"\0" in data[:_LOOK]:
             self.binary += 1
             return
-        yield from self._matches(name, data.decode("utf-8", "replace"))
+        # Without the CR of CRLF, "$" matches at the end of such a line as of any other.
+        yield from self._matches(name, data.decode("utf-8", "replace").replace("\r\n", "\n"))
 
     def _failed(self, path: str, error: OSError) -> None:
         self.unreadable += 1
 
     def _is_meant(self, entry: TreeEntry) -> bool:
-        if (not self._hidden and entry.name.startswith(".")) or self._excluded(entry.path):
+        if (not self._search.hidden and entry.name.startswith(".")) or self._excluded(entry.path):
             entry.enter = False
             return False
         if entry.is_dir:
@@ -146,25 +166,45 @@ class Grep:
             match |= {"text": line[from_ : from_ + MAX_TEXT], "cut": from_}
         else:
             match["text"] = line
-        if self._context:
-            match["before"] = _lines(text[:begin].rsplit("\n", self._context + 1)[-self._context - 1 : -1])
-            match["after"] = (
-                _lines(text[end + 1 :].split("\n", self._context)[: self._context]) if end < len(text) else []
-            )
+        if self._search.context:
+            match["before"] = _lines_before(text, begin, self._search.context)
+            match["after"] = _lines_after(text, end, self._search.context)
         return match
 
 
-def _lines(lines: list[str]) -> list[str]:
-    return [line.removesuffix("\r")[:MAX_TEXT] for line in lines]
+def _lines_before(text: str, begin: int, count: int) -> list[str]:
+    """Return the last lines before the one that begins at ``begin``; without a copy of all that is before it."""
+    lines: list[str] = []
+    while begin > 0 and len(lines) < count:
+        start = text.rfind("\n", 0, begin - 1) + 1
+        lines.append(text[start : min(begin - 1, start + MAX_TEXT)].removesuffix("\r"))
+        begin = start
+    return lines[::-1]
+
+
+def _lines_after(text: str, end: int, count: int) -> list[str]:
+    """Return the first lines after the one that ends at ``end``."""
+    lines: list[str] = []
+    while end < len(text) and len(lines) < count:
+        start = end + 1
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        lines.append(text[start : min(end, start + MAX_TEXT)].removesuffix("\r"))
+    return lines
 
 
 def main() -> None:
     """Search as stdin says."""
     asked = json.loads(sys.stdin.buffer.read())
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    seconds = int(asked["timeout"]) + 2
+    search = Search(**asked["search"])
+    seconds = int(search.timeout) + 2
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    grep = Grep(asked)
+    try:
+        grep = Grep(search)
+    except (re.error, RecursionError, OverflowError) as error:
+        sys.stdout.write(json.dumps({"malformed": str(error)}) + "\n")
+        return
     matches = grep.tree(asked["fd"]) if asked["is_dir"] else grep.file(asked["name"], asked["fd"])
     out = sys.stdout.buffer
     for match in matches:

@@ -147,7 +147,8 @@ def _alternatives(pattern: str) -> list[str]:
     left = [pattern]
     while left:
         text = left.pop()
-        found = re.search(r"\{([^{}]*,[^{}]*)\}", text)
+        # Not with a comma in the expression: it would be matched in quadratic time where a brace is not closed.
+        found = next((braces for braces in re.finditer(r"\{([^{}]*)\}", text) if "," in braces[1]), None)
         if found is None:
             done.append(text)
         else:

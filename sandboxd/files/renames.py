@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import secrets
+import stat as modes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock
@@ -37,7 +38,10 @@ def rename(source: int, name: str | bytes, target: int, new_name: str | bytes, *
     :raise OSError: if it cannot be; ``EXDEV`` if the other directory is on another file system.
     """
     if overwrite:
-        os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
+        if _are_links_to_one_file(source, name, target, new_name):
+            os.unlink(name, dir_fd=source)  # rename(2) would do nothing, and report success
+        else:
+            os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
         return
     if _libc.renameat2(source, os.fsencode(name), target, os.fsencode(new_name), _RENAME_NOREPLACE) == 0:
         return
@@ -49,6 +53,16 @@ def rename(source: int, name: str | bytes, target: int, new_name: str | bytes, *
         os.lstat(new_name, dir_fd=target)
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
+
+
+def _are_links_to_one_file(source: int, name: str | bytes, target: int, new_name: str | bytes) -> bool:
+    """Return whether two different names are hard links to the same file."""
+    try:
+        one, other = os.lstat(name, dir_fd=source), os.lstat(new_name, dir_fd=target)
+    except FileNotFoundError:
+        return False
+    same_name = os.fsencode(name) == os.fsencode(new_name) and os.path.samestat(os.fstat(source), os.fstat(target))
+    return os.path.samestat(one, other) and not same_name and not modes.S_ISDIR(one.st_mode)
 
 
 def make_parents(root: Root, path: str) -> None:

@@ -139,13 +139,25 @@ class Root:
         """
         name = os.fsencode(path)
         if self.directory is None:
-            return os.path.realpath(name)
+            return os.path.realpath(os.path.join(os.fsencode(working_directory()), name))
         resolved = self._resolve(self._inner(name), follow=True)
         return os.fsencode(self.directory) if resolved == b"." else os.path.join(os.fsencode(self.directory), resolved)
 
     def absolute(self, path: str) -> str:
         """A path's absolute form, by its text alone."""
-        return os.path.abspath(os.path.join(self.directory or "", path))
+        path = os.path.join(self.directory or "", path)
+        return os.path.abspath(path) if path.startswith("/") else os.path.join(working_directory(), path)
+
+    def holds_working_directory(self, path: str | bytes) -> bool:
+        """Return whether a path is the daemon's working directory, or one above it; a link in the last place is not."""
+        try:
+            with self.parent(path) as (directory, name):
+                if _is_link(directory, name):
+                    return False
+            real = self.real(path)
+            return (os.fsencode(os.getcwd()) + b"/").startswith(real.rstrip(b"/") + b"/")
+        except OSError:
+            return False
 
     def stat(self, path: str | bytes, *, follow: bool = True) -> os.stat_result:
         """
@@ -255,6 +267,18 @@ class Root:
             return os.readlink(b"", dir_fd=fd) if modes.S_ISLNK(os.fstat(fd).st_mode) else None
         finally:
             os.close(fd)
+
+
+def working_directory() -> str:
+    """
+    Return the daemon's working directory; ``/`` if it was removed.
+
+    :func:`os.getcwd` fails then, also where only absolute paths are asked for.
+    """
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
 
 
 def _parts(path: bytes) -> list[bytes]:

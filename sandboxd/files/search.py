@@ -17,9 +17,10 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from sandboxd.files.errors import os_errors
+from sandboxd.files.grep import Search
+from sandboxd.files.patterns import PatternError
 from sandboxd.files.root import Root
 
 #: What the process runs. It sees no environment, and needs no site-packages.
@@ -29,28 +30,6 @@ _PACKAGES = str(Path(__file__).parent.parent.parent)
 
 #: Bytes of matches that are taken.
 MAX_BYTES = 16 * 1024 * 1024
-
-
-class Search(NamedTuple):
-    """
-    What is searched for, and how long.
-
-    :ivar glob: patterns of files: of names, or with a slash of paths. None at all: all files.
-    :ivar context: lines before and after each match.
-    :ivar max_file_size: bytes; larger files are left out.
-    :ivar timeout: seconds.
-    """
-
-    pattern: str
-    literal: bool
-    ignore_case: bool
-    glob: list[str]
-    exclude: list[str]
-    hidden: bool
-    context: int
-    max_matches: int
-    max_file_size: int
-    timeout: float
 
 
 class Searching:
@@ -74,6 +53,7 @@ class Searching:
         :return: ``matches``; what of the files was not searched; ``truncated`` if there are more matches than are
             wanted, and ``timed_out`` if the time was over before the end.
         :raise FileError: if there is nothing there to search.
+        :raise PatternError: if the pattern is no regular expression.
         """
         with os_errors("open", self._path):
             fd = self._root.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
@@ -83,7 +63,7 @@ class Searching:
                 if not modes.S_ISDIR(info.st_mode) and not modes.S_ISREG(info.st_mode):
                     raise FileExistsError(17, "neither a directory nor a file")
             asked = {
-                **self._search._asdict(),
+                "search": self._search._asdict(),
                 "fd": fd,
                 "is_dir": modes.S_ISDIR(info.st_mode),
                 "name": os.path.basename(self._path.rstrip("/")),
@@ -138,6 +118,8 @@ class Searching:
             data += chunk
         lines = bytes(data).split(b"\n")[:-1]
         found = [json.loads(line) for line in lines]
+        if found and "malformed" in found[0]:
+            raise PatternError(found[0]["malformed"])
         end = found.pop() if found and "done" in found[-1] else None
         if end is not None:
             return {"matches": found, **end["done"], "truncated": end["truncated"], "timed_out": False}

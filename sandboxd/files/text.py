@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from time import time_ns
 
 from sandboxd.files.errors import FileError, RootItself, os_errors
+from sandboxd.files.kernel_files import is_kernel_file
 from sandboxd.files.renames import make_parents, name_lock
 from sandboxd.files.root import Root
 from sandboxd.files.upload import Check, Patch, Replacement, Upload
@@ -16,6 +17,9 @@ from sandboxd.files.walk import remove_tree
 
 #: Most bytes that :func:`read` takes into memory.
 MAX_READ = 64 * 1024 * 1024
+
+#: Bytes of which a file is read at a time if its size is not known.
+_PIECE = 64 * 1024
 
 #: The end of the year 9999, the last that :class:`datetime` knows; a file's time may be later.
 _LAST_SECOND = 253_402_300_799
@@ -34,16 +38,35 @@ def read(root: Root, path: str) -> bytes:
     with os_errors("open", path):
         # O_NONBLOCK, or opening a FIFO would wait for a writer that may never come.
         fd = root.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os_errors("read", path), open(fd, "rb") as file:
+    with os_errors("read", path), open(fd, "rb"):
         info = os.fstat(fd)
         if modes.S_ISDIR(info.st_mode):
             raise FileError("read", path, "is a directory")
         if not modes.S_ISREG(info.st_mode):
             raise FileError("read", path, "not a regular file")
-        data = file.read(MAX_READ + 1) if info.st_size <= MAX_READ else b""
-    if info.st_size > MAX_READ or len(data) > MAX_READ:
+        data = read_all(fd, info.st_size) if info.st_size <= MAX_READ else None
+    if data is None:
         raise FileError("read", path, f"file too large: the limit is {MAX_READ} bytes")
     return data
+
+
+def read_all(fd: int, size: int) -> bytes | None:
+    """
+    Return a file's contents from where it is read next; None if they are more than :data:`MAX_READ` bytes.
+
+    Files of /proc and /sys have a size of 0 or of a page whatever is in them, and refuse large reads.
+
+    :param size: what stat(2) says of its size, in bytes.
+    :raise OSError: if it cannot be read.
+    """
+    pieces: list[bytes] = []
+    total = 0
+    while piece := os.read(fd, max(size + 1 - total, _PIECE)):
+        pieces.append(piece)
+        total += len(piece)
+        if total > MAX_READ:
+            return None
+    return b"".join(pieces)
 
 
 def write(root: Root, path: str, content: str) -> None:
@@ -52,17 +75,48 @@ def write(root: Root, path: str, content: str) -> None:
 
     A reader sees the old file or the new one, and a failure leaves the old one: the text goes to a temporary
     file beside it, which then takes its name, owner and mode. Where that cannot be done (see
-    :data:`_CANNOT_REPLACE`) the file is overwritten in place.
+    :data:`_CANNOT_REPLACE`) the file is overwritten in place. Devices, and files of the kernel's own file systems such
+    as /proc and /sys, are always written to, with one write(2), and never replaced.
 
-    :raise FileError: if it cannot be written, or is there and is not a regular file.
+    :raise FileError: if it cannot be written, or is there and is neither a regular file nor a device.
     """
     data = content.encode("utf-8", "surrogateescape")
+    if _is_written_in_place(root, path):
+        _write_in_place(root, path, data)
+        return
     try:
         _write(Replacement(root, path, lambda old: None, durable=False), data)
     except FileError as error:
         if error.errno not in _CANNOT_REPLACE or not _is_file(root, path):
             raise
         _write(Patch(root, path, lambda old: None, offset=0, size=len(data), durable=False), data)
+
+
+def _is_written_in_place(root: Root, path: str) -> bool:
+    """Return whether a path leads to a device, or to a file in which a write(2) is a request to the kernel."""
+    try:
+        fd = root.open(path, os.O_PATH)
+    except (OSError, ValueError):
+        return False
+    try:
+        mode = os.fstat(fd).st_mode
+        return modes.S_ISCHR(mode) or modes.S_ISBLK(mode) or (modes.S_ISREG(mode) and is_kernel_file(fd))
+    finally:
+        os.close(fd)
+
+
+def _write_in_place(root: Root, path: str, data: bytes) -> None:
+    with os_errors("open", path):
+        fd = root.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY)
+    with os_errors("write", path):
+        try:
+            left = memoryview(data)
+            while True:
+                left = left[os.write(fd, left) :]
+                if not left:
+                    return
+        finally:
+            os.close(fd)
 
 
 def _write(upload: Upload, data: bytes) -> None:
@@ -101,11 +155,14 @@ def delete_tree(root: Root, path: str) -> None:
     """
     Remove whatever is there, as ``rm -rf`` does; nothing there is no error. Links are not followed.
 
-    :raise FileError: if something cannot be removed, or if it is the root directory.
+    :raise FileError: if something cannot be removed, or if it is the root directory, the daemon's working directory, or
+        an ancestor of that.
     """
     with os_errors("remove", path):
         try:
             with root.parent(path) as (directory, name):
+                if root.holds_working_directory(path):
+                    raise FileError("remove", path, "the daemon's working directory is in it, and is never removed")
                 remove_tree(directory, name)
         except FileNotFoundError:
             return
@@ -139,7 +196,7 @@ def names(root: Root, path: str) -> list[str]:
 
 def stat(root: Root, path: str) -> dict[str, object]:
     """
-    What is known of a file: ``name``, ``is_dir``, ``size`` (bytes), ``mod_time`` (RFC 3339), ``mode`` (as ``ls``).
+    Describe a file: ``name``, ``is_dir``, ``size`` (bytes), ``mod_time`` (RFC 3339), ``mode`` (as ``ls``).
 
     :raise FileError: if there is none.
     """

@@ -36,7 +36,7 @@ NAMED = b".sandboxd-"
 STALE = 60
 
 #: What a file system without ``O_TMPFILE`` says.
-_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
+NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
 
 class Written(NamedTuple):
@@ -233,7 +233,7 @@ class Replacement(Upload):
         try:
             return os.open(b".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
         except OSError as error:
-            if error.errno not in _NO_TMPFILE:
+            if error.errno not in NO_TMPFILE:
                 raise
         _remove_stale(self._directory)
         self._named = NAMED + secrets.token_hex(8).encode("ascii")

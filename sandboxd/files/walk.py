@@ -174,9 +174,13 @@ def _tell(failed: Callable[[str, OSError], None] | None, path: str, error: OSErr
 
 
 def _reopen(levels: list[_Level]) -> int:
-    """The last of these directories, from the first, which is open; -1 if it is gone."""
+    """
+    Return the last of these directories, opened from the first, which is open; -1 if it is gone.
+
+    Those just above it are opened again too: the walk is on its way up, and needs them next.
+    """
     fd = os.dup(levels[0].fd)
-    for level in levels[1:]:
+    for index, level in enumerate(levels[1:], 1):
         assert level.entry is not None
         try:
             inner = os.open(level.entry.name, _FLAGS, dir_fd=fd)
@@ -185,6 +189,8 @@ def _reopen(levels: list[_Level]) -> int:
         finally:
             os.close(fd)
         fd = inner
+        if len(levels) - _MAX_OPEN < index < len(levels) - 1 and level.fd < 0:
+            level.fd = os.dup(fd)
     return fd
 
 
@@ -200,40 +206,48 @@ class DirectoryTree:
 
     def __init__(self, top: int) -> None:
         self._top = top
-        self._at: tuple[list[str], int] = ([], os.dup(top))
+        self._open: list[tuple[str, int]] = []  # names from the top, each with its descriptor, or -1 if that is closed
 
     def directory(self, parts: Sequence[str], *, make: bool = False) -> int:
         """
-        A directory, by the names on the way to it. It stays open until the next one is asked for.
+        Return a directory by the names on the way to it. It stays open until the next one is asked for.
+
+        The deepest ones on the way stay open as well, so that going through a tree opens each about once.
 
         :param make: whether to make what is missing, mode 0755.
         :raise OSError: if it is none, or a link.
         """
-        parts = list(parts)
-        known, fd = self._at
-        if parts == known:
-            return fd
-        if parts[: len(known)] == known:
-            done, here = len(known), os.dup(fd)
-        else:
-            done, here = 0, os.dup(self._top)
-        try:
-            for name in parts[done:]:
-                try:
-                    inner = os.open(name, _PATH_FLAGS, dir_fd=here)
-                except FileNotFoundError:
-                    if not make:
-                        raise
-                    os.mkdir(name, 0o755, dir_fd=here)
-                    inner = os.open(name, _PATH_FLAGS, dir_fd=here)
-                os.close(here)
-                here = inner
-        except BaseException:
-            os.close(here)
-            raise
-        os.close(fd)
-        self._at = parts, here
-        return here
+        common = 0
+        for name, (known, _) in zip(parts, self._open, strict=False):
+            if name != known:
+                break
+            common += 1
+        self._close_below(common)
+        if self._open and self._open[-1][1] < 0:
+            self._close_below(0)
+        for name in parts[len(self._open) :]:
+            above = self._open[-1][1] if self._open else self._top
+            try:
+                fd = os.open(name, _PATH_FLAGS, dir_fd=above)
+            except FileNotFoundError:
+                if not make:
+                    raise
+                with suppress(FileExistsError):  # another request has made it
+                    os.mkdir(name, 0o755, dir_fd=above)
+                fd = os.open(name, _PATH_FLAGS, dir_fd=above)
+            self._open.append((name, fd))
+            if len(self._open) > _MAX_OPEN:
+                oldest, fd = self._open[-_MAX_OPEN - 1]
+                if fd >= 0:
+                    os.close(fd)
+                    self._open[-_MAX_OPEN - 1] = oldest, -1
+        return self._open[-1][1] if self._open else self._top
+
+    def _close_below(self, depth: int) -> None:
+        for _, fd in self._open[depth:]:
+            if fd >= 0:
+                os.close(fd)
+        del self._open[depth:]
 
     def settle(self, parts: Sequence[str], mode: int, mtime: int) -> None:
         """
@@ -253,7 +267,7 @@ class DirectoryTree:
     def close(self) -> None:
         """Close all that is open; once more is no harm."""
         if self._top >= 0:
-            os.close(self._at[1])
+            self._close_below(0)
             os.close(self._top)
             self._top = -1
 

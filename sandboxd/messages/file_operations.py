@@ -11,10 +11,10 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType, field
 
 from sandboxd.files.edit import Edit
+from sandboxd.files.grep import Search
 from sandboxd.files.listing import Choice
 from sandboxd.files.patterns import Excludes, Pattern, PatternError
 from sandboxd.files.permissions import ModeChange, Owner, owner, parse_mode
-from sandboxd.files.search import Search
 from sandboxd.messages.archive import Name, TreeQuery
 from sandboxd.messages.decoding import BadRequest, PathRequest, Struct, Time, check_path
 
@@ -116,26 +116,18 @@ class GrepRequest(PathRequest, kw_only=True):
     timeout: Annotated[float, Meta(gt=0, le=60, description="Seconds after which it ends with what it has.")] = 10.0
 
     def search(self) -> Search:
-        """
-        What is searched for.
+        """Return what is searched for, and how."""
+        return Search(**{name: getattr(self, name) for name in Search._fields})
 
-        :raise BadRequest: if a pattern of files is malformed.
+    def check_patterns(self) -> None:
+        """
+        Check the patterns of files. It may take long: to be called in a thread.
+
+        :raise BadRequest: if one is malformed.
         """
         for glob in self.glob:
             pattern("glob", glob)
         _excludes(self.exclude)
-        return Search(
-            self.pattern,
-            self.literal,
-            self.ignore_case,
-            self.glob,
-            self.exclude,
-            self.hidden,
-            self.context,
-            self.max_matches,
-            self.max_file_size,
-            self.timeout,
-        )
 
 
 class TransferRequest(msgspec.Struct, kw_only=True, rename={"from_": "from"}):

@@ -209,6 +209,7 @@ class Watcher:
             if name in node.announced:
                 node.announced.discard(name)
                 return
+            self._settle_at(path)
             self._tell(Change("created", path, is_dir))
             self._arrived(node, name, is_dir)
         elif mask & inotify.MOVED_FROM:
@@ -226,10 +227,14 @@ class Watcher:
     def _moved_to(self, node: _Node, name: bytes, is_dir: bool, move: _Move | None) -> None:
         if name in node.announced:  # it was found there before, and reported as created
             node.announced.discard(name)
-            if move is not None:
-                self._moved_away(move)
-            return
+            if move is None:
+                return
+            if move.node is None or self._nodes.get(move.node.wd) is not move.node:
+                self._moved_away(move)  # it was found there after the move
+                return
+            # What was found there is what the move has replaced.
         path = node.path(name)
+        self._settle_at(path)
         if move is None or (self._only is not None and name == self._only):
             self._tell(Change("created", path, is_dir))
         elif self._only is not None:
@@ -242,6 +247,13 @@ class Watcher:
         else:
             self._arrived(node, name, is_dir)
 
+    def _settle_at(self, path: bytes) -> None:
+        """Report what was moved away from a path, before something new is reported there."""
+        for cookie, move in list(self._moves.items()):
+            if move.path == path:
+                del self._moves[cookie]
+                self._moved_away(move)
+
     def _moved_away(self, move: _Move) -> None:
         """Something has left what is watched, or was reported as created at its new path."""
         self._tell(Change("deleted", move.path, move.is_dir))
@@ -252,8 +264,9 @@ class Watcher:
         while forgotten:
             node = forgotten.pop()
             forgotten += node.children.values()
-            self._inotify.remove(node.wd)
-            self._nodes.pop(node.wd, None)
+            if self._nodes.get(node.wd) is node:  # else it has been found again elsewhere
+                self._inotify.remove(node.wd)
+                del self._nodes[node.wd]
 
     def _arrived(self, parent: _Node, name: bytes, is_dir: bool) -> None:
         """Something new is there; follow it if it is a directory."""

@@ -15,7 +15,7 @@ else:
 #: Bytes that come out at a time.
 PIECE = 1024 * 1024
 
-#: Of a stream that says how much memory it needs (base 2 logarithm of bytes), the most that it gets.
+#: Largest zstd window accepted, as log2 of its bytes (128 MiB).
 _MAX_WINDOW_LOG = 27
 
 _GZIP_LEVEL = 4

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock
@@ -20,7 +20,9 @@ from threading import Lock
 from sandboxd.files.archive.compression import MAGIC_SIZE, Decompressor, recognised
 from sandboxd.files.archive.tar import Member, MemberType, Reader, Receiver, TarError
 from sandboxd.files.errors import FileError, os_errors
+from sandboxd.files.renames import temporary_name
 from sandboxd.files.root import Root
+from sandboxd.files.upload import NO_TMPFILE
 from sandboxd.files.walk import DirectoryTree
 
 #: Members that an archive may have.
@@ -31,6 +33,9 @@ MAX_NAME = 4095
 
 #: Names of what was left out that are remembered.
 MAX_TOLD = 100
+
+#: Bytes that the names of an archive's directories may have together.
+MAX_DIRECTORIES = 64 * 1024 * 1024
 
 #: Bytes that are a hole if they are zeros.
 _HOLE = 4096
@@ -128,7 +133,8 @@ class Unpacking:
             self._tree.settle()
 
     def close(self) -> None:
-        """End it, complete or not; a file that is incomplete is not there."""
+        """End it, complete or not; a file that is incomplete is not there. A step that runs ends early."""
+        self._over = True
         with self._step:
             self._close()
 
@@ -163,6 +169,8 @@ class Unpacking:
         assert self._reader is not None
         assert self._decompressor is not None
         for piece in self._decompressor.feed(data):
+            if self._over:  # a little that came in may be a gigabyte that comes out
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
             self._reader.feed(piece)
 
 
@@ -173,7 +181,15 @@ class _File:
         self.member = member
         self.directory = directory
         self.name = name
-        self.temporary = _temporary()
+        self.temporary: str | None = None
+        try:
+            # A file without a name is gone with the daemon, however that ends.
+            self.fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory)
+            return
+        except OSError as error:
+            if error.errno not in NO_TMPFILE:
+                raise
+        self.temporary = temporary_name()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self.fd = os.open(self.temporary, flags, 0o600, dir_fd=directory)
         with suppress(OSError):
@@ -193,9 +209,56 @@ class _File:
     def discard(self) -> None:
         """Leave nothing of it."""
         os.close(self.fd)
-        with suppress(OSError):
-            os.unlink(self.temporary, dir_fd=self.directory)
+        if self.temporary is not None:
+            with suppress(OSError):
+                os.unlink(self.temporary, dir_fd=self.directory)
         os.close(self.directory)
+
+    def put_in_place(self) -> None:
+        """
+        Give it its name, in place of what is there, in one step.
+
+        :raise OSError: if that cannot be done.
+        """
+        if self.temporary is None:
+            unnamed = f"/proc/self/fd/{self.fd}"
+            with suppress(FileExistsError):
+                os.link(unnamed, self.name, dst_dir_fd=self.directory)
+                return
+            temporary = temporary_name()
+            os.link(unnamed, temporary, dst_dir_fd=self.directory)
+            self.temporary = temporary
+        os.rename(self.temporary, self.name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
+
+
+class _Directories:
+    """The directories of an archive, with the mode and the time (ns) that each is to get: a million take some MiB."""
+
+    _TAIL = struct.Struct("=HqH")
+
+    def __init__(self) -> None:
+        self._packed = bytearray()
+
+    def add(self, name: str, mode: int, mtime: int) -> None:
+        """
+        Remember one.
+
+        :raise TooMuch: if the names take more than :data:`MAX_DIRECTORIES` bytes.
+        """
+        data = os.fsencode(name)
+        mtime = max(-(1 << 63), min(mtime, (1 << 63) - 1))
+        self._packed += data + self._TAIL.pack(mode, mtime, len(data))
+        if len(self._packed) > MAX_DIRECTORIES:
+            raise TooMuch(f"the names of the archive's directories have more than {MAX_DIRECTORIES} bytes")
+
+    def newest_first(self) -> Iterator[tuple[str, int, int]]:
+        """Return name, mode and time of each, and forget it."""
+        while self._packed:
+            mode, mtime, length = self._TAIL.unpack(self._packed[-self._TAIL.size :])
+            del self._packed[-self._TAIL.size :]
+            name = os.fsdecode(bytes(self._packed[len(self._packed) - length :]))
+            del self._packed[len(self._packed) - length :]
+            yield name, mode, mtime
 
 
 class _Tree(Receiver):
@@ -211,7 +274,7 @@ class _Tree(Receiver):
         self._max_size = max_size
         self._max_entries = max_entries
         self._file: _File | None = None
-        self._directories: list[tuple[list[str], int, int]] = []
+        self._directories = _Directories()
 
     def begin(self, member: Member) -> None:
         if self.entries + self.skips >= self._max_entries:
@@ -260,7 +323,7 @@ class _Tree(Receiver):
         try:
             os.ftruncate(file.fd, file.member.size)
             self._dress(file.fd, file.member)
-            os.rename(file.temporary, file.name, src_dir_fd=file.directory, dst_dir_fd=file.directory)
+            file.put_in_place()
         except OSError as error:
             raise _because(file.member, error) from None
         self._file = None
@@ -271,9 +334,9 @@ class _Tree(Receiver):
 
     def settle(self) -> None:
         """All is there: give the directories their modes and times, which writing into them would have changed."""
-        for parts, mode, mtime in reversed(self._directories):
+        for name, mode, mtime in self._directories.newest_first():
             with suppress(OSError):
-                self._below.settle(parts, mode, mtime)
+                self._below.settle(_parts(name), mode, mtime)
 
     def close(self) -> None:
         """Leave no descriptor open, and no file that is incomplete."""
@@ -294,12 +357,12 @@ class _Tree(Receiver):
         if self._keep_owner:
             parent = self._below.directory(parts[:-1])
             os.chown(parts[-1], member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
-        self._directories.append((parts, member.mode & 0o777, member.mtime))
+        self._directories.add("/".join(parts), member.mode & 0o777, member.mtime)
 
     def _link(self, member: Member, parts: list[str]) -> None:
         """Make a link, in the place of what is there, if that is no directory."""
         directory = os.dup(self._below.directory(parts[:-1], make=True))
-        temporary = _temporary()
+        temporary = temporary_name()
         try:
             if member.kind is MemberType.SYMLINK:
                 os.symlink(member.target, temporary, dir_fd=directory)
@@ -335,10 +398,6 @@ def _parts(name: str) -> list[str]:
     if "\0" in name:
         raise TarError(f"{name!r}: a name with NUL in it")
     return parts
-
-
-def _temporary() -> str:
-    return f".sandboxd-{secrets.token_hex(8)}.tmp"
 
 
 def _because(member: Member, error: OSError) -> FileError:
