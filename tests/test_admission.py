@@ -10,8 +10,8 @@ from contextlib import ExitStack
 import pytest
 
 from sandboxd.settings import Settings
+from sandboxd.web.request_head import origin_form
 from sandboxd.web.route_table import RouteTable, RouteTraits
-from sandboxd.web.site import origin_form
 from tests.daemon import Daemon
 
 MIB = 1024 * 1024

@@ -34,7 +34,7 @@ class Client(http.client.HTTPConnection):
 
     def call(self, method: str, path: str, data: Any = None, secret: str | None = SECRET) -> tuple[int, bytes]:
         headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
-        self.request(method, path, json.dumps(data), headers)
+        self.request(method, path, None if data is None else json.dumps(data), headers)
         response = self.getresponse()
         return response.status, response.read()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
@@ -13,6 +14,8 @@ from twisted.web.server import NOT_DONE_YET
 
 from sandboxd.web.request import Request
 from sandboxd.web.route_table import PREFIX
+
+_log = Logger()
 
 Endpoint = Callable[..., Coroutine[Any, Any, "bytes | None"]]
 
@@ -46,13 +49,54 @@ class Dispatch(Resource):
             if path[:1] == [PREFIX[1:]]:
                 request.prepath, request.postpath = path[:1], path[1:]
             return self._klein.render(request)
-        serving = Deferred.fromCoroutine(endpoint(request))
-        if not serving.called:
-            request.notifyFinish().addErrback(lambda _: serving.cancel())
-        serving.addCallbacks(request.send_rest, _unless_cancelled).addErrback(request.processingFailed)
+        _Call(request, endpoint(request)).resume(None)
         return NOT_DONE_YET
 
 
-def _unless_cancelled(failure: Failure) -> None:
-    """A client that has gone away is not told anything."""
-    failure.trap(CancelledError)
+class _Call:
+    """
+    Runs an endpoint's coroutine and sends what it returns. A disconnect cancels what the coroutine awaits.
+
+    It does for one coroutine that only awaits Deferreds what ``Deferred.fromCoroutine`` does, without a Deferred, a
+    context and a state of its own: most endpoints return without having waited for anything.
+    """
+
+    def __init__(self, request: Request, coroutine: Coroutine[Deferred[Any], Any, bytes | None]) -> None:
+        self._request = request
+        self._coroutine = coroutine
+        self._awaited: Deferred[Any] | None = None
+
+    def resume(self, result: object) -> None:
+        """Run until the coroutine awaits a Deferred that has not fired, or returns."""
+        first = self._awaited is None
+        try:
+            if isinstance(result, Failure):
+                self._awaited = self._coroutine.throw(cast(BaseException, result.value))
+            else:
+                self._awaited = self._coroutine.send(result)
+        except StopIteration as end:
+            self._finish(end.value)
+        except CancelledError:
+            pass  # the client has gone away
+        except Exception:
+            self._fail(Failure())
+        else:
+            if first:
+                self._request.notifyFinish().addErrback(self._cancel)
+            self._awaited.addBoth(self.resume)
+
+    def _finish(self, body: bytes | None) -> None:
+        try:
+            self._request.send_rest(body)
+        except Exception:
+            self._fail(Failure())
+
+    def _fail(self, failure: Failure) -> None:
+        if self._request.connected:
+            self._request.processingFailed(failure)
+        else:
+            _log.failure("a request failed whose client has gone away", failure)
+
+    def _cancel(self, _: Failure) -> None:
+        if self._awaited is not None:
+            self._awaited.cancel()

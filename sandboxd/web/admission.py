@@ -66,7 +66,7 @@ class Admission:
         Only a WebSocket's may be there, as no browser lets a page set that header for anything else; then the page has
         to be our own host's.
         """
-        header: bytes | None = request.requestHeaders.getRawHeaders(b"Authorization", [None])[0]
+        header = request.getHeader(b"Authorization")
         in_subprotocol = False
         if header is None and route is not None and route.websocket:
             header = subprotocol_authorization(request.requestHeaders.getRawHeaders(b"Sec-WebSocket-Protocol", []))
@@ -104,5 +104,4 @@ def _bad_path(path: bytes) -> Refusal | None:
 def _is_same_origin(request: Request) -> bool:
     """Return whether a request has no ``Origin``, or that of its own ``Host``."""
     origins = request.requestHeaders.getRawHeaders(b"Origin")
-    hosts = request.requestHeaders.getRawHeaders(b"Host", [b""])
-    return not origins or all(same_origin(origin, hosts[0]) for origin in origins)
+    return not origins or all(same_origin(origin, request.getHeader(b"Host") or b"") for origin in origins)

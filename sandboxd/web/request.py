@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from email.utils import formatdate
+from functools import cached_property, lru_cache
 from io import BytesIO
 from itertools import count
-from time import perf_counter
-from typing import NamedTuple, Protocol, cast
+from time import perf_counter, time
+from typing import Any, AnyStr, NamedTuple, Protocol, cast
+from urllib.parse import unquote_to_bytes
 
+from twisted.internet.interfaces import IAddress, ITransport
+from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web import server
+from twisted.web.http import NO_BODY_CODES, datetimeToString, parse_qs
+from twisted.web.http_headers import Headers
+from twisted.web.server import Request as TwistedRequest
+from twisted.web.server import version as VERSION
 
 from sandboxd.web.ascii_json import dumps
 from sandboxd.web.body import BodyStream, whole
+from sandboxd.web.request_head import Head
 from sandboxd.web.request_stats import HUNG_UP
 from sandboxd.web.route_table import PREFIX, RouteTraits
+
+#: Bytes of the body that are sent together with the head; more are not worth the copy.
+JOINED = 32 * 1024
+
+_LINE_END = re.compile(rb"[\r\n]")
+
+_log = Logger()
 
 
 class Refusal(NamedTuple):
@@ -29,12 +45,26 @@ class Refusal(NamedTuple):
 
 class Connection(Protocol):
     """
-    What a request uses of its client's connection; it is :class:`sandboxd.web.site.Channel`.
+    What a request uses of its client's connection; it is :class:`sandboxd.web.channel.Channel`.
 
-    :ivar refused: whether what still arrives is dropped.
+    :ivar persistent: whether another request may follow.
     """
 
-    refused: bool
+    persistent: bool
+
+    @property
+    def site(self) -> Any:
+        """The server, for what Twisted's own code asks of it."""
+
+    @property
+    def transport(self) -> ITransport:
+        """The socket."""
+
+    def getPeer(self) -> IAddress:
+        """Return the client's address."""
+
+    def getHost(self) -> IAddress:
+        """Return the address that it has connected to."""
 
     def process(self, request: Request) -> None:
         """Answer a request that has arrived, in its turn."""
@@ -42,17 +72,26 @@ class Connection(Protocol):
     def ended(self, request: Request, status: int) -> None:
         """Count a request that was answered, or whose client is gone."""
 
-    def progress(self) -> None:
-        """Restart the time in which more of a streamed body has to arrive."""
+    def request_done(self) -> None:
+        """Go on with the next request: this one has been answered."""
 
     def refuse(self, request: Request, refusal: Refusal) -> None:
         """Answer at once, drop the rest of the request, and close."""
 
-    def cut_off(self, request: Request) -> None:
+    def cut_off(self) -> None:
         """Drop the rest of a request that is about to be answered, and close after that."""
 
-    def flush(self) -> None:
-        """Give the kernel now what was written."""
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Let a producer know when the client has to catch up."""
+
+    def unregisterProducer(self) -> None:
+        """End that."""
+
+    def loseConnection(self) -> None:
+        """Close when all is written."""
 
     def abort(self) -> None:
         """Close at once."""
@@ -67,10 +106,29 @@ class Connection(Protocol):
         """Close when all is written."""
 
 
-class Request(server.Request):
+@lru_cache(128)
+def _field_name(name: bytes) -> bytes:
+    """
+    Return a header's name as it is sent.
+
+    :raise InvalidHeaderName: if it is none.
+    """
+    return next(Headers({name: [b""]}).getAllRawHeaders())[0]
+
+
+@lru_cache(1)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode("ascii")
+
+
+class Request(TwistedRequest):
     """
     A request whose body is held in memory, up to the site's limit, or given to its route as it arrives.
 
+    It is Twisted's, with all that a resource or a Klein route can ask of it, but what most never ask for is made when
+    it is asked for. While nobody asks for :attr:`responseHeaders`, they are a dictionary.
+
+    :ivar head: what the client has sent before the body.
     :ivar route: the traits of its route; None if there is none for its method and path.
     :ivar success: whether the replies on its path have a ``success`` field.
     :ivar authenticated: whether it has a valid token.
@@ -81,11 +139,12 @@ class Request(server.Request):
     :ivar duplex: whether its body goes on to arrive while it is answered.
     :ivar body: the whole body, once :meth:`take_body` was called.
     :ivar template: the path of its route, with parameters as ``<name>``; None until that is called.
-    :ivar id: its ``X-Request-Id``, the client's or a new one; empty until its headers are complete.
-    :ivar began: when its headers were complete, in seconds of :func:`time.perf_counter`.
+    :ivar id: its ``X-Request-Id``, the client's or a new one.
+    :ivar began: when its head was complete, in seconds of :func:`time.perf_counter`.
     :ivar upgraded: whether the connection no longer speaks HTTP.
     """
 
+    channel: Connection  # type: ignore[assignment]
     route: RouteTraits | None = None
     success = False
     authenticated = False
@@ -96,16 +155,43 @@ class Request(server.Request):
     duplex = False
     body = b""
     template: str | None = None
-    id = b""
-    began = 0.0
     upgraded = False
-    _called = False
+    queued = False
     _answered = 0.0
+    _rest: BytesIO | None = None
+    _bodiless = False  #: whether its response has no body
+    _parsePOSTFormSubmission = False
+
+    def __init__(self, channel: Connection, head: Head) -> None:  # that of Twisted's makes what is made later here
+        self.began = perf_counter()
+        self.channel = channel
+        self.head = head
+        self.method = head.method
+        self.uri = head.target
+        self.path = head.target.partition(b"?")[0]
+        self.clientproto = head.version
+        self.id = request_id(head.last.get(b"x-request-id"))
+        self.notifications = []
+        self._out: dict[bytes, bytes] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """Make one of the attributes that Twisted's ``__init__`` sets, when it is first asked for."""
+        make = _MADE_LATER.get(name)
+        if make is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        value = make(self)
+        setattr(self, name, value)
+        return value
 
     @property
     def connection(self) -> Connection:
         """The client's connection, by its full type."""
-        return cast(Connection, self.channel)
+        return self.channel
+
+    @property
+    def connected(self) -> bool:
+        """Whether its client is still there, and its answer not complete."""
+        return not (self._disconnected or self.finished)
 
     @property
     def active(self) -> bool:
@@ -118,14 +204,6 @@ class Request(server.Request):
         """The part of its target behind the question mark."""
         return self.uri.partition(b"?")[2]
 
-    def begin(self, method: bytes, uri: bytes) -> None:
-        """Set what is known of it once its headers are complete."""
-        self.began = perf_counter()
-        self.method, self.path = method, uri.partition(b"?")[0]
-        given = self.requestHeaders.getRawHeaders(b"X-Request-Id")
-        self.id = request_id(given[0] if given else None)
-        self.responseHeaders.setRawHeaders(b"X-Request-Id", [self.id])
-
     @property
     def latency(self) -> float:
         """Seconds until the first byte of the answer was written; so far, if none was."""
@@ -133,39 +211,116 @@ class Request(server.Request):
 
     def connectionLost(self, reason: Failure) -> None:
         """The client is gone."""
-        if self.began and not self.finished:
-            self.connection.ended(self, self.code if self.upgraded else HUNG_UP)
-        super().connectionLost(reason)
+        if not self.finished:
+            self.channel.ended(self, self.code if self.upgraded else HUNG_UP)
+        self._disconnected = True
+        del self.channel
+        waiting, self.notifications = self.notifications, []
+        for each in waiting:
+            each.errback(reason)
 
-    def gotLength(self, length: int | None) -> None:
-        """The headers are complete."""
-        self.content = BytesIO()
-
-    def handleContentChunk(self, data: bytes) -> None:
+    def body_received(self, data: bytes) -> None:
         """Some of the body has arrived."""
         if self.stream is not None:
-            self.connection.progress()
             self.stream.feed(data)
             return
-        assert self.content is not None
-        if self.max_body is not None and self.content.tell() + len(data) > self.max_body:
-            self.connection.refuse(self, too_large(self.max_body))
-        elif not self.connection.refused:
-            self.content.write(data)
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """The headers have arrived if the route reads its body by itself, and later, or else, all has."""
-        if not self._called:
-            self._called = True
-            super().requestReceived(command, path, version)
+        if not self.body:
+            self.body = data
+        else:
+            if self._rest is None:
+                self._rest = BytesIO()
+                self._rest.write(self.body)
+            self._rest.write(data)
+        received = len(self.body) if self._rest is None else self._rest.tell()
+        if self.max_body is not None and received > self.max_body:
+            self.channel.refuse(self, too_large(self.max_body))
 
     def write(self, data: bytes) -> None:
         """Send some of the response. If the body is still arriving, the rest of it is not waited for."""
+        if self.finished:
+            raise RuntimeError("write() was called after finish()")
+        if self._disconnected or self._inFakeHead:
+            return
+        head = b""
         if not self.startedWriting:
+            self.startedWriting = 1
             self._answered = perf_counter()
             if self._incomplete and not self.duplex:
-                self.connection.cut_off(self)
-        super().write(data)
+                self.channel.cut_off()
+            head = self._response_head()
+        if self._bodiless or not data:
+            if head:
+                self.channel.write(head)
+            return
+        self.sentLength += len(data)
+        if self.chunked:
+            data = b"%s%x\r\n%s\r\n" % (head, len(data), data)
+        elif len(data) <= JOINED:
+            data = head + data
+        elif head:
+            self.channel.write(head)
+        self.channel.write(data)
+
+    def _response_head(self) -> bytes:
+        """Return the status line and the headers, having decided how the body is framed."""
+        if self.lastModified is not None:
+            self.setHeader(b"Last-Modified", datetimeToString(self.lastModified))
+        if self.etag is not None:
+            self.setHeader(b"ETag", self.etag)
+        length = self._sent_header(b"Content-Length")
+        without_content = self.code in NO_BODY_CODES
+        self._bodiless = without_content or self.method == b"HEAD"
+        has_type = self.defaultContentType is None or self._sent_header(b"Content-Type") is not None
+        if not (has_type or without_content or length == b"0"):
+            self.setHeader(b"Content-Type", cast(bytes, self.defaultContentType))
+        if length is None and not self._bodiless and self.clientproto == b"HTTP/1.1":
+            self.chunked = 1
+            self.setHeader(b"Transfer-Encoding", b"chunked")
+        if not self.channel.persistent:
+            self.setHeader(b"Connection", b"close")
+        if "cookies" in self.__dict__:
+            self.responseHeaders.setRawHeaders(b"Set-Cookie", self.cookies)
+        line = b"%s %d %s\r\n" % (self.clientproto, self.code, self.code_message)
+        if "responseHeaders" not in self.__dict__:
+            fields = b"".join([b"%s: %s\r\n" % field for field in self._out.items()])
+            return b"%sServer: %s\r\nDate: %s\r\nX-Request-Id: %s\r\n%s\r\n" % (
+                line, VERSION, _date(int(time())), self.id, fields
+            )  # fmt: skip
+        headers = self.responseHeaders.getAllRawHeaders()
+        return line + b"".join([b"%s: %s\r\n" % (name, each) for name, values in headers for each in values]) + b"\r\n"
+
+    def setHeader(self, name: AnyStr, value: AnyStr) -> None:
+        """Set a header of the response."""
+        if "responseHeaders" in self.__dict__ or not (isinstance(name, bytes) and isinstance(value, bytes)):
+            self.responseHeaders.setRawHeaders(name, [value])
+        else:
+            self._out[_field_name(name)] = b" ".join(value.splitlines()) if _LINE_END.search(value) else value
+
+    def _sent_header(self, name: bytes) -> bytes | None:
+        """Return the value of a header of the response as it is so far, or None."""
+        if "responseHeaders" not in self.__dict__:
+            return self._out.get(name)
+        values = self.responseHeaders.getRawHeaders(name)
+        return values[0] if values else None
+
+    def getHeader(self, key: AnyStr) -> AnyStr | None:
+        """Return the last value of a header of the request, or None."""
+        if isinstance(key, bytes) and "requestHeaders" not in self.__dict__:
+            return self.head.last.get(key.lower())
+        return super().getHeader(key)
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Let what makes the response know when the client has to catch up."""
+        if self._disconnected:
+            producer.stopProducing()
+        else:
+            super().registerProducer(producer, streaming)
+
+    def unregisterProducer(self) -> None:
+        """The rest of the response is written without asking."""
+        self.producer = None
+        if not self._disconnected:
+            self.channel.unregisterProducer()
 
     def switch_protocols(self, head: bytes, received: Callable[[bytes], None]) -> bytes:
         """
@@ -177,7 +332,7 @@ class Request(server.Request):
         """
         self.upgraded, self.startedWriting, self.code = True, 1, 101
         self._answered = perf_counter()
-        behind = self.connection.upgrade(received)
+        behind = self.channel.upgrade(received)
         self.send_raw(head)
         return behind
 
@@ -188,12 +343,32 @@ class Request(server.Request):
 
     def finish(self) -> None:
         """End the response, and with it the connection if that was upgraded."""
-        if not self.upgraded:
-            if self.duplex and self._incomplete:
-                self.connection.cut_off(self)
-            super().finish()
-        elif not self._disconnected:
-            self.connection.close_upgraded()
+        if self._disconnected:
+            if not self.upgraded:
+                raise RuntimeError("finish() was called after the connection was lost")
+            return
+        if self.upgraded:
+            self.channel.close_upgraded()
+            return
+        if self.finished:
+            raise RuntimeError("finish() was called twice")
+        if self.duplex and self._incomplete:
+            self.channel.cut_off()
+        if not self.startedWriting:
+            self.write(b"")
+        if self.chunked and not self._bodiless:
+            self.channel.write(b"0\r\n\r\n")
+        if self.producer is not None:
+            _log.error("the producer of {path} was not unregistered", path=printable(self.path))
+            self.unregisterProducer()
+        self.finished = 1
+        channel = self.channel
+        channel.ended(self, self.code)
+        del self.channel
+        channel.request_done()
+        waiting, self.notifications = self.notifications, []
+        for each in waiting:
+            each.callback(None)
 
     @property
     def _incomplete(self) -> bool:
@@ -205,10 +380,10 @@ class Request(server.Request):
         return self.stream or whole(self.take_body())
 
     def take_body(self) -> bytes:
-        """The whole body, which is kept as :attr:`body` from now on."""
-        assert isinstance(self.content, BytesIO)
-        self.body = self.content.getvalue()  # shares the memory, where read() would copy it
-        self.content.close()
+        """The whole body, which is kept as :attr:`body`."""
+        if self._rest is not None:
+            self.body = self._rest.getvalue()  # shares the memory, where read() would copy it
+            self._rest = None
         return self.body
 
     @property
@@ -231,28 +406,54 @@ class Request(server.Request):
         """What makes this request different from another: its path, without the prefix, and its body."""
         return self.path.removeprefix(PREFIX) + b"\0" + self.body
 
+    @cached_property
+    def site(self) -> Any:  # type: ignore[override]
+        """The server."""
+        return self.channel.site
+
+    @cached_property
+    def prepath(self) -> list[bytes]:  # type: ignore[override]
+        """The segments of the path that have been routed."""
+        return []
+
+    @cached_property
+    def postpath(self) -> list[bytes]:  # type: ignore[override]
+        """The others."""
+        return [unquote_to_bytes(each) for each in self.path[1:].split(b"/")]
+
+    @cached_property
+    def args(self) -> dict[bytes, list[bytes]]:  # type: ignore[override]
+        """The parameters of the query."""
+        return cast("dict[bytes, list[bytes]]", parse_qs(self.query, 1))
+
+    @cached_property
+    def content(self) -> BytesIO:  # type: ignore[override]
+        """The body as a file."""
+        return BytesIO(self.take_body())
+
     def process(self) -> None:
         """Have it answered: all of it has arrived, or its route reads the body as it arrives."""
-        self.connection.process(self)
+        self.channel.process(self)
 
     def call_route(self) -> None:
         """Call its route, or answer with its refusal."""
         if self._disconnected:
             return
-        if self.refusal is None:
-            super().process()
-        else:
+        if self.refusal is not None:
             self.answer(self.refusal)
+            return
+        try:
+            self.render(self.channel.site.resource)
+        except Exception:
+            self.processingFailed(Failure())
 
     def send_rest(self, body: bytes | None) -> None:
         """Send what a route has returned, if it has not sent all by itself, and end the response."""
         if self._disconnected:
             return
-        connection = self.connection
         if body is not None:
             self.write(body)
         self.finish()
-        connection.flush()
 
     @property
     def on_error(self) -> dict[str, object]:
@@ -269,6 +470,39 @@ class Request(server.Request):
             self.setHeader(name, value)
         self.write(body)
         self.finish()
+
+
+#: The attributes that Twisted's ``__init__`` sets and most requests never need: how each is made.
+_MADE_LATER: dict[str, Callable[[Request], Any]] = {
+    "requestHeaders": lambda self: _headers(self.head.fields),
+    "responseHeaders": lambda self: _headers(
+        [
+            (b"Server", VERSION),
+            (b"Date", _date(int(time()))),
+            (b"X-Request-Id", self.id),
+            *self._out.items(),
+        ]
+    ),
+    "client": lambda self: self.channel.getPeer(),
+    "host": lambda self: self.channel.getHost(),
+    "transport": lambda self: self.channel.transport,
+    "cookies": lambda self: [],
+    "received_cookies": lambda self: _cookies(self.requestHeaders.getRawHeaders(b"Cookie", [])),
+    "sitepath": lambda self: [],
+    "_adapterCache": lambda self: {},
+}
+
+
+def _headers(fields: Iterable[tuple[bytes, bytes]]) -> Headers:
+    headers = Headers()
+    for name, value in fields:
+        headers.addRawHeader(name, value)
+    return headers
+
+
+def _cookies(values: Iterable[bytes]) -> dict[bytes, bytes]:
+    pairs = (each.lstrip().partition(b"=") for value in values for each in value.split(b";"))
+    return {name: value for name, mark, value in pairs if mark}
 
 
 def too_large(limit: int) -> Refusal:

@@ -1,0 +1,59 @@
+"""A timeout that is set anew far more often than it expires."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+
+class Deadline:
+    """
+    Calls a function once the time that was set last has come. To set it again or to clear it costs no timer: the one
+    that runs looks, when it fires, whether it is time.
+
+    :param expired: the function.
+    """
+
+    def __init__(self, clock: IReactorTime, expired: Callable[[], None]) -> None:
+        self._clock = clock
+        self._expired = expired
+        self._at: float | None = None
+        self._timer: IDelayedCall | None = None
+        self._fires = 0.0
+
+    def set(self, seconds: float) -> None:
+        """Expire in so many seconds from now, and not before."""
+        self._at = self._clock.seconds() + seconds
+        if self._timer is None:
+            self._start(seconds)
+        elif self._at < self._fires:
+            self._timer.cancel()
+            self._start(seconds)
+
+    def clear(self) -> None:
+        """Do not expire until it is set again."""
+        self._at = None
+
+    def stop(self) -> None:
+        """Clear it for good: stop the timer, and let go of the function."""
+        self._at = None
+        del self._expired
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _start(self, seconds: float) -> None:
+        self._timer = self._clock.callLater(seconds, self._fire)
+        self._fires = self._timer.getTime()
+
+    def _fire(self) -> None:
+        self._timer = None
+        if self._at is None:
+            return
+        left = self._at - self._clock.seconds()
+        if left > 0:
+            self._start(left)
+        else:
+            self._at = None
+            self._expired()

@@ -1,0 +1,438 @@
+"""
+A client's connection: requests are parsed one at a time, and their answers written, with backpressure both ways.
+
+What can be refused by a request's head alone (a bad token, a body that is too large) is refused as soon as that is
+complete, and the rest is not waited for. A route that reads its body as it arrives is called then, too. The next
+request is parsed when this one has been answered.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any, cast
+from typing import Protocol as Structural
+
+from twisted.internet import tcp
+from twisted.internet._producer_helpers import _PullToPush
+from twisted.internet.interfaces import IAddress, IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from sandboxd.reactor.deadline import Deadline
+from sandboxd.settings import Settings
+from sandboxd.web.ascii_json import dumps
+from sandboxd.web.body import BodyError, BodyStream
+from sandboxd.web.chunked import ChunkedDecoder
+from sandboxd.web.request import Refusal, Request
+from sandboxd.web.request_head import END, MalformedRequest, is_malformed, parse_head
+
+#: Seconds that a refused client gets to read the answer while what it still sends is dropped. Closing at once
+#: would make the kernel answer with a reset, which destroys the reply on its way.
+LINGER = 5.0
+
+#: Bytes that are given to the kernel at a time; Twisted's own limit would take several turns for a batch of events.
+SEND_LIMIT = 1024 * 1024
+
+#: Seconds in which a new connection has to send something.
+FIRST_REQUEST = 60.0
+
+#: Bytes behind a request that is being answered with which the client is not read from. Until then it is, for only
+#: so is it noticed that it hangs up.
+READ_AHEAD = 16 * 1024
+
+
+def keep_alive(transport: tcp.Connection) -> None:
+    """Let the kernel find out within about two minutes that a silent peer is gone; it knows of local ones anyway."""
+    sock = transport.getHandle()
+    if sock.family == socket.AF_UNIX:
+        return
+    transport.setTcpNoDelay(True)
+    transport.setTcpKeepAlive(True)
+    for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4)):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+class Server(Structural):
+    """
+    What a connection uses of the server; it is :class:`sandboxd.web.site.Site`.
+
+    :ivar settings: how much of a request is taken, and how slowly it may come.
+    :ivar reactor: for timeouts.
+    """
+
+    settings: Settings
+    reactor: IReactorTime
+
+    def connected(self, channel: Channel) -> None:
+        """Keep a new connection."""
+
+    def lost(self, channel: Channel) -> None:
+        """Forget a connection that is gone."""
+
+    def admit(self, channel: Channel, request: Request) -> Refusal | None:
+        """Return why a request is refused, or None."""
+
+    def process(self, request: Request) -> None:
+        """Answer a request that has arrived, in its turn."""
+
+    def ended(self, request: Request, code: int) -> None:
+        """Count a request that was answered, or whose client is gone."""
+
+
+@implementer(IPushProducer)
+class Channel(Protocol):
+    """
+    A client's connection.
+
+    :ivar refused: whether what still arrives is dropped.
+    :ivar persistent: whether another request may follow the present one.
+    """
+
+    transport: tcp.Server
+
+    def __init__(self, site: Server) -> None:
+        self.site = site
+        self.refused = False
+        self.persistent = True
+        self._buffer = b""  #: what has arrived and was not parsed
+        self._parsing = False
+        self._request: Request | None = None
+        self._begun = False  #: whether some of a request has arrived, but not all
+        self._arriving = False  #: whether the present request's body is incomplete
+        self._left = 0  #: bytes of it that are missing, if it is not chunked
+        self._decoder: ChunkedDecoder | None = None
+        self._receiver: Callable[[bytes], None] | None = None
+        self._producer: Any = None
+        self._pull: _PullToPush | None = None
+        self._blocked = False  #: whether the client has yet to take what was written
+        self._held = False
+        self._aborted = False
+        self._reading = True
+        self._deadline = Deadline(site.reactor, self._expired)
+        self._lingering: IDelayedCall | None = None
+
+    # The connection
+
+    def connectionMade(self) -> None:
+        """A client has connected."""
+        self.site.connected(self)
+        keep_alive(self.transport)
+        self.transport.SEND_LIMIT = SEND_LIMIT
+        self.transport.registerProducer(self, True)
+        self._deadline.set(FIRST_REQUEST)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is gone."""
+        self.site.lost(self)
+        self._deadline.stop()
+        if self._lingering is not None and self._lingering.active():
+            self._lingering.cancel()
+        request, self._request = self._request, None
+        if request is not None:
+            request.connectionLost(reason)
+
+    def loseConnection(self) -> None:
+        """Close when all is written; after a refusal, also when the client has had the time to read it."""
+        self.transport.unregisterProducer()
+        if not self.refused:
+            self.transport.loseConnection()
+        elif self._lingering is None:
+            self.transport.loseWriteConnection()
+            self._lingering = self.site.reactor.callLater(LINGER, self.transport.abortConnection)
+
+    def abort(self) -> None:
+        """Close at once, so that the client cannot take what it got for all there is."""
+        self._aborted = True
+        self.transport.abortConnection()
+
+    def getPeer(self) -> IAddress:
+        """Return the client's address."""
+        return cast(IAddress, self.transport.getPeer())
+
+    def getHost(self) -> IAddress:
+        """Return the address that it has connected to."""
+        return cast(IAddress, self.transport.getHost())
+
+    def isSecure(self) -> bool:
+        """Return False: TLS ends in front of the daemon."""
+        return False
+
+    # Receiving
+
+    def dataReceived(self, data: bytes) -> None:
+        """Something has arrived: of a request, or of what follows one."""
+        if self.refused:
+            return
+        if self._receiver is not None:
+            self._receiver(data)
+        elif self._arriving:
+            self._body_received(data)
+        else:
+            self._buffer += data
+            if self._request is None:
+                self._parse()
+            elif len(self._buffer) > READ_AHEAD:
+                self._balance()
+
+    def _parse(self) -> None:
+        """Begin with the requests whose heads are complete, each when the one before it has been answered."""
+        if self._parsing:
+            return  # the caller, who has answered a request, is called by the loop below
+        self._parsing = True
+        try:
+            while self._buffer and self._request is None and not (self.refused or self._blocked):
+                end = self._buffer.find(END)
+                if max(end, -1 if end >= 0 else len(self._buffer)) > self.site.settings.max_header:
+                    raise MalformedRequest
+                if end < 0:
+                    if is_malformed(self._buffer):
+                        raise MalformedRequest
+                    self._limit_arrival()
+                    break
+                end += len(END)
+                head, self._buffer = parse_head(self._buffer[:end]), self._buffer[end:]
+                self._begin(Request(self, head))
+        except MalformedRequest:
+            self._refuse_bytes(400, "the request is not valid HTTP/1.1, or its headers are too large")
+        finally:
+            self._parsing = False
+
+    def _begin(self, request: Request) -> None:
+        """A request's head is complete: decide by it whether to go on."""
+        self._request = request
+        head = request.head
+        self.persistent = head.persistent
+        refusal = self.site.admit(self, request)
+        if refusal is not None and head.length != 0:
+            self.refuse(request, refusal)
+            return
+        request.refusal = refusal
+        if refusal is None:
+            request.stream = self._stream(request)
+        if head.length == 0:
+            self._complete(request)
+            return
+        self._arriving = True
+        self._left = head.length or 0
+        if head.length is None:
+            self._decoder = ChunkedDecoder(request.body_received, self.site.settings.max_header)
+        if request.stream is not None and request.stream.patient:
+            self._deadline.clear()
+        else:
+            self._limit_arrival()
+        if request.stream is not None:
+            if head.expects_continue:
+                request.stream.begin = self._send_continue
+            request.process()
+        elif head.expects_continue:
+            self._send_continue()
+        if self._buffer and self._arriving and not self.refused:
+            data, self._buffer = self._buffer, b""
+            self._body_received(data)
+
+    def _stream(self, request: Request) -> BodyStream | None:
+        """Return the body as its route reads it, if it does as it arrives."""
+        if request.route is None or not (request.route.streams or request.route.forwards):
+            return None
+        return BodyStream(request.head.length, request.max_body, self.hold, patient=request.route.forwards)
+
+    def _body_received(self, data: bytes) -> None:
+        request = self._request
+        assert request is not None
+        if self._decoder is not None:
+            try:
+                behind = self._decoder.feed(data)
+            except MalformedRequest:
+                self._refuse_body(request, 400, "the request body is not valid HTTP/1.1")
+                return
+        else:
+            piece = data if len(data) <= self._left else data[: self._left]
+            self._left -= len(piece)
+            request.body_received(piece)
+            behind = None if self._left else data[len(piece) :]
+        if self.refused or not self._arriving:
+            return
+        if behind is not None:
+            self._buffer = behind
+            self._complete(request)
+        elif request.stream is not None and not request.stream.patient:
+            self._deadline.set(self.site.settings.request_timeout)
+
+    def _complete(self, request: Request) -> None:
+        """All of a request has arrived."""
+        called = self._arriving and request.stream is not None
+        self._arriving = self._begun = False
+        self._decoder = None
+        self._deadline.clear()
+        if request.stream is not None:
+            request.stream.end()
+        if not called:
+            request.process()
+
+    def _limit_arrival(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._deadline.set(self.site.settings.request_timeout)
+
+    def _expired(self) -> None:
+        """The client has been silent, or slow, for too long."""
+        seconds = self.site.settings.request_timeout
+        request = self._request
+        if request is None and not self._buffer.strip(b"\r\n"):
+            self.abort() if self._blocked else self.loseConnection()
+        elif request is None:
+            self._refuse_bytes(408, f"the request took more than {seconds} seconds to arrive")
+        elif request.stream is None:
+            self._refuse_body(request, 408, f"the request took more than {seconds} seconds to arrive")
+        elif request.stream.held:  # by us
+            self._deadline.set(seconds)
+        else:
+            request.stream.fail(BodyError(408, f"no more of the request has arrived for {seconds} seconds"))
+
+    # Refusing
+
+    def refuse(self, request: Request, refusal: Refusal) -> None:
+        """Answer now, take no notice of the rest of the request, and close."""
+        if not self.refused:
+            self.cut_off()
+            request.answer(refusal)
+
+    def cut_off(self) -> None:
+        """Take no notice of the rest of a request, which is about to be answered, and close when it is."""
+        self._deadline.clear()
+        self.refused = True
+        self.persistent = False
+        self._arriving = self._begun = False
+        self._buffer = b""
+        self._balance()
+
+    def _refuse_body(self, request: Request, status: int, error: str) -> None:
+        if request.stream is None:
+            self.refuse(request, Refusal(status, error))
+        else:
+            self.refused = True
+            request.stream.fail(BodyError(status, error))
+
+    def _refuse_bytes(self, status: int, error: str) -> None:
+        """Answer what has not become a request."""
+        body = dumps({"error": error})
+        self.cut_off()
+        self.write(
+            b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
+            % (status, {400: b"Bad Request", 408: b"Request Timeout"}[status], len(body), body)
+        )
+        self.loseConnection()
+
+    # What a request asks for
+
+    def process(self, request: Request) -> None:
+        """Answer a request that has arrived, in its turn."""
+        self.site.process(request)
+
+    def ended(self, request: Request, status: int) -> None:
+        """Count a request that was answered, or whose client is gone."""
+        self.site.ended(request, status)
+
+    def request_done(self) -> None:
+        """The present request has been answered."""
+        self._request = None
+        if self.refused or not self.persistent:
+            self._buffer = b""
+            self.loseConnection()
+            return
+        self._deadline.set(self.site.settings.keep_alive)
+        self._balance()
+        if self._buffer:
+            self._parse()
+
+    def write(self, data: bytes) -> None:
+        """
+        Send bytes, at once if the kernel takes them.
+
+        Twisted would ask epoll whether the socket is writable, and send in the next turn.
+        """
+        if self._aborted:
+            return
+        transport: Any = self.transport
+        idle = not (transport.dataBuffer or transport._tempDataBuffer)
+        if idle and transport.connected and not transport.disconnecting:
+            sent = transport.writeSomeData(data)
+            if isinstance(sent, int):
+                data = data[sent:]  # if it failed, the reactor meets the error again
+        if data:
+            transport.write(data)
+
+    def _send_continue(self) -> None:
+        self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def hold(self, held: bool) -> None:
+        """Let the client wait until the reader of what it sends has caught up."""
+        self._held = held
+        self._balance()
+
+    def upgrade(self, received: Callable[[bytes], None]) -> bytes:
+        """
+        Parse nothing more of what the client sends.
+
+        :param received: called with it instead.
+        :return: what has arrived behind the request.
+        """
+        self._receiver = received
+        self.persistent = False
+        behind, self._buffer = self._buffer, b""
+        self._balance()
+        return behind
+
+    def close_upgraded(self) -> None:
+        """Close when all is written and the client has had the time to read it; drop what it still sends."""
+        self.cut_off()
+        self.loseConnection()
+
+    # Backpressure
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Let a request's producer know when the client has to catch up."""
+        if not streaming:
+            producer = self._pull = _PullToPush(producer, self)
+        self._producer = producer
+        if self._pull is not None:
+            self._pull.startStreaming()
+
+    def unregisterProducer(self) -> None:
+        """The request will write no more by itself."""
+        pull, self._pull, self._producer = self._pull, None, None
+        if pull is not None:
+            pull.stopStreaming()
+
+    def pauseProducing(self) -> None:
+        """The client has to take what was written first."""
+        self._blocked = True
+        if self._producer is not None:
+            self._producer.pauseProducing()
+        self._balance()
+
+    def resumeProducing(self) -> None:
+        """It has."""
+        self._blocked = False
+        if self._producer is not None:
+            self._producer.resumeProducing()
+        self._balance()
+        self._parse()
+
+    def stopProducing(self) -> None:
+        """The connection is gone."""
+        if self._producer is not None:
+            self._producer.stopProducing()
+
+    def _balance(self) -> None:
+        """Read from the client, or let it wait."""
+        ahead = self._request is not None and len(self._buffer) > READ_AHEAD
+        reading = self.refused or not (self._held or ahead or (self._blocked and self._request is None))
+        if reading != self._reading:
+            self._reading = reading
+            if reading:
+                self.transport.resumeProducing()
+            else:
+                self.transport.pauseProducing()

@@ -1,1 +1,0 @@
-"""Tests of sandboxctl: the real program, in a real pseudo-terminal where it matters, against the real daemon."""
