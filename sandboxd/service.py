@@ -172,6 +172,7 @@ class Sandboxd(Service):
         super().startService()
         if self._umask is not None:
             os.umask(self._umask)
+        self._walks.start()
         self._files.start()
         for part in (self.table, self.streams, self.sockets, self.stalls, self.watches):
             part.startService()

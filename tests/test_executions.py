@@ -162,6 +162,7 @@ async def test_a_running_background_process_in_full(api: Api, tmp_path: Path, ga
         "timed_out": False,
         "idle_timed_out": False,
         "oom_killed": False,
+        "survivors": [],
         "output": {"bytes": 8, "records": 2, "first": 1, "truncated": False, "followers": 0},
     }
     await kill(api, id)
@@ -190,6 +191,7 @@ async def test_an_ended_foreground_command_in_full(api: Api) -> None:
         "timed_out": False,
         "idle_timed_out": False,
         "oom_killed": False,
+        "survivors": [],
         "output": {"bytes": 4, "records": 1, "first": 1, "truncated": False, "followers": 0},
     }
 

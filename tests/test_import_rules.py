@@ -37,7 +37,7 @@ ROOMS = (
 )
 
 #: Rooms that stand beside those of the daemon, for programs that talk to one; each may import from those that follow.
-CLIENTS = ("client",)
+CLIENTS = ("ctl", "client")
 
 #: Modules that read the environment.
 COMMAND_LINES = ("sandboxd.tap", "sandboxd.ctl.config")

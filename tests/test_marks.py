@@ -20,7 +20,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 1
 walks = 0
 while sweep(choose, 5.0):
     walks += 1
-assert walks > 1
+assert walks
 assert [child.wait(10) for child in children] == [-signal.SIGKILL] * 30
 """
 

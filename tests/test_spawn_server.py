@@ -31,16 +31,30 @@ def children(pid: int) -> dict[int, str]:
     return found
 
 
+def comm(pid: int) -> str:
+    """The name of a process; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def state(pid: int) -> str:
     """The state of a process, as ps(1) shows it."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def guardians_of(daemon: Daemon) -> list[int]:
-    """The pids of the spawners, the only children of a daemon that runs nothing. Each is a guardian, too."""
-    pids = list(children(daemon.pid))
-    assert len(pids) == SPAWNERS
-    return pids
+def spawners_of(daemon: Daemon) -> list[int]:
+    """The pids of the spawn servers, which are children of the daemon or of each other."""
+    pids = [*children(daemon.pid)]
+    for pid in pids:
+        pids.extend(children(pid))
+    return [pid for pid in pids if comm(pid) == "sandboxd-spawn" and alive(pid)]
+
+
+async def guardians_of(daemon: Daemon) -> list[int]:
+    """The pids of the spawn servers, once all run. Each is a guardian, too."""
+    return await until(lambda: pids if len(pids := spawners_of(daemon)) == SPAWNERS else [])
 
 
 def made_gate(folder: Path) -> Gate:
@@ -77,7 +91,7 @@ async def test_a_daemon_that_is_killed_leaves_nothing_running(
 ) -> None:
     daemon = start_daemon()
     api = Api(daemon.url, daemon.secret)
-    guardians = guardians_of(daemon)
+    guardians = await guardians_of(daemon)
     names = ["plain", "streamed", "session", "orphan", "bare", "stubborn", "left", "left_session"]
     plain, streamed, session, orphan, bare, stubborn, left, left_session = (lasting(tmp_path, name) for name in names)
     await api.start(plain)
@@ -111,7 +125,7 @@ async def test_what_is_to_survive_a_daemon_that_is_killed_does(
 ) -> None:
     daemon = start_daemon()
     api = Api(daemon.url, daemon.secret)
-    guardians = guardians_of(daemon)
+    guardians = await guardians_of(daemon)
     await api.start(lasting(tmp_path, "survivor"), survive=True)
     await api.start(f"setsid {lasting(tmp_path, 'session')}; sleep 300", survive=True)
     await api.start(lasting(tmp_path, "other"))
@@ -139,7 +153,7 @@ async def test_what_may_survive_a_death_does_not_survive_a_stop(
 async def test_what_another_daemon_runs_is_left_alone(start_daemon: Callable[..., Daemon], api: Api) -> None:
     id = await api.start("sleep 300")
     daemon = start_daemon()
-    guardians = guardians_of(daemon)
+    guardians = await guardians_of(daemon)
     daemon.stop(signal.SIGKILL)
     await gone(guardians)
     assert (await api.process(id))["status"] == "running"
@@ -148,7 +162,7 @@ async def test_what_another_daemon_runs_is_left_alone(start_daemon: Callable[...
 
 async def test_the_guardian_ends_with_a_daemon_that_stops(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon()
-    guardians = guardians_of(daemon)
+    guardians = await guardians_of(daemon)
     assert all(map(alive, guardians))
     assert daemon.stop() == 0
     await gone(guardians)
@@ -156,7 +170,7 @@ async def test_the_guardian_ends_with_a_daemon_that_stops(start_daemon: Callable
 
 async def test_the_guardian_ignores_what_ends_the_daemon(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     daemon = start_daemon()
-    guardians = guardians_of(daemon)
+    guardians = await guardians_of(daemon)
     await Api(daemon.url, daemon.secret).start(lasting(tmp_path, "pid"))
     pids = await pids_in(tmp_path / "pid")
     for guardian in guardians:
@@ -169,13 +183,13 @@ async def test_the_guardian_ignores_what_ends_the_daemon(start_daemon: Callable[
 async def test_orphans_that_have_ended_are_reaped(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     daemon = start_daemon()
     api = Api(daemon.url, daemon.secret)
-    guardians = guardians_of(daemon)
+    guardians = await guardians_of(daemon)
     file = tmp_path / "pids"
     for _ in range(30):
         await api.run(f"(setsid sh -c 'echo $$ >> {file}' > /dev/null 2>&1 &)")
     orphans = await pids_in(file, 30)
     await gone(orphans)
-    await until(lambda: sorted(children(daemon.pid)) == sorted(guardians))
+    await until(lambda: set(children(daemon.pid)) <= set(guardians))
     assert not any(Path(f"/proc/{pid}").exists() for pid in orphans)
 
 
@@ -184,7 +198,8 @@ async def test_commands_that_have_ended_are_reaped(start_daemon: Callable[..., D
     api = Api(daemon.url, daemon.secret)
     for cmd in ("true", "exit 3", "kill -9 $$"):
         await api.run(cmd)
-    guardians_of(daemon)
+    guardians = await guardians_of(daemon)
+    await until(lambda: {pid for each in (daemon.pid, *guardians) for pid in children(each)} <= set(guardians))
 
 
 async def test_what_a_spawner_has_started_outlives_it(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
@@ -192,7 +207,7 @@ async def test_what_a_spawner_has_started_outlives_it(start_daemon: Callable[...
     api = Api(daemon.url, daemon.secret)
     gates = [made_gate(tmp_path / name) for name in ("first", "second")]
     ids = [await api.start(f"{gate.wait}; echo out; exit 3") for gate in gates]
-    spawners = guardians_of(daemon)
+    spawners = await guardians_of(daemon)
     for spawner in spawners:
         os.kill(spawner, signal.SIGKILL)
     await gone(spawners)
@@ -206,15 +221,15 @@ async def test_what_a_spawner_has_started_outlives_it(start_daemon: Callable[...
         records = (await api.get(f"/processes/{id}/logs")).json()["records"]
         assert [record["data"] for record in records] == ["out"]
         gate.close()
-    assert "another takes its place" in daemon.log.read_text()
-    guardians_of(daemon)
+    assert "is replaced: it has died" in daemon.log.read_text()
+    await guardians_of(daemon)
 
 
 async def test_what_a_dead_spawner_has_started_can_be_killed(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon()
     api = Api(daemon.url, daemon.secret)
     ids = [await api.start("sleep 300 & setsid sleep 300") for _ in range(4)]
-    for spawner in guardians_of(daemon):
+    for spawner in await guardians_of(daemon):
         os.kill(spawner, signal.SIGKILL)
     for id in ids:
         assert (await api.post("/kill_process", {"id": id})).status == 200
@@ -234,7 +249,7 @@ async def test_commands_started_while_spawners_die_are_answered_for(start_daemon
     starting = [Deferred.fromCoroutine(start()) for _ in range(8)]
     for more in range(1, 6):
         await until(partial(at_least, answers, 10 * more))
-        for spawner in [pid for pid in children(daemon.pid) if b"spawner" in command_line(pid)]:
+        for spawner in spawners_of(daemon):
             os.kill(spawner, signal.SIGKILL)
     for each in starting:
         await each
@@ -252,5 +267,5 @@ async def test_commands_started_while_spawners_die_are_answered_for(start_daemon
 async def test_a_spawner_may_have_as_many_files_as_the_daemon(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon()
     hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[1]
-    for spawner in guardians_of(daemon):
+    for spawner in await guardians_of(daemon):
         await until(partial(has_limit, spawner, (hard, hard)))

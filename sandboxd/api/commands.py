@@ -25,6 +25,7 @@ from sandboxd.messages.decoding import BadRequest, Error
 from sandboxd.messages.executions import CommandRequest, Complete, Output, RunResult, StreamQuery
 from sandboxd.processes.child import SpawnError
 from sandboxd.processes.command import Command, User
+from sandboxd.processes.trees import Survivors
 from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.web.ascii_json import dumps, escaped
 from sandboxd.web.idempotency import IdempotencyStore, KeyConflict, KeyedResult
@@ -41,7 +42,7 @@ MAX_OUTPUT = 128 * 1024 * 1024
 SMALL = 256 * 1024
 
 #: Not the command's fault, and it has not been executed: the client may try again.
-EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ECANCELED)
 
 
 class CommandStarter:
@@ -175,6 +176,12 @@ def cannot_start(error: SpawnError) -> ApiError:
     return ApiError(status, f"Failed to start command: {error}")
 
 
+def not_permitted(survivors: Survivors) -> ApiError:
+    """Return the answer to a signal that some processes may not be sent."""
+    denied = survivors.denied[0]
+    return ApiError(409, f"{denied}: operation not permitted", survivors=survivors.pids)
+
+
 class Outcome(TypedDict, total=False):
     """How an execution ended, beside its code: fields of several replies, there if they apply."""
 
@@ -182,6 +189,7 @@ class Outcome(TypedDict, total=False):
     idle_timed_out: bool
     oom_killed: bool
     signal: str
+    survivors: list[int]
 
 
 def outcome(execution: Execution) -> Outcome:
@@ -195,7 +203,14 @@ def outcome(execution: Execution) -> Outcome:
         found["oom_killed"] = True
     if execution.signal is not None:
         found["signal"] = signal_name(execution.signal)
+    if execution.survivors and (execution.timed_out or execution.idle_timed_out):
+        found["survivors"] = execution.survivors
     return found
+
+
+def code_of(execution: Execution) -> int:
+    """Return the exit code for a reply; -1 also for a command that runs on because it cannot be killed."""
+    return -1 if execution.exit_code is None else execution.exit_code
 
 
 def signal_name(signum: int) -> str:
@@ -232,20 +247,20 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
         except SpawnError as error:
             raise cannot_start(error) from None
         name_execution(request, execution)
-        execution.when_ended().addCallback(lambda _: starter.store.holds(entry, buffered.cost))
+        execution.when_settled().addCallback(lambda _: starter.store.holds(entry, buffered.cost))
         try:
-            await execution.when_ended()
+            await execution.when_settled()
         except CancelledError:
             if not entry.keyed:  # else the client may come again with its key
                 execution.abandon()
             raise
-        assert execution.exit_code is not None
+        code = code_of(execution)
         stdout, stderr = buffered.kept["stdout"], buffered.kept["stderr"]
         result = RunResult(
             stdout="",
             stderr="",
-            code=execution.exit_code,
-            error="Non-zero exit code" if execution.exit_code else UNSET,
+            code=code,
+            error="Non-zero exit code" if code else UNSET,
             stdout_dropped=stdout.dropped or UNSET,
             stderr_dropped=stderr.dropped or UNSET,
             **outcome(execution),
@@ -289,9 +304,8 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
         stream = streams.open(request)
         try:
             await follow(stream, streams, cursor, output_events)
-            await execution.when_ended()
-            code = execution.exit_code
-            assert code is not None
+            await execution.when_settled()
+            code = code_of(execution)
             stream.write(event("complete", Complete(code, code != 0, **outcome(execution)), execution.log.last))
         except BaseException:
             if not (keyed or body.detach):

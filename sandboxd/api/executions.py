@@ -7,7 +7,7 @@ import signal as signals
 import msgspec
 from msgspec import UNSET
 
-from sandboxd.api.commands import name_execution, signal_name
+from sandboxd.api.commands import name_execution, not_permitted, signal_name
 from sandboxd.api.routing import ApiError, Routes
 from sandboxd.api.streaming import texts, timestamp
 from sandboxd.api.waits import Waits
@@ -33,7 +33,7 @@ from sandboxd.web.request import Request
 MAX_RECORDS = 10_000
 
 
-def described(execution: Execution) -> ExecutionDetails:
+async def described(execution: Execution) -> ExecutionDetails:
     """Return the details of an execution."""
     assert execution.pid is not None  # a client learns the id when it was started
     command = execution.command
@@ -57,6 +57,7 @@ def described(execution: Execution) -> ExecutionDetails:
         timed_out=execution.timed_out,
         idle_timed_out=execution.idle_timed_out,
         oom_killed=execution.oom_killed,
+        survivors=await execution.left(),
         output=OutputState(
             bytes=log.total_bytes,
             records=log.next - 1,
@@ -90,7 +91,7 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
     @routes.get("/processes/<id>", reply=ExecutionDetails)
     async def process(request: Request, id: str) -> ExecutionDetails:
         """All that is known of an execution: of ``/run`` and ``/run_streaming`` too, by their ``X-Execution-Id``."""
-        return described(get(id))
+        return await described(get(id))
 
     @routes.get("/processes/<id>/logs", query=LogsQuery, reply=Logs)
     async def logs(request: Request, id: str, query: LogsQuery) -> Logs:
@@ -130,12 +131,18 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
 
     @routes.post("/processes/<id>/signal", SignalRequest, success=True, reply=DoneWithMessage, errors=(409,))
     async def signal(request: Request, body: SignalRequest, id: str) -> DoneWithMessage:
-        """Send a signal to an execution's processes. Answers 409 if it has ended."""
+        """
+        Send a signal to an execution's processes, those that its shell has left included.
+
+        Answers 409 if none runs any more, or if one may not be signalled.
+        """
         signum = body.signum()
         execution = get(id)
-        if execution.status != "running":
+        found = await execution.send_signal(signum)
+        if found.denied:
+            raise not_permitted(found)
+        if execution.status != "running" and not found.pids:
             raise ApiError(409, f"process is not running (status: {execution.status})")
-        await execution.send_signal(signum)
         return DoneWithMessage(True, f"{signals.Signals(signum).name} sent")
 
     @routes.post("/processes/<id>/wait", WaitRequest, reply=Waited)
@@ -150,4 +157,4 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
         """
         execution = get(id)
         found = await waits.wait(execution, body)
-        return Waited(**msgspec.structs.asdict(described(execution)), **found)
+        return Waited(**msgspec.structs.asdict(await described(execution)), **found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandboxd.api.commands import CommandStarter, cannot_start, name_execution
+from sandboxd.api.commands import CommandStarter, cannot_start, name_execution, not_permitted
 from sandboxd.api.operations import Events
 from sandboxd.api.routing import ApiError, Routes
 from sandboxd.api.streaming import check_streams, follow, log_events, resume_after, send_available, timestamp
@@ -65,23 +65,26 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
         """The background processes that run or are remembered, in the order of their start."""
         return Processes([listed(execution) for execution in table.background()])
 
-    @routes.post("/kill_process", KillProcessRequest, success=True, reply=DoneWithMessage)
+    @routes.post("/kill_process", KillProcessRequest, success=True, reply=DoneWithMessage, errors=(409,))
     async def kill_process(request: Request, body: KillProcessRequest) -> DoneWithMessage:
         """
         End a process and all that it has started; answers when they are gone.
 
-        ``signal`` is sent first, and SIGKILL ``grace`` seconds later.
+        ``signal`` is sent first, and SIGKILL ``grace`` seconds later. One that has ended but has left processes running
+        is killed, too; its status stays. Answers 409 if one may not be signalled.
         """
         signum = body.signum()
         try:
             execution = table.get(body.id)
         except KeyError:
             raise ApiError(400, f"process not found: {body.id}") from None
-        if execution.status != "running":
+        if execution.status != "running" and not await execution.left():
             raise ApiError(400, f"process is not running (status: {execution.status})")
         survivors = await execution.kill(signum, body.grace)
-        if survivors:
-            raise ApiError(500, f"could not be killed: pids {survivors}", survivors=survivors)
+        if survivors.denied:
+            raise not_permitted(survivors)
+        if survivors.pids:
+            raise ApiError(500, f"could not be killed: pids {survivors.pids}", survivors=survivors.pids)
         return DoneWithMessage(True, "Process killed successfully")
 
     @routes.get(

@@ -93,14 +93,22 @@ class AsyncSandbox:
                     callback(output.text)
         return checked(ended(stream.result), check)
 
-    def stream(self, cmd: Cmd, *, reconnect: bool = True, **options: Unpack[CommandOptions]) -> AsyncCommandEvents:
+    def stream(
+        self,
+        cmd: Cmd,
+        *,
+        reconnect: bool = True,
+        on_start: Callable[[str], object] | None = None,
+        **options: Unpack[CommandOptions],
+    ) -> AsyncCommandEvents:
         """
         Run a command and iterate over its output as it comes. Leaving the ``async with`` statement early kills it.
 
         :param reconnect: whether the command outlives a connection that breaks, so that the stream is resumed. Without,
             it is killed when the connection breaks, also if this process is killed.
+        :param on_start: called with the execution's id when the command runs, which may be long before its output.
         """
-        return AsyncCommandEvents(self, follow_command(cmd, reconnect, options))
+        return AsyncCommandEvents(self, follow_command(cmd, reconnect, on_start, options))
 
     # Background processes
 

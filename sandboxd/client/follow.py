@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -74,9 +74,18 @@ class CommandFollow(Follow["Output | Gap"]):
     The output of a command that is run.
 
     :ivar result: how it ended, once it has.
+    :ivar on_start: called with the execution's id when the command runs.
     """
 
     result: Complete | None = None
+    on_start: Callable[[str], object] | None = None
+
+    def opened(self, response: Response) -> None:
+        """Take the head of a successful reply, and report the command's id, once."""
+        super().opened(response)
+        if self.on_start is not None and self.id is not None:
+            report, self.on_start = self.on_start, None
+            report(self.id)
 
     @property
     def running(self) -> bool:
@@ -123,14 +132,19 @@ class ChangeFollow(Follow[Change]):
 
 
 @operation("POST /run_streaming", Output)
-def follow_command(cmd: Cmd, reconnect: bool, options: CommandOptions) -> CommandFollow:
+def follow_command(
+    cmd: Cmd, reconnect: bool, on_start: Callable[[str], object] | None, options: CommandOptions
+) -> CommandFollow:
     """
     Return the stream of a command's output.
 
     :param reconnect: whether the command outlives a connection that breaks, so that the stream can be resumed.
+    :param on_start: called with the execution's id when the command runs.
     """
     headers = {"Idempotency-Key": new_key()} if reconnect else {}
-    return CommandFollow(post("/run_streaming", command_body(cmd, options), headers=headers, repeatable=reconnect))
+    follow = CommandFollow(post("/run_streaming", command_body(cmd, options), headers=headers, repeatable=reconnect))
+    follow.on_start = on_start
+    return follow
 
 
 @operation("GET /process_logs_streaming", Record)

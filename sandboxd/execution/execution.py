@@ -20,7 +20,7 @@ from sandboxd.execution.protocol import CaptureProtocol
 from sandboxd.processes.cgroup import Cgroup
 from sandboxd.processes.child import Child, Spawner, SpawnError
 from sandboxd.processes.command import Command
-from sandboxd.processes.trees import Trees
+from sandboxd.processes.trees import Survivors, Trees
 from sandboxd.reactor.oneshot import OneShot
 
 Status = Literal["running", "completed", "failed", "killed"]
@@ -40,6 +40,7 @@ class Execution:
     :ivar timed_out: whether it was killed because its timeout had passed.
     :ivar idle_timed_out: whether it was killed because it had written nothing for its idle timeout.
     :ivar cgroup: the cgroup of its processes, or None.
+    :ivar survivors: pids of its tree that its last kill could not end.
     :ivar oom_killed: whether the kernel has killed a process of its cgroup for lack of memory.
     """
 
@@ -72,7 +73,10 @@ class Execution:
         self.timed_out = False
         self.idle_timed_out = False
         self.oom_killed = False
+        self.survivors: list[int] = []
         self._killed = False
+        self._kills = 0
+        self._nothing_left = False
         self._clock = clock
         self._trees = trees
         self._ended = ended
@@ -81,6 +85,7 @@ class Execution:
         self._mark = trees.marks.new(command.survive)
         self._start: OneShot[None] = OneShot()
         self._end: OneShot[None] = OneShot()
+        self._settled: OneShot[None] = OneShot()
         self._timers: list[IDelayedCall] = []
         self.started_at = time.time()
         self._began = clock.seconds()
@@ -88,6 +93,8 @@ class Execution:
         self._protocol = CaptureProtocol(self.log, clock, self._started, self._exited)
         self._child: Child | None = spawner.spawn(self._protocol, command, self._mark, cgroup)
         self.log.register_producer(self._child)
+        if command.timeout is not None:
+            self._timers.append(clock.callLater(command.timeout, self._time_out))
 
     @property
     def mark(self) -> int:
@@ -111,38 +118,71 @@ class Execution:
         """Return a Deferred that fires when it has ended and its log is complete. Can be cancelled."""
         return self._end.when_fired()
 
-    async def kill(self, signum: int = signal.SIGKILL, grace: float = 0.0) -> list[int]:
+    def when_settled(self) -> Deferred[None]:
+        """
+        Return a Deferred that fires when its outcome can be reported. Can be cancelled.
+
+        That is when it has ended and no kill of it is going on; or when its timeout has passed but it cannot be killed.
+        """
+        return self._settled.when_fired()
+
+    async def kill(self, signum: int = signal.SIGKILL, grace: float = 0.0) -> Survivors:
         """
         End its whole process tree, and wait until that is gone and the exit status is known.
 
         :param signum: the first signal.
         :param grace: seconds until SIGKILL follows, if ``signum`` was another.
-        :return: the pids that could not be killed, normally none.
+        :return: the processes that could not be killed, normally none.
         """
-        self._killed = self._killed or self.ended_at is None
-        if not self._start.fired:
-            with suppress(SpawnError):
-                await self.when_started()
-        if self.pid is None:
-            return []
-        if signum == signal.SIGKILL:
-            if self.cgroup is not None:
-                self.cgroup.kill()
-            with suppress(ProcessExitedAlready):
-                if self._child is not None:
-                    self._child.signalProcess(signum)  # at once; the walk finds those that left the process group
-        survivors = await self._trees.end(self._mark, signum, grace)
-        if not survivors:
-            await self.when_ended()
-        return survivors
+        running = self.ended_at is None
+        self._killed = self._killed or running
+        self._kills += 1
+        try:
+            if signum == signal.SIGKILL:
+                if self.cgroup is not None:
+                    self.cgroup.kill()
+                with suppress(ProcessExitedAlready):
+                    if self._child is not None:
+                        self._child.signalProcess(signum)  # at once; the walk finds those that left the process group
+            if not self._start.fired:
+                with suppress(SpawnError):
+                    await self.when_started()
+            if self.pid is None:
+                return Survivors([], [])
+            survivors = await self._trees.end(self._mark, signum, grace)
+            self.survivors = survivors.pids
+            if not survivors.pids:
+                await self.when_ended()
+            elif self.timed_out or self.idle_timed_out:
+                self.log.close(time.time())  # its readers get their answer now
+                self._settled.fire(None)
+            return survivors
+        finally:
+            self._kills -= 1
+            self._settle()
 
-    def send_signal(self, signum: int) -> Deferred[None]:
+    def _settle(self) -> None:
+        if self.ended_at is not None and self._kills == 0 and not self._settled.fired:
+            self._settled.fire(None)
+
+    async def send_signal(self, signum: int) -> Survivors:
         """
         Send a signal to its process tree, whatever that does with it.
 
-        :return: fires when the signal has been sent.
+        :param signum: 0 to send none.
+        :return: the processes of the tree, those that its shell has left included.
+        :raise OSError: if not all processes could be looked at.
         """
-        return Deferred.fromCoroutine(self._trees.signal(self._mark, signum))
+        if self._nothing_left:
+            return Survivors([], [])
+        ended = self.ended_at is not None
+        found = await self._trees.signal(self._mark, signum)
+        self._nothing_left = ended and not found.pids
+        return found
+
+    async def left(self) -> list[int]:
+        """Return the pids of its tree that run although its shell has ended; none while that runs."""
+        return [] if self.ended_at is None else (await self.send_signal(0)).pids
 
     def feed(self, data: bytes, close: bool) -> Deferred[None]:
         """
@@ -168,9 +208,9 @@ class Execution:
             return
         Deferred.fromCoroutine(self.kill()).addCallbacks(self._abandoned, self._abandon_failed)
 
-    def _abandoned(self, survivors: list[int]) -> None:
-        if survivors:
-            self._logger.error("{id}: could not be killed: pids {pids}", id=self.id, pids=survivors)
+    def _abandoned(self, survivors: Survivors) -> None:
+        if survivors.pids:
+            self._logger.error("{id}: could not be killed: pids {pids}", id=self.id, pids=survivors.pids)
 
     def _abandon_failed(self, failure: Failure) -> None:
         self._logger.failure("{id}: could not be killed", failure, id=self.id)
@@ -199,8 +239,6 @@ class Execution:
     def _started(self) -> None:
         assert self._child is not None
         self.pid = self._child.pid
-        if self.command.timeout is not None:
-            self._timers.append(self._clock.callLater(self.command.timeout, self._time_out))
         if self.command.idle_timeout is not None:
             self._watch_idle(self.command.idle_timeout, self.command.idle_timeout)
         self._start.fire(None)
@@ -224,3 +262,4 @@ class Execution:
         if self.pid is None:
             self._start.fire(reason)
         self._end.fire(None)
+        self._settle()

@@ -149,12 +149,16 @@ class OutputLog:
 
         :param time: seconds since the epoch.
         """
+        if self.closed:
+            return
         self.total_bytes += len(chunk)
         self.last_output = time
         self._add(stream, self._splitters[stream].feed(chunk), time)
 
     def close(self, time: float) -> None:
-        """End the log. An unfinished last line becomes a record."""
+        """End the log, unless it has ended: later output is dropped. An unfinished last line becomes a record."""
+        if self.closed:
+            return
         for stream, splitter in self._splitters.items():
             self._add(stream, splitter.flush(), time)
         self.closed = True

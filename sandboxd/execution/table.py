@@ -209,15 +209,18 @@ class ProcessTable(Service):
 
     async def _stop(self) -> None:
         for execution in list(self.live.values()):
+            if execution.pid is None:
+                execution.abandon()
             with suppress(SpawnError):
                 await execution.when_started()
-        if await self._trees.end_all(signal.SIGTERM, STOP_GRACE):
+        survivors = await self._trees.end_all(signal.SIGTERM, STOP_GRACE)
+        if survivors:
             survivors = await self._trees.end_all(signal.SIGKILL, STOP_PATIENCE)
-            if survivors:
-                self._log.error("processes that could not be killed: {pids}", pids=survivors)
-                return
-        for execution in list(self.live.values()):
-            await execution.when_ended()
+        if survivors:
+            self._log.error("processes that could not be killed: {pids}", pids=survivors)
+        else:
+            for execution in list(self.live.values()):
+                await execution.when_ended()
         if self._housekeeping.running:
             self._housekeeping.stop()
             self._housekeep()
@@ -254,6 +257,7 @@ class ProcessTable(Service):
 
     def _housekeep(self) -> None:
         self._forget()
+        self._spawn_client.check()
         if self._reap:
             self._reaper.reap()
         if self._cgroups is not None:

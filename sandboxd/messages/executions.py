@@ -223,6 +223,9 @@ Status: TypeAlias = Literal["running", "completed", "failed", "killed"]
 StreamName: TypeAlias = Literal["stdout", "stderr"]
 
 
+Survivors = Annotated[list[int], Meta(description="Pids that could not be killed when the timeout had passed.")]
+
+
 class RunResult(Struct):
     """What a command has written, and how it ended."""
 
@@ -234,6 +237,7 @@ class RunResult(Struct):
     timed_out: Yes | UnsetType = UNSET
     idle_timed_out: Yes | UnsetType = UNSET
     oom_killed: Yes | UnsetType = UNSET
+    survivors: Survivors | UnsetType = UNSET
     stdout_dropped: Annotated[int, Meta(description="Bytes that max_output left out.")] | UnsetType = UNSET
     stderr_dropped: Annotated[int, Meta(description="Bytes that max_output left out.")] | UnsetType = UNSET
 
@@ -273,6 +277,7 @@ class Complete(Struct):
     timed_out: Yes | UnsetType = UNSET
     idle_timed_out: Yes | UnsetType = UNSET
     oom_killed: Yes | UnsetType = UNSET
+    survivors: Survivors | UnsetType = UNSET
 
 
 class StreamEnded(Struct):
@@ -340,6 +345,7 @@ class ExecutionDetails(Struct):
     timed_out: bool
     idle_timed_out: bool
     oom_killed: bool
+    survivors: Annotated[list[int], Meta(description="Pids of its tree that run although its shell has ended.")]
     output: OutputState
 
 

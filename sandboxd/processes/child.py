@@ -26,10 +26,10 @@ from zope.interface import implementer
 from sandboxd.processes.cgroup import Cgroup
 from sandboxd.processes.command import Command
 from sandboxd.processes.environment import Environment
-from sandboxd.processes.limits import ulimits
+from sandboxd.processes.limits import LIMITS
 from sandboxd.processes.pipes import InputPipe, OutputPipe
 from sandboxd.processes.spawn_client import SpawnClient
-from sandboxd.processes.spawn_server import SH
+from sandboxd.processes.spawn_messages import StartRequest
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.turn_budget import TurnBudget
 
@@ -81,48 +81,28 @@ class Spawner:
         """
         opened: list[int] = []
         try:
-            for _ in range(3 if command.stdin or cgroup is not None else 2):
+            for _ in range(3 if command.stdin else 2):
                 opened.extend(os.pipe2(os.O_CLOEXEC))
             stdout, stdout_end, stderr, stderr_end, *stdin = opened
             theirs = [stdout_end, stderr_end, *stdin[:1]]
-            if cgroup is not None:
-                opened.append(os.dup(stdin[1]))
-                theirs.append(opened[-1])
             child = Child(self._reactor, self._turns, protocol, command, stdout, stderr, stdin[1] if stdin else None)
             user = command.user
-            request = (
-                _argv(command, gated=cgroup is not None),
+            request = StartRequest(
+                [b"sh", b"-c", os.fsencode(command.cmd)],
                 self._environment.merged(command),
                 mark,
-                bool(stdin),
-                None if command.cwd is None else os.fsencode(command.cwd),
-                None if user is None else (user.uid, user.gid, user.groups),
-                None if cgroup is None else os.fsencode(cgroup.path),
+                stdin=command.stdin,
+                cwd=None if command.cwd is None else os.fsencode(command.cwd),
+                user=None if user is None else (user.uid, user.gid, user.groups),
+                cgroup=b"" if cgroup is None else os.fsencode(cgroup.path),
+                limits={LIMITS[name]: value for name, value in command.limits.items()},
             )
-            child.send_signal = self._client.launch(child, mark, request, theirs)
+            child.send_signal = self._client.launch(child, request, theirs)
         except OSError as error:
             for fd in opened:
                 os.close(fd)
             raise SpawnError(error) from None
         return child
-
-
-def _argv(command: Command, gated: bool) -> list[bytes]:
-    """
-    Return the arguments of the shell: the command, preceded by what that shell has to do first.
-
-    A gated one waits for a line on its stdin. ``read`` takes it byte by byte, and leaves the rest of a pipe alone.
-
-    The shell sets the limits, so that they hold before the command can have children: set from outside they could come
-    too late, and for another user's process that takes a capability that containers do not have.
-    """
-    cmd = os.fsencode(command.cmd)
-    gate = ["read -r _"] if gated else []
-    steps = [*gate, *ulimits(command.limits)]
-    if not steps:
-        return [b"sh", b"-c", cmd]
-    stdin = " </dev/null" if gated and not command.stdin else ""
-    return [b"sh", b"-c", " && ".join([*steps, f'exec {SH} -c "$1" sh{stdin}']).encode("ascii"), b"sh", cmd]
 
 
 @implementer(IProcessTransport, IPushProducer)
@@ -148,7 +128,6 @@ class Child:
         self.send_signal: Callable[[int], None] = _nothing
         self._reactor = reactor
         self._protocol = protocol
-        self._wants_stdin = command.stdin
         self._pipes = {
             descriptor: OutputPipe(
                 reactor, turns, fd, partial(self._received, descriptor), partial(self._closed, descriptor)
@@ -166,8 +145,6 @@ class Child:
     def started(self, pid: int) -> None:
         """Start reading its output, and connect the protocol."""
         self.pid = pid
-        if not self._wants_stdin:
-            self.closeStdin()
         self._protocol.makeConnection(self)
         self.resumeProducing()
 
@@ -295,8 +272,6 @@ class Child:
     # OutputPipe
 
     def _received(self, descriptor: int, data: bytes) -> None:
-        if self._exit_reported:
-            return  # written by a process that the child left: read, so that it does not block, and dropped
         self._protocol.childDataReceived(descriptor, data)
         if self._quiet is not None:
             self._quiet.reset(QUIET)
@@ -317,6 +292,8 @@ class Child:
                 call.cancel()
         self._quiet = self._linger = None
         self._protocol.processExited(self._reason())
+        for pipe in self._pipes.values():  # what processes that the child left write: read, so that they do not block
+            pipe.drop()
         self.resumeProducing()
 
     def _reason(self) -> Failure:

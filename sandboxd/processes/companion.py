@@ -85,7 +85,7 @@ class Companion:
             await self.when_ended().addTimeout(GRACE, self._reactor)
         if self.exit_code is None:
             self._log.warn("the command has not ended within {grace} seconds, and is killed", grace=GRACE)
-            if not await self._trees.end(self._mark):
+            if not (await self._trees.end(self._mark)).pids:
                 await self.when_ended()
 
     def _exited(self, status: int) -> None:

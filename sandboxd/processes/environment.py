@@ -43,18 +43,22 @@ class Environment:
             self._english.update(LANG=everything, LC_CTYPE=everything)
         self._english["LC_MESSAGES"] = "C"
 
-        self._inherited_bytes = _encoded(self.inherited)
-        self._english_bytes = _encoded(self._english)
+        self._inherited_entries = _entries(self.inherited)
+        self._english_entries = _entries(self._english)
 
-    def merged(self, command: Command) -> dict[bytes, bytes]:
-        """Return the inherited variables updated with the command's; messages are English unless it sets a locale."""
-        base = self._english_bytes if _LOCALE.isdisjoint(command.env) else self._inherited_bytes
+    def merged(self, command: Command) -> list[bytes]:
+        """
+        Return the inherited variables updated with the command's, as ``NAME=value``.
+
+        Messages are English unless the command sets a locale.
+        """
+        english = _LOCALE.isdisjoint(command.env)
         user = command.user
         if user is None and not command.env:
-            return base.copy()
+            return (self._english_entries if english else self._inherited_entries).copy()
         login = {} if user is None else {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}
-        return {**base, **_encoded(login), **_encoded(command.env)}
+        return _entries({**(self._english if english else self.inherited), **login, **command.env})
 
 
-def _encoded(environ: Mapping[str, str]) -> dict[bytes, bytes]:
-    return {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
+def _entries(environ: Mapping[str, str]) -> list[bytes]:
+    return [os.fsencode(f"{name}={value}") for name, value in environ.items() if name]

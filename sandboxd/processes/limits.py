@@ -1,9 +1,4 @@
-"""
-Resource limits, of commands and of the daemon itself.
-
-Those of a command are set by the shell that executes it, before the command can have children: set from outside they
-could come too late.
-"""
+"""Resource limits, of commands and of the daemon itself."""
 
 from __future__ import annotations
 
@@ -11,23 +6,11 @@ import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-#: The ``sh`` command that sets each limit. For the number of processes, dash and BusyBox say -p where bash says -u.
-_ULIMITS = {
-    "as": "ulimit -v {}",
-    "core": "ulimit -c {}",
-    "cpu": "ulimit -t {}",
-    "data": "ulimit -d {}",
-    "fsize": "ulimit -f {}",
-    "nofile": "ulimit -n {}",
-    "nproc": "{{ ulimit -p {0} 2>/dev/null || ulimit -u {0}; }}",
-    "stack": "ulimit -s {}",
-}
-
-#: Bytes per unit of ``ulimit``: POSIX has blocks of 512 bytes for files, and shells take KiB for memory.
-_UNITS = {"as": 1024, "core": 512, "data": 1024, "fsize": 512, "stack": 1024}
-
 #: The numbers of the limits that a command can have, by the names of getrlimit(2) in lower case.
-LIMITS = {name: int(getattr(resource, f"RLIMIT_{name.upper()}")) for name in _ULIMITS}
+LIMITS = {
+    name: int(getattr(resource, f"RLIMIT_{name.upper()}"))
+    for name in ("as", "core", "cpu", "data", "fsize", "nofile", "nproc", "stack")
+}
 
 
 def check_limits(limits: Mapping[str, int]) -> None:
@@ -38,11 +21,6 @@ def check_limits(limits: Mapping[str, int]) -> None:
         hard = resource.getrlimit(LIMITS[name])[1]
         if hard != resource.RLIM_INFINITY and value > hard:
             raise ValueError(f"limits.{name}: the system allows at most {hard}")
-
-
-def ulimits(limits: Mapping[str, int]) -> list[str]:
-    """Return the shell commands that set limits."""
-    return [_ULIMITS[name].format(value // _UNITS.get(name, 1)) for name, value in limits.items()]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 #: Marks are ``base + n``. Each daemon has a random base, so that two never signal each other's processes.
 _BASE_SHIFT = 32
@@ -74,12 +74,14 @@ def mark_of(pid: int) -> int:
     Return the mark of a process, or -1 if it has none or is gone.
 
     prlimit(2) requires the same user or CAP_SYS_RESOURCE; ``/proc/<pid>/limits`` requires neither.
+
+    :raise OSError: if there are no descriptors or no memory for that.
     """
     try:
         return resource.prlimit(pid, resource.RLIMIT_RTTIME)[0]
     except PermissionError:
         pass
-    except OSError:
+    except ProcessLookupError:
         return -1
     try:
         with open(f"/proc/{pid}/limits", "rb") as limits:
@@ -87,32 +89,54 @@ def mark_of(pid: int) -> int:
                 if line.startswith(b"Max realtime timeout"):
                     soft = line.split()[3]
                     return int(soft) if soft.isdigit() else -1
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         pass
     return -1
 
 
-def sweep(choose: Callable[[int], int | None], patience: float, spared: Container[int] = ()) -> dict[int, list[int]]:
+class Found:
+    """
+    What a walk has found of one mark.
+
+    :ivar pids: its live processes.
+    :ivar denied: those of them that may not be signalled (EPERM).
+    """
+
+    __slots__ = ("denied", "pids")
+
+    def __init__(self) -> None:
+        self.pids: list[int] = []
+        self.denied: list[int] = []
+
+
+def sweep(choose: Callable[[int], int | None], patience: float, spared: Container[int] = ()) -> dict[int, Found]:
     """
     Walk over all processes once, signal the chosen ones, and wait for their end. Blocks.
 
     :param choose: returns the signal for the processes of a mark: 0 for none, None to skip them.
     :param patience: longest wait for those that were signalled, in seconds.
     :param spared: pids that are skipped, beside this process's own.
-    :return: the pids of the chosen processes that were alive, by mark. A mark that is missing has no process left.
+    :return: the chosen processes that were alive, by mark. A mark that is missing has no process left.
+    :raise OSError: if there are no descriptors or no memory to see all processes; some may have been signalled.
     """
-    found: dict[int, list[int]] = {}
+    found: dict[int, Found] = {}
     pidfds: list[int] = []
     try:
-        for mark, pid, pidfd in _chosen(choose, spared):
-            found.setdefault(mark, []).append(pid)
-            pidfds.append(pidfd)
+        for mark, pid, pidfd in _chosen(choose, spared, pidfds):
+            of_mark = found.setdefault(mark, Found())
+            of_mark.pids.append(pid)
+            if pidfd >= 0:
+                pidfds.append(pidfd)
             signum = choose(mark)
             if signum:
-                with suppress(ProcessLookupError, PermissionError):
-                    signal.pidfd_send_signal(pidfd, signum)
+                try:
+                    _send(pid, pidfd, signum)
                     if signum in _PENDING_WHILE_STOPPED:
-                        signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+                        _send(pid, pidfd, signal.SIGCONT)
+                except PermissionError:
+                    of_mark.denied.append(pid)
+                except ProcessLookupError:
+                    pass
         deadline = time.monotonic() + patience
         for pidfd in pidfds:
             if not _exited(pidfd, max(deadline - time.monotonic(), 0)):
@@ -123,25 +147,49 @@ def sweep(choose: Callable[[int], int | None], patience: float, spared: Containe
     return found
 
 
-def _chosen(choose: Callable[[int], int | None], spared: Container[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield mark, pid and pidfd of each live process that is chosen. Zombies are not alive."""
+def _send(pid: int, pidfd: int, signum: int) -> None:
+    if pidfd >= 0:
+        signal.pidfd_send_signal(pidfd, signum)
+    else:
+        os.kill(pid, signum)
+
+
+def _chosen(
+    choose: Callable[[int], int | None], spared: Container[int], pidfds: list[int]
+) -> Iterator[tuple[int, int, int]]:
+    """
+    Yield mark, pid and pidfd of each live process that is chosen. Zombies are not alive.
+
+    The pidfd is -1 if none can be had; the process may be a zombie then.
+
+    :param pidfds: those that may be closed when there are no descriptors.
+    """
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         pid = int(name)
-        # A process that starts a child has the child's mark meanwhile.
-        if pid == os.getpid() or pid in spared or choose(mark_of(pid)) is None:
+        if pid == os.getpid() or pid in spared:  # a process that starts a child has the child's mark meanwhile
+            continue
+        try:
+            mark = mark_of(pid)
+        except OSError:
+            while pidfds:
+                os.close(pidfds.pop())
+            mark = mark_of(pid)
+        if choose(mark) is None:
             continue
         try:
             pidfd = os.pidfd_open(pid)
-        except OSError:
+        except ProcessLookupError:
             continue
+        except OSError:  # no descriptor, or no memory
+            pidfd = -1
         # Read the mark again: if the pid was reused before pidfd_open, it is another's now; if it is reused later, the
         # descriptor still refers to the process whose mark was read.
         mark = mark_of(pid)
-        if choose(mark) is not None and not _exited(pidfd, 0):
+        if choose(mark) is not None and (pidfd < 0 or not _exited(pidfd, 0)):
             yield mark, pid, pidfd
-        else:
+        elif pidfd >= 0:
             os.close(pidfd)
 
 
@@ -163,5 +211,9 @@ def guard(base: int) -> None:
         return signal.SIGKILL if given_by(base, mark) and not mark & _SURVIVE else None
 
     deadline = time.monotonic() + 60
-    while sweep(choose, 0.1) and time.monotonic() < deadline:
-        pass
+    while time.monotonic() < deadline:
+        try:
+            if not sweep(choose, 0.1):
+                return
+        except OSError:  # no memory: try again
+            time.sleep(0.1)

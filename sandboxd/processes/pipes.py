@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IReadDescriptor, IWriteDescriptor
+from twisted.internet.interfaces import IDelayedCall, IReadDescriptor, IWriteDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -23,6 +23,10 @@ READ_SIZE = 64 * 1024
 #: Capacity that a pipe gets once it was found full, and bytes of one read from then on.
 LARGE_PIPE = 1024 * 1024
 LARGE_READ = 256 * 1024
+
+#: Seconds between two reads of a pipe whose data is dropped: a process that writes without end costs next to nothing,
+#: and one that writes up to LARGE_PIPE bytes in that time does not block.
+DROP_INTERVAL = 1.0
 
 
 _to_close: dict[Reactor, list[int]] = {}
@@ -72,6 +76,8 @@ class OutputPipe:
         self._received = received
         self._closed = closed
         self._size = READ_SIZE
+        self._dropping = False
+        self._later: IDelayedCall | None = None
         os.set_blocking(fd, False)
 
     def fileno(self) -> int:
@@ -88,8 +94,13 @@ class OutputPipe:
     def resume(self) -> None:
         """Start reading."""
         self._paused = False
+        self._later = None
         if not self._queued and self._fd >= 0:
             self._reactor.addReader(self)
+
+    def drop(self) -> None:
+        """Drop what is read from now on, and read it once in :data:`DROP_INTERVAL` seconds."""
+        self._dropping = True
 
     def doRead(self) -> None:
         if not self._turns.take(self._take_turn):
@@ -111,7 +122,12 @@ class OutputPipe:
             return
         if len(data) == READ_SIZE:
             self._enlarge()
-        self._received(data)
+        if self._dropping:
+            self._size = LARGE_PIPE
+            self.pause()
+            self._later = self._reactor.callLater(DROP_INTERVAL, self.resume)
+        else:
+            self._received(data)
 
     def _enlarge(self) -> None:
         """Make the pipe and the reads larger: its writer is faster than its reader."""
@@ -141,6 +157,9 @@ class OutputPipe:
         """Close it, unless it is closed."""
         if self._fd >= 0:
             self._reactor.removeReader(self)
+            if self._later is not None:
+                self._later.cancel()
+                self._later = None
             close_later(self._reactor, self._fd)
             self._fd = -1
             self._closed()

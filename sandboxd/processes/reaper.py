@@ -41,15 +41,16 @@ class Reaper:
 
         :return: whether it is, or was, a child of this process.
         """
-        status = self._unclaimed.pop(pid, None)
-        if status is not None:
-            exited(status)
-            return True
         try:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
-            return False
-        self.expect(reactor, pid, exited)
+            # The newest status of that pid: an older one is of another process that had the same pid.
+            status = self._unclaimed.pop(pid, None)
+            if status is None:
+                return False
+            exited(status)
+        else:
+            self.expect(reactor, pid, exited)
         return True
 
     def reap(self) -> None:

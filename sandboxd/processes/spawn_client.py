@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import errno
-import marshal
 import os
 import signal
 import socket
@@ -26,21 +25,40 @@ from zope.interface import implementer
 import sandboxd
 from sandboxd.processes.limits import own_nofile
 from sandboxd.processes.pipes import ExitWatch, close_later
-from sandboxd.processes.spawn_server import EXITED, INLINE, LONG, STARTED
+from sandboxd.processes.spawn_messages import (
+    AT_CWD,
+    EXITED,
+    FAILED,
+    FORK,
+    FORKED,
+    INLINE,
+    SIGNAL,
+    START,
+    START_LONG,
+    STARTED,
+    Malformed,
+    StartRequest,
+    pack_request,
+    unpack_record,
+    unpack_request,
+)
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.turn_budget import TurnBudget
 
 #: Number of spawn servers: two, so that one can start a child while the other one waits for an execve(2).
 SPAWNERS = 2
 
-#: Most messages read from a spawn server in one turn.
-BURST = 8
+#: Most records read from a spawn server in one turn.
+BURST = 32
+
+#: Seconds after which a spawn server that has answered nothing is replaced.
+ANSWER_TIMEOUT = 2.0
+
+#: Seconds that a child may take to execute its program, once it was forked: entering a directory may block.
+START_TIMEOUT = 10.0
 
 #: sendmsg(2) fails for now: the socket is full, too many descriptors are in flight, or the kernel lacks memory.
 _LATER = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
-
-#: Seconds after which a dead spawn server is replaced, unless a command needs one earlier.
-_RESPAWN = 1.0
 
 #: The program of a spawn server. Run with -I, so that neither environment nor directory change what it imports.
 _PROGRAM = f"""
@@ -58,13 +76,38 @@ class ChildListener(Protocol):
         """Called when it runs."""
 
     def failed(self, error: OSError, at_cwd: bool) -> None:
-        """Called when it could not be started."""
+        """Called when it could not be started; ``EIO`` means that it may have run."""
 
     def exited(self, status: int) -> None:
         """Called when it has exited, with its wait status, as of waitpid(2)."""
 
     def adopted(self) -> None:
         """Called when its spawn server has died: it was reparented to this process, the subreaper."""
+
+
+class _Launch:
+    """
+    A child that was requested.
+
+    :ivar pid: None until it was forked.
+    :ivar server: the spawn server that the request was sent to; None once it has failed or exited.
+    :ivar forked_at: when it was forked, by the reactor's clock, if it has not executed its program yet.
+    """
+
+    __slots__ = ("child", "forked_at", "mark", "number", "pid", "server")
+
+    def __init__(self, number: int, child: ChildListener, mark: int) -> None:
+        self.number = number
+        self.child = child
+        self.mark = mark
+        self.pid: int | None = None
+        self.server: _Server | None = None
+        self.forked_at: float | None = None
+
+    def signal(self, signum: int) -> None:
+        """Signal its process group, if it has not exited; SIGKILL also ends one that is being started."""
+        if self.server is not None:
+            self.server.send(pack_request(SIGNAL, self.number, bytes([signum])), [])
 
 
 class SpawnClient:
@@ -85,137 +128,245 @@ class SpawnClient:
         turns: TurnBudget,
         base: int,
         adopted: Callable[[dict[int, ChildListener]], None],
-        end_tree: Callable[[int], Deferred[list[int]]],
+        end_tree: Callable[[int], Deferred[Any]],
     ) -> None:
-        self._reactor = reactor
-        self._turns = turns
+        self.reactor = reactor
+        self.turns = turns
         self._base = base
         self._adopted = adopted
         self._end_tree = end_tree
-        self._spawners: list[_SpawnServer] = []
+        self._servers: list[_Server] = []
+        self._dying: list[_Server] = []
         self._running = False
         self._last = 0
 
     def start(self) -> None:
         """
-        Start the spawn servers that are missing.
+        Start the spawn servers that are missing: the first as a new program, others as its forks.
 
-        :raise OSError: if one cannot be started.
+        :raise OSError: if there is none, and none can be started.
         """
         self._running = True
-        while len(self._spawners) < SPAWNERS:
-            self._spawners.append(_SpawnServer(self._reactor, self._turns, self._base, self._lost, self._break_off))
+        while len(self._servers) < SPAWNERS:
+            parent = next((server for server in self._servers if server.pid is not None), None)
+            try:
+                self._servers.append(_Server(self) if parent is None else _Server(self, parent))
+            except OSError:
+                if self._servers:
+                    return
+                raise
 
     def stop(self) -> None:
-        """Let the spawn servers end, once they have killed what is left."""
+        """Let the spawn servers end."""
         self._running = False
-        spawners, self._spawners = self._spawners, []
-        for spawner in spawners:
-            spawner.close()
+        servers, self._servers = self._servers, []
+        for server in servers:
+            server.close()
+
+    def check(self) -> None:
+        """Replace spawn servers that do not answer, end starts that take too long; called about once a second."""
+        now = self.reactor.seconds()
+        for server in list(self._servers):
+            server.check(now)
+        if self._running:
+            try:
+                self.start()
+            except OSError as error:
+                self._log.error("no spawn server can be started: {error}", error=error)
 
     @property
     def pids(self) -> frozenset[int]:
         """The pids of the spawn servers."""
-        return frozenset(spawner.pid for spawner in self._spawners)
+        return frozenset(server.pid for server in (*self._servers, *self._dying) if server.pid is not None)
 
-    def launch(
-        self, child: ChildListener, mark: int, request: tuple[Any, ...], fds: list[int]
-    ) -> Callable[[int], None]:
+    def launch(self, child: ChildListener, request: StartRequest, fds: list[int]) -> Callable[[int], None]:
         """
         Request the start of a child.
 
         :param child: gets its records, later.
-        :param mark: the mark of its process tree.
-        :param request: the arguments of :meth:`.SpawnServer._start`, less the descriptors.
-        :param fds: the descriptors of the request, closed once they are sent.
+        :param fds: the child's stdout, stderr and, if it has one, stdin; closed once they are sent.
         :return: sends a signal to the child's process group, if the child has not exited.
         :raise OSError: if there is no spawn server; the descriptors stay open.
         """
-        try:
-            self.start()  # one may have died
-        except OSError:
-            if not self._spawners:
-                raise
-        spawner = min(self._spawners, key=_load)
-        self._last += 1
-        message = marshal.dumps((self._last, *request))
+        self.start()  # one may have died
+        launch = _Launch(self.next_number(), child, request.mark)
+        payload = request.pack()
+        message = pack_request(START, launch.number, payload)
         if len(message) > INLINE:
-            fds.append(_memfd(message))
-            message = LONG % self._last
-        spawner.launch(self._last, child, mark, message, fds)
-        return partial(spawner.signal, self._last)
+            fds.append(_memfd(payload))
+            message = pack_request(START_LONG, launch.number)
+        self._send(launch, message, fds)
+        return launch.signal
 
-    def _lost(self, spawner: _SpawnServer) -> None:
-        if spawner not in self._spawners:
+    def next_number(self) -> int:
+        """Return an unused number for a child."""
+        self._last += 1
+        return self._last
+
+    @property
+    def base(self) -> int:
+        """The base of the marks."""
+        return self._base
+
+    def _send(self, launch: _Launch, message: bytes, fds: list[int]) -> None:
+        server = min(self._servers, key=_load)
+        launch.server = server
+        server.launch(launch, message, fds)
+
+    def give_up(self, server: _Server, reason: str) -> None:
+        """Kill a spawn server, and take what it has not received to others."""
+        if server not in self._servers:
             return
-        self._log.error("process {pid}, which starts commands, has died; another takes its place", pid=spawner.pid)
-        self._spawners.remove(spawner)
-        self._reactor.callLater(_RESPAWN, self._replace)
-        self._adopted({pid: child for child, _, pid in spawner.running.values()})
-        for child, mark in spawner.starting.values():
-            self._break_off(child, mark)  # it may run
+        self._log.error("spawn server {pid} is replaced: {reason}", pid=server.pid, reason=reason)
+        self._servers.remove(server)
+        self._dying.append(server)
+        server.kill()
+        self._resend(server)
+        if server.pid is None:
+            self.died(server, reason)
 
-    def _break_off(self, child: ChildListener, mark: int) -> None:
-        """End a child whose state is unknown, and then report it as failed."""
+    def _resend(self, server: _Server) -> None:
+        """Send the requests that a spawn server has not received to others: nothing of them was executed."""
+        for message, fds in server.unreceived():
+            kind, number, _ = unpack_request(message)
+            launch = server.find(number) if kind == SIGNAL else server.starting.pop(number, None)
+            try:
+                if kind == FORK or launch is None or not self._running:
+                    raise OSError(errno.ECANCELED, "")
+                if kind == SIGNAL:
+                    if launch.server is not None:
+                        launch.server.send(message, fds)
+                    continue
+                self.start()
+                self._send(launch, message, fds)
+            except OSError as error:
+                for fd in fds:
+                    os.close(fd)
+                if launch is not None:
+                    launch.server = None
+                    launch.child.failed(OSError(error.errno, error.strerror), False)
+
+    def died(self, server: _Server, reason: str) -> None:
+        """Deal with the end of a spawn server: its children are this process's own now."""
+        self.give_up(server, reason)
+        if server in self._dying:
+            self._dying.remove(server)
+        running = {}
+        for launch in server.running.values():
+            launch.server = None
+            if launch.pid is not None:
+                running[launch.pid] = launch.child
+        self._adopted(running)
+        for launch in server.starting.values():
+            self.break_off(launch)
+        server.running, server.starting = {}, {}
+
+    def break_off(self, launch: _Launch) -> None:
+        """End a child whose state is unknown, for it may run; then report it as failed."""
+        launch.server = None
         error = OSError(errno.EIO, "the process that starts commands has died")
-        self._end_tree(mark).addBoth(lambda _: child.failed(error, False))
-
-    def _replace(self) -> None:
-        if not self._running:
-            return
-        try:
-            self.start()
-        except OSError as error:
-            self._log.error("no process that starts commands can be had: {error}", error=error)
-            self._reactor.callLater(_RESPAWN, self._replace)
+        if isinstance(launch.child, _Fork):
+            launch.child.failed(error, False)
+        else:
+            self._end_tree(launch.mark).addBoth(lambda _: launch.child.failed(error, False))
 
 
-def _load(spawner: _SpawnServer) -> tuple[int, int]:
-    return len(spawner.starting), len(spawner.running)
+def _load(server: _Server) -> tuple[bool, int, int]:
+    return server.pid is None, len(server.starting), len(server.running)
+
+
+class _Fork:
+    """The receiver of the records of a spawn server that was forked from another."""
+
+    def __init__(self, client: SpawnClient, server: _Server) -> None:
+        self._client = client
+        self._server = server
+
+    def started(self, pid: int) -> None:
+        """Use it."""
+        self._server.forked(pid)
+
+    def failed(self, error: OSError, at_cwd: bool) -> None:
+        """Have it replaced."""
+        self._client.give_up(self._server, f"it cannot be forked: {error.strerror}")
+
+    def exited(self, status: int) -> None:
+        """Do nothing: its pidfd has been readable."""
+
+    def adopted(self) -> None:
+        """Do nothing."""
 
 
 @implementer(IReadDescriptor, IWriteDescriptor)
-class _SpawnServer:
+class _Server:
     """
     The daemon's end of one spawn server.
 
-    :ivar starting: requested children without an answer, and their marks, by number.
-    :ivar running: started children, their marks and pids, by number.
+    The daemon keeps a copy of the server's end of the socket, from which it takes back what a server has not received.
+
+    :ivar pid: its process id; None until a fork has been reported.
+    :ivar starting: children without STARTED or FAILED, by number.
+    :ivar running: started children, by number.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        turns: TurnBudget,
-        base: int,
-        lost: Callable[[_SpawnServer], None],
-        break_off: Callable[[ChildListener, int], None],
-    ) -> None:
-        self._reactor = reactor
-        self._turns = turns
-        self._lost = lost
-        self._break_off = break_off
-        self.starting: dict[int, tuple[ChildListener, int]] = {}
-        self.running: dict[int, tuple[ChildListener, int, int]] = {}
+    def __init__(self, client: SpawnClient, parent: _Server | None = None) -> None:
+        """
+        Start it.
+
+        :param parent: the server that it is forked from; None to start the program.
+        :raise OSError: if it cannot be started.
+        """
+        self._client = client
+        self._reactor = client.reactor
+        self.pid: int | None = None
+        self.starting: dict[int, _Launch] = {}
+        self.running: dict[int, _Launch] = {}
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._socket.setblocking(False)
-            program = [sys.executable, "-I", "-S", "-c", _PROGRAM]
-            popen = subprocess.Popen(
-                [*program, str(theirs.fileno()), str(base), str(own_nofile())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                env={},
-                start_new_session=True,
-            )
-        self.pid = popen.pid
-        self._pidfd = os.pidfd_open(self.pid)
+        self._pidfd = -1
+        self._asked_at = 0.0  # when it was asked last while it owed no answer, or has answered last
+        self._unanswered = 0
+        self._socket, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+        try:
+            if parent is None:
+                self._execute(self._theirs.fileno())
+            else:
+                number = client.next_number()
+                parent.starting[number] = launch = _Launch(number, _Fork(client, self), 0)
+                launch.server = parent
+                parent.send(pack_request(FORK, number), [os.dup(self._theirs.fileno())], answer=True)
+        except OSError:
+            self._socket.close()
+            self._theirs.close()
+            raise
+        self._reactor.addReader(self)
+
+    def _execute(self, fd: int) -> None:
+        program = [sys.executable, "-I", "-S", "-c", _PROGRAM]
+        popen = subprocess.Popen(
+            [*program, str(fd), str(self._client.base), str(own_nofile())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(fd,),
+            env={},
+            start_new_session=True,
+        )
         popen.returncode = 0  # reaped by the Reaper, not by subprocess
-        reactor.addReader(self)
+        self.forked(popen.pid)
+
+    def forked(self, pid: int) -> None:
+        """Watch the process that serves this socket."""
+        if self._socket.fileno() < 0:
+            return
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except OSError:  # it has exited, or there is no descriptor
+            self._client.died(self, "it cannot be watched")
+            return
+        self.pid = pid
+        ExitWatch(self._reactor, os.dup(self._pidfd), self._exited)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -223,20 +374,30 @@ class _SpawnServer:
     def logPrefix(self) -> str:
         return type(self).__name__
 
-    def launch(self, number: int, child: ChildListener, mark: int, message: bytes, fds: list[int]) -> None:
-        """Send a request."""
-        self.starting[number] = (child, mark)
-        self._send(message, fds)
+    def launch(self, launch: _Launch, message: bytes, fds: list[int]) -> None:
+        """Send the request for a child."""
+        self.starting[launch.number] = launch
+        self.send(message, fds, answer=True)
 
-    def signal(self, number: int, signum: int) -> None:
-        """Signal a child's process group."""
-        self._send(marshal.dumps((number, int(signum))), [])
+    def find(self, number: int) -> _Launch | None:
+        """Return a child that has not exited."""
+        return self.starting.get(number) or self.running.get(number)
 
-    def _send(self, message: bytes, fds: list[int]) -> None:
-        if self._socket.fileno() < 0:  # it has died; :meth:`SpawnClient._lost` deals with the requests
+    def send(self, message: bytes, fds: list[int], answer: bool = False) -> None:
+        """
+        Send a message.
+
+        :param fds: the descriptors that go with it, closed once they are sent.
+        :param answer: whether it will be answered.
+        """
+        if self._socket.fileno() < 0:  # it has died; :meth:`SpawnClient.died` deals with the requests
             for fd in fds:
                 os.close(fd)
             return
+        if answer:
+            if self._unanswered == 0:
+                self._asked_at = self._reactor.seconds()
+            self._unanswered += 1
         self._unsent.append((message, fds))
         if len(self._unsent) == 1:
             self.doWrite()
@@ -251,81 +412,127 @@ class _SpawnServer:
             except OSError as error:
                 if error.errno in _LATER:
                     return
-                # It has died. The reader gets the records that it has still sent, and then the end of file; not now,
-                # for :meth:`SpawnClient.launch` has to return before its child gets any record.
-                self._drop_unsent()
+                self._log.failure("a request cannot be sent to spawn server {pid}", pid=self.pid)
+                self._reactor.callLater(0, self._client.give_up, self, "it cannot be reached")
                 break
             self._unsent.popleft()
             for fd in fds:
                 os.close(fd)
         self._reactor.removeWriter(self)
 
-    def _drop_unsent(self) -> None:
+    def unreceived(self) -> list[tuple[bytes, list[int]]]:
+        """Take back the messages that the server has not received, in order."""
+        found = []
+        with suppress(OSError):  # EAGAIN: there are no more
+            while True:
+                message, ancillary, _, _ = self._theirs.recvmsg(
+                    INLINE, 256, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+                )
+                fds = array.array("i")
+                for _, _, data in ancillary:
+                    fds.frombytes(data)
+                found.append((message, list(fds)))
+        found.extend(self._unsent)
+        self._unsent.clear()
+        return found
+
+    def doRead(self) -> None:
+        self._receive(BURST)
+
+    def _receive(self, most: int) -> None:
+        for _ in range(most):
+            try:
+                message = self._socket.recv(INLINE)
+            except OSError:  # EAGAIN
+                return
+            self._client.turns.take(partial(self._record, message))
+
+    def _record(self, message: bytes) -> None:
+        try:
+            number, kind, value, detail = unpack_record(message)
+            launch = self.running.get(number) if kind == EXITED else self.starting.get(number)
+            if launch is None or (launch.pid not in (None, value) and kind in (FORKED, STARTED)):
+                raise Malformed(f"a record of kind {kind} of a child that is in another state")
+        except Malformed as error:
+            self._client.give_up(self, str(error))
+            return
+        self._asked_at = self._reactor.seconds()
+        if kind != EXITED and launch.forked_at is None:
+            self._unanswered -= 1
+        if kind == FORKED:
+            launch.pid = value
+            launch.forked_at = self._asked_at
+            return
+        (self.running if kind == EXITED else self.starting).pop(number)
+        launch.forked_at = None
+        try:
+            if kind == EXITED:
+                launch.server = None
+                launch.child.exited(value)
+            elif kind == FAILED:
+                launch.server = None
+                launch.child.failed(OSError(value, os.strerror(value)), detail == AT_CWD)
+            else:
+                launch.pid = value
+                self.running[number] = launch
+                launch.child.started(value)
+        except Exception:  # an error of one child must not affect the others
+            self._log.failure("a command is killed, as an error occurred in the daemon while handling it")
+            self.running.pop(number, None)
+            self._client.break_off(launch)
+
+    def check(self, now: float) -> None:
+        """Have this server replaced if it does not answer; end children that take too long to start."""
+        if self._pidfd >= 0:
+            with suppress(OSError):  # a command that runs as the same user may have stopped it
+                signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
+        if self._unanswered > 0 and now - self._asked_at > ANSWER_TIMEOUT:
+            self._client.give_up(self, f"it has not answered for {ANSWER_TIMEOUT} seconds")
+            return
+        for launch in list(self.starting.values()):
+            if launch.forked_at is not None and now - launch.forked_at > START_TIMEOUT:
+                launch.forked_at = now
+                launch.signal(signal.SIGKILL)
+
+    def _exited(self) -> None:
+        """Handle the records that it has still sent, and then its end."""
+        if self._socket.fileno() >= 0:
+            self._receive(sys.maxsize)
+            self._reactor.removeReader(self)
+        self._client.turns.take(self._died)
+
+    def _died(self) -> None:
+        self._client.died(self, "it has died")
+        self.close()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Not called: this process has a copy of the other end."""
+
+    def kill(self) -> None:
+        """Kill it, without waiting."""
+        if self._pidfd < 0:
+            self.close()
+            return
+        with suppress(OSError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close the socket, upon which the server ends if it runs."""
+        if self._socket.fileno() < 0:
+            return
+        self._reactor.removeReader(self)
+        self._reactor.removeWriter(self)
+        close_later(self._reactor, self._socket.detach())
+        self._theirs.close()
         for _, fds in self._unsent:
             for fd in fds:
                 os.close(fd)
         self._unsent.clear()
-
-    def doRead(self) -> None:
-        for _ in range(BURST):
-            try:
-                message = self._socket.recv(INLINE)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:
-                continue  # it has died with requests unread; its records follow
-            except OSError:
-                message = b""
-            if not message:
-                self._hung_up()
-                return
-            for record in marshal.loads(message):
-                self._turns.take(partial(self._record, record))
-
-    def _record(self, record: tuple[int, ...]) -> None:
-        number, what, value, *rest = record
-        if what == EXITED:
-            child, mark, _ = self.running.pop(number)
-        else:
-            child, mark = self.starting.pop(number)
-        try:
-            if what == EXITED:
-                child.exited(value)
-            elif what == STARTED:
-                self.running[number] = (child, mark, value)
-                child.started(value)
-            else:
-                child.failed(OSError(value, os.strerror(value)), bool(rest[0]))
-        except Exception:  # an error of one child must not affect the others
-            self._log.failure("a command is killed, as an error occurred in the daemon while handling it")
-            self.running.pop(number, None)
-            self._break_off(child, mark)
-
-    def connectionLost(self, reason: Failure) -> None:
-        self._hung_up()
-
-    def _hung_up(self) -> None:
-        if self._socket.fileno() >= 0:
-            with suppress(ProcessLookupError):  # it would take the daemon for dead, and kill all commands
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            self._close_socket()
-            # A dying process closes its files before its children are reparented: wait until it has exited.
-            ExitWatch(self._reactor, self._pidfd, partial(self._turns.take, self._died))
-
-    def _died(self) -> None:
-        self._lost(self)
-
-    def close(self) -> None:
-        """Hang up."""
-        if self._socket.fileno() >= 0:
-            self._close_socket()
+        if self._pidfd >= 0:
+            with suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
             os.close(self._pidfd)
-
-    def _close_socket(self) -> None:
-        self._reactor.removeReader(self)
-        self._reactor.removeWriter(self)
-        close_later(self._reactor, self._socket.detach())
-        self._drop_unsent()
+            self._pidfd = -1
 
 
 def _memfd(data: bytes) -> int:

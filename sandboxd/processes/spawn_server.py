@@ -1,53 +1,97 @@
 """
-The spawn server: a program that starts commands for the daemon, and the messages that the two exchange.
+The spawn server: a program that starts commands for the daemon.
 
 It is a process of its own, because a start blocks until the child's execve(2) is done, which takes tens of milliseconds
-while all processors are busy. The daemon sends a request over a socket, with the child's ends of its pipes; the server
-starts the child and sends its pid, and later its exit status. What children inherit but the daemon does not have
-(rlimits, oom_score_adj) is set here, so that the daemon never changes itself for a child.
+while all processors are busy. The daemon sends requests over a socket, with the child's ends of its pipes; the server
+starts the child and sends records of its pid, and later its exit status; see :mod:`.spawn_messages`. What children
+inherit but the daemon does not have (rlimits, oom_score_adj) is set here, so that the daemon never changes itself for a
+child.
 
 It is also the guardian: when the daemon is gone, for whatever reason, it kills the processes of all executions, which
 it finds by :mod:`sandboxd.processes.marks`.
 
-Both ends are of one version of this code, so messages are :mod:`marshal` data. This module imports little of the
-standard library and nothing else, to start fast and to be small.
+Commands may run as the same user, and so may send it signals and set its limits. It is not dumpable, so that they
+cannot read its memory or take its descriptors (ptrace(2), pidfd_getfd(2)). It stops when its limits are not those that
+it was started with, and the daemon replaces it.
+
+Imports little of the standard library and nothing else, to start fast and to be small. A second server is forked from
+the first, so that the two share most of their memory.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
-import marshal
+import gc
 import os
 import resource
 import select
 import signal
 import socket
+from array import array
 from contextlib import suppress
-from functools import partial
-from typing import Any
 
 from sandboxd.processes.limits import inherited_nofile
 from sandboxd.processes.marks import guard, inherited_mark
+from sandboxd.processes.spawn_messages import (
+    AT_CWD,
+    AT_START,
+    EXITED,
+    FAILED,
+    FORK,
+    FORKED,
+    INLINE,
+    SIGNAL,
+    START,
+    START_LONG,
+    STARTED,
+    Malformed,
+    StartRequest,
+    pack_record,
+    unpack_request,
+)
 
 #: The shell, by its full path: a command's PATH must not change it.
 SH = "/bin/sh"
 
-#: Kinds of records, their second item.
-STARTED, FAILED, EXITED = range(3)
-
-#: Most bytes of a request that is sent as one message; a longer one is sent as a memfd.
-INLINE = 64 * 1024
-
-#: Most requests that are served before records are sent.
+#: Most requests that are served before exits are looked for.
 BURST = 8
-
-#: Signals that Python ignores and a child must not, and signals that this process ignores.
-_RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
-_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 #: Added to oom_score_adj, so that commands are killed before the daemon when memory is short; see proc(5).
 OOM_SCORE_STEP = 200
 OOM_SCORE_MAX = 1000
+
+#: Signals that this process ignores: those that end the daemon, which it has to outlive, and those of failed writes.
+_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)
+
+#: The name of this process and of a child that has not executed its program yet (proc(5), ``/proc/pid/comm``).
+NAME = b"sandboxd-spawn"
+
+#: Seconds that the daemon may take to exit after it has closed its sockets.
+_DAEMON_EXIT = 10.0
+
+#: Exit codes of this process, for whoever reads the daemon's log.
+MALFORMED, TAMPERED = 3, 4
+
+_PR_SET_DUMPABLE = 4
+_LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+
+
+class _Child:
+    """
+    A child that has not been reaped.
+
+    :ivar number: the daemon's number for it; 0 once its end has been reported.
+    :ivar errors: the read end of the pipe through which it reports that it cannot execute its program, or -1.
+    """
+
+    __slots__ = ("errors", "number", "pid", "pidfd")
+
+    def __init__(self, number: int, pid: int, pidfd: int, errors: int = -1) -> None:
+        self.number = number
+        self.pid = pid
+        self.pidfd = pidfd
+        self.errors = errors
 
 
 class SpawnServer:
@@ -55,40 +99,68 @@ class SpawnServer:
     Start the children that the daemon requests, until it closes its end of the socket.
 
     :param control: the socket to the daemon.
+    :param daemon: a pidfd of the daemon.
+    :param base: the base of the daemon's marks.
     :param nofile: the soft limit of open files of a child.
+    :param limits: the resource limits of this process.
     """
 
-    def __init__(self, control: socket.socket, nofile: int) -> None:
+    def __init__(
+        self, control: socket.socket, daemon: int, base: int, nofile: int, limits: list[tuple[int, int]]
+    ) -> None:
         self._control = control
+        self._daemon = daemon
+        self._base = base
+        self._nofile = nofile
+        self._limits = limits
         self._epoll = select.epoll()
         self._epoll.register(control.fileno(), select.EPOLLIN)
-        self._children: dict[int, tuple[int, int]] = {}  # number and pid of each child, by pidfd
-        self._pidfds: dict[int, int] = {}  # and back, by number
-        self._records: list[tuple[int, ...]] = []
-        self._home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._nofile = nofile
+        self._children: dict[int, _Child] = {}  # by number
+        self._watched: dict[int, _Child] = {}  # by pidfd, and by the pipe for errors
+        self._env: tuple[list[bytes], dict[bytes, bytes]] = ([], {})
 
-    def run(self) -> None:
-        """Serve requests."""
+    def serve(self) -> None:
+        """Start commands until the daemon is gone, then kill the processes of its executions; then exit."""
+        code = 1
+        try:
+            self._run()
+            if self._daemon_exited():
+                guard(self._base)
+            code = 0
+        except Malformed:
+            code = MALFORMED
+        finally:
+            os._exit(code)
+
+    def _run(self) -> None:
+        """
+        Serve requests until the end of file.
+
+        :raise Malformed: if one is not as it should be.
+        """
         control = self._control.fileno()
         while True:
+            requests = False
             for fd, _ in self._epoll.poll():
-                if fd != control:
-                    self._exited(fd)
-                elif not self._listen():
-                    return
-            self._send()
+                child = self._watched.get(fd)
+                if fd == control:
+                    requests = True  # last, as new children may get descriptors that have events in this list
+                elif child is not None and fd == child.errors:
+                    self._executed(child)
+                elif child is not None:
+                    self._exited(child)
+            if requests and not self._listen():
+                return
 
-    def _send(self) -> None:
-        """Send the pending records."""
-        while self._records:
-            some, self._records = self._records[:256], self._records[256:]
-            with suppress(BrokenPipeError, ConnectionResetError):  # the next read returns the end of file
-                self._control.send(marshal.dumps(some))
+    def _record(self, number: int, kind: int, value: int, detail: int = AT_START) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # the next read returns the end of file
+            self._control.send(pack_record(number, kind, value, detail))
 
     def _listen(self) -> bool:
         """Serve some requests; return False at the end of file."""
         for _ in range(BURST):
+            if limits() != self._limits:
+                os._exit(TAMPERED)  # before a request is received, which then goes to another server
             try:
                 message, fds = _receive(self._control)
             except BlockingIOError:
@@ -98,171 +170,211 @@ class SpawnServer:
             if not message:
                 return False
             try:
-                if message.startswith(LONG_PREFIX):
-                    self._serve_long(int(message[len(LONG_PREFIX) :]), fds)
-                else:
-                    self._serve(marshal.loads(message), fds)
+                self._serve(message, fds)
             finally:
                 for fd in fds:
                     os.close(fd)
         return True
 
-    def _serve_long(self, number: int, fds: list[int]) -> None:
-        """Serve a request that is in its last descriptor."""
+    def _serve(self, message: bytes, fds: list[int]) -> None:
+        kind, number, payload = unpack_request(message)
         try:
-            size = os.fstat(fds[-1]).st_size
-            request = marshal.loads(os.pread(fds[-1], size, 0))
-        except (IndexError, OSError):  # the descriptors did not fit under RLIMIT_NOFILE
-            self._records.append((number, FAILED, errno.EMFILE, 0))
-            return
-        self._serve(request, fds[:-1])
-
-    def _serve(self, request: tuple[Any, ...], fds: list[int]) -> None:
-        if len(request) == 2:
-            self._signal(*request)
-            return
-        number = request[0]
-        try:
-            pid = self._start(fds, *request[1:])
-            try:
-                pidfd = os.pidfd_open(pid)
-            except OSError:
-                _undo(pid)
-                raise
+            if kind == START:
+                self._start(number, StartRequest.unpack(payload), fds)
+            elif kind == START_LONG:
+                if not fds:  # it did not fit under RLIMIT_NOFILE
+                    raise OSError(errno.EMFILE, "")
+                long = os.pread(fds[-1], os.fstat(fds[-1]).st_size, 0)
+                self._start(number, StartRequest.unpack(long), fds[:-1])
+            elif kind == SIGNAL:
+                self._signal(number, int.from_bytes(payload, "little"))
+            elif kind == FORK:
+                self._fork_server(number, fds)
+            else:
+                raise Malformed(f"a request of kind {kind}")
         except OSError as error:
-            self._records.append((number, FAILED, error.errno or 0, int(isinstance(error, _CannotEnter))))
-            return
+            self._record(number, FAILED, error.errno or errno.EIO)
         except ValueError:  # an argument that Python does not pass to the kernel
-            self._records.append((number, FAILED, errno.EINVAL, 0))
-            return
-        self._epoll.register(pidfd, select.EPOLLIN)
-        self._children[pidfd] = (number, pid)
-        self._pidfds[number] = pidfd
-        self._records.append((number, STARTED, pid))
+            self._record(number, FAILED, errno.EINVAL)
+
+    def _start(self, number: int, request: StartRequest, fds: list[int]) -> None:
+        if len(fds) < 2 + request.stdin:  # they did not fit under RLIMIT_NOFILE
+            raise OSError(errno.EMFILE, "")
+        if request.cwd is None and request.user is None and not request.cgroup and not request.limits:
+            # Nothing that it touches can block: vfork(2), which suspends this process until the shell is executed.
+            self._started(number, self._posix_spawn(request, fds))
+        else:
+            self._fork(number, request, fds)
+
+    def _posix_spawn(self, request: StartRequest, fds: list[int]) -> int:
+        if self._env[0] != request.env:
+            self._env = (list(request.env), dict(entry.split(b"=", 1) for entry in request.env))
+        ends = [(os.POSIX_SPAWN_DUP2, fd, target) for fd, target in zip(fds, (1, 2, 0))]  # noqa: B905
+        with inherited_mark(request.mark), inherited_nofile(self._nofile):
+            return os.posix_spawn(SH, request.argv, self._env[1], file_actions=ends, setsid=True)
+
+    def _fork(self, number: int, request: StartRequest, fds: list[int]) -> None:
+        """Start a child by fork(2): what it has to do before it executes the shell may block, or fail."""
+        errors, their_errors = os.pipe2(os.O_CLOEXEC)
+        try:
+            with inherited_mark(request.mark):
+                pid = os.fork()
+                if pid == 0:
+                    _execute(request, fds, self._nofile, their_errors)
+        except OSError:
+            os.close(errors)
+            raise
+        finally:
+            os.close(their_errors)
+        self._add(number, pid, errors)
+        self._record(number, FORKED, pid)
+
+    def _add(self, number: int, pid: int, errors: int = -1) -> None:
+        try:
+            child = _Child(number, pid, os.pidfd_open(pid), errors)
+        except OSError:
+            os.killpg(pid, signal.SIGKILL) if errors < 0 else os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            if errors >= 0:
+                os.close(errors)
+            raise
+        self._children[number] = child
+        for fd in (child.pidfd, errors):
+            if fd >= 0:
+                self._watched[fd] = child
+                self._epoll.register(fd, select.EPOLLIN)
+
+    def _started(self, number: int, pid: int) -> None:
+        self._add(number, pid)
+        self._record(number, STARTED, pid)
+
+    def _executed(self, child: _Child) -> None:
+        """Report that a forked child executes its program, or why it does not."""
+        report = os.read(child.errors, 8)
+        self._forget(child.errors)
+        child.errors = -1
+        if report:
+            self._fail(child, int.from_bytes(report[1:], "little"), report[0])
+        elif _name(child.pid) == NAME:  # it was killed before
+            self._fail(child, errno.ECANCELED)
+        else:
+            self._record(child.number, STARTED, child.pid)
+
+    def _fail(self, child: _Child, error: int, detail: int = AT_START) -> None:
+        """Report that a child does not execute its program; it still has to be reaped."""
+        self._record(child.number, FAILED, error, detail)
+        del self._children[child.number]
+        child.number = 0
 
     def _signal(self, number: int, signum: int) -> None:
         """Signal a child's process group; its pid is not reused, for this process has not reaped it."""
-        pidfd = self._pidfds.get(number)
-        if pidfd is not None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._children[pidfd][1], signum)
-
-    def _exited(self, pidfd: int) -> None:
-        number, pid = self._children.pop(pidfd)
-        del self._pidfds[number]
-        self._epoll.unregister(pidfd)
-        os.close(pidfd)
-        self._records.append((number, EXITED, os.waitpid(pid, 0)[1]))
-
-    def _start(
-        self,
-        fds: list[int],
-        argv: list[bytes],
-        env: dict[bytes, bytes],
-        mark: int,
-        has_stdin: bool,
-        cwd: bytes | None,
-        identity: tuple[int, int, tuple[int, ...]] | None,
-        cgroup: bytes | None,
-    ) -> int:
-        """
-        Start a child.
-
-        :param fds: its stdout, its stderr, its stdin if it has one, and the other end of that if it has to wait until
-            it is in its cgroup.
-        :return: its pid.
-        """
-        if len(fds) < 2 + has_stdin + (cgroup is not None):  # they did not fit under RLIMIT_NOFILE
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        stdout, stderr, *rest = fds
-        stdin = rest.pop(0) if has_stdin else 0
-        if cwd is not None:
-            try:
-                os.chdir(cwd)
-            except OSError as error:
-                raise _CannotEnter(error.errno, error.strerror) from None
+        child = self._children.get(number)
+        if child is None:
+            return
         try:
-            with inherited_mark(mark):
-                if identity is None:
-                    with inherited_nofile(self._nofile):
-                        pid = _posix_spawn(argv, env, stdin, stdout, stderr)
-                else:
-                    pid = _fork(argv, env, stdin, stdout, stderr, identity, self._nofile)
-        finally:
-            if cwd is not None:
-                os.fchdir(self._home)
-        if cgroup is not None:
-            try:
-                with open(os.path.join(cgroup, b"cgroup.procs"), "wb", buffering=0) as procs:
-                    procs.write(b"%d" % pid)
-                os.write(rest[0], b"\n")
-            except OSError:
-                _undo(pid)
-                raise
-        return pid
+            if child.errors < 0:
+                os.killpg(child.pid, signum)
+            elif signum == signal.SIGKILL:
+                os.kill(child.pid, signum)
+                if _name(child.pid) == NAME:  # it will die without having executed anything, even if that takes long
+                    self._forget(child.errors)
+                    child.errors = -1
+                    self._fail(child, errno.ETIMEDOUT)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+    def _exited(self, child: _Child) -> None:
+        if child.errors >= 0:
+            self._executed(child)
+        self._forget(child.pidfd)
+        status = os.waitpid(child.pid, 0)[1]
+        if child.number:
+            del self._children[child.number]
+            self._record(child.number, EXITED, status)
+
+    def _forget(self, fd: int) -> None:
+        # Not by closing alone: a forked child may have a copy, and then epoll would report its events for ever.
+        self._epoll.unregister(fd)
+        del self._watched[fd]
+        os.close(fd)
+
+    def _fork_server(self, number: int, fds: list[int]) -> None:
+        """Fork another server, whose socket to the daemon is the descriptor of the request."""
+        if not fds:
+            raise OSError(errno.EMFILE, "")
+        pid = os.fork()
+        if pid:
+            self._started(number, pid)
+            return
+        os.setsid()
+        for fd in self._watched:
+            os.close(fd)
+        self._epoll.close()
+        self._control.close()
+        SpawnServer(socket.socket(fileno=fds[0]), self._daemon, self._base, self._nofile, self._limits).serve()
+
+    def _daemon_exited(self) -> bool:
+        """Return whether the daemon has exited, waiting some seconds for it: it closes its sockets first."""
+        poll = select.poll()
+        poll.register(self._daemon, select.POLLIN)
+        return bool(poll.poll(_DAEMON_EXIT * 1000))
 
 
-class _CannotEnter(OSError):
-    """The working directory cannot be entered."""
+def _execute(request: StartRequest, fds: list[int], nofile: int, errors: int) -> None:
+    """Become the program of a request; report through ``errors`` and exit if that fails. Runs in the forked child."""
+    step, number = AT_START, errno.EINVAL
+    try:
+        os.setsid()
+        for fd, target in zip(fds, (1, 2, 0)):  # noqa: B905
+            os.dup2(fd, target)
+        if request.cgroup:
+            with open(os.path.join(request.cgroup, b"cgroup.procs"), "wb", buffering=0) as procs:
+                procs.write(b"0")
+        if request.user is not None:
+            uid, gid, groups = request.user
+            if os.geteuid() == 0:
+                os.setgroups(list(groups))
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+        if request.cwd is not None:
+            step = AT_CWD
+            os.chdir(request.cwd)  # with the rights of the command's user
+            step = AT_START
+        env = dict(entry.split(b"=", 1) for entry in request.env)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        for limit, value in request.limits.items():
+            resource.setrlimit(limit, (value, value))
+        os.execve(SH, request.argv, env)
+    except OSError as error:
+        number = error.errno or errno.EIO
+    except BaseException:
+        pass
+    finally:
+        os.write(errors, bytes([step]) + number.to_bytes(4, "little"))
+        os._exit(127)
 
 
-def _undo(pid: int) -> None:
-    """Kill a child that was just started."""
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-
-
-def _posix_spawn(argv: list[bytes], env: dict[bytes, bytes], stdin: int, stdout: int, stderr: int) -> int:
-    """Start a child as this process's own user. posix_spawn(3) uses vfork(2), which copies no page tables."""
-    ends = [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
-    if stdin:
-        ends.append((os.POSIX_SPAWN_DUP2, stdin, 0))
-    return os.posix_spawn(SH, argv, env, file_actions=ends, setsid=True, setsigdef=_RESTORED)
-
-
-def _fork(
-    argv: list[bytes],
-    env: dict[bytes, bytes],
-    stdin: int,
-    stdout: int,
-    stderr: int,
-    identity: tuple[int, int, tuple[int, ...]],
-    nofile: int,
-) -> int:
-    """Start a child as another user, by fork(2). It lowers its own limit, for Popen needs descriptors."""
-    import subprocess
-
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-
-    popen = subprocess.Popen(
-        argv,
-        executable=SH,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        env=env,
-        start_new_session=True,
-        user=identity[0],
-        group=identity[1],
-        extra_groups=identity[2],
-        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (nofile, hard)),
-    )
-    popen.returncode = 0  # reaped as all others are, not by subprocess
-    return popen.pid
+def _name(pid: int) -> bytes:
+    """Return the name of a process that has not been reaped."""
+    try:
+        with open(f"/proc/{pid}/comm", "rb", buffering=0) as file:
+            return file.read().rstrip(b"\n")
+    except OSError:
+        return b""
 
 
 def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
     """Receive a request and its descriptors; an empty request at the end of file."""
-    message, ancillary, _, _ = control.recvmsg(INLINE + 1024, 256, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
-    fds: list[int] = []
+    message, ancillary, _, _ = control.recvmsg(INLINE, 256, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+    fds = array("i")
     for _, _, data in ancillary:
-        fds.extend(memoryview(data).cast("i"))
-    return message, fds
+        fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return message, list(fds)
 
 
-#: A message whose data is in its last descriptor, with the child's number. No marshal data begins so.
-LONG_PREFIX = b"long "
-LONG = LONG_PREFIX + b"%d"
+def limits() -> list[tuple[int, int]]:
+    """Return all resource limits of this process."""
+    return list(map(resource.getrlimit, _LIMITS))
 
 
 def _ignore(signum: int, frame: object) -> None:
@@ -271,29 +383,46 @@ def _ignore(signum: int, frame: object) -> None:
 
 def main(fd: int, base: int, nofile: int) -> None:
     """
-    Start commands until the daemon is gone, then kill the processes of its executions.
+    Serve a daemon, the parent of this process.
 
     :param fd: the socket to the daemon.
     :param base: the base of the daemon's marks.
     :param nofile: the soft limit of open files of a child.
     """
-    # The daemon's signals may be sent to all processes around it; this process must outlive the daemon.
-    for signum in _IGNORED:
-        if signal.getsignal(signum) != signal.SIG_IGN:
-            signal.signal(signum, _ignore)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would leave no exit statuses
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    try:
+        daemon = os.pidfd_open(os.getppid())
+    except OSError:
+        os._exit(1)
+    _reset_signals()
     # Each child needs a descriptor here; the daemon may not have raised its own limit yet.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _raise_oom_score()
+    with open("/proc/self/comm", "wb", buffering=0) as comm:
+        comm.write(NAME)
     control = socket.socket(fileno=fd)
     control.set_inheritable(False)
-    SpawnServer(control, nofile).run()
-    guard(base)
+    gc.freeze()
+    SpawnServer(control, daemon, base, nofile, limits()).serve()
+
+
+def _reset_signals() -> None:
+    """
+    Give every signal its default disposition and unblock it, as children inherit both from here.
+
+    This process ignores signals by a handler that does nothing, which execve(2) resets.
+    """
+    for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(signum, _ignore if signum in _IGNORED else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _raise_oom_score() -> None:
     """Have this process and its children killed before the daemon when memory is short; see proc(5)."""
-    with suppress(OSError), open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
-        own = int(os.pread(file.fileno(), 16, 0))
-        os.pwrite(file.fileno(), b"%d" % min(own + OOM_SCORE_STEP, OOM_SCORE_MAX), 0)
+    try:
+        with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
+            own = int(os.pread(file.fileno(), 16, 0))
+            os.pwrite(file.fileno(), b"%d" % min(own + OOM_SCORE_STEP, OOM_SCORE_MAX), 0)
+    except OSError:
+        pass

@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from sandboxd.processes.marks import Marks, sweep
+from sandboxd.processes.marks import Found, Marks, sweep
 from sandboxd.reactor.threads import ThreadPool
 
 #: Seconds that one walk waits for the processes that it has signalled, before the next walk.
 _SWEEP = 0.05
 
+#: Seconds between two walks if the first has failed.
+_RETRY = 0.1
+
+#: Descriptors kept for walks, so that they work when this process has no other left.
+_RESERVED = 4
+
+
+class Survivors(NamedTuple):
+    """
+    Processes that are alive after they were signalled.
+
+    :ivar pids: all of them, in order.
+    :ivar denied: those that may not be signalled (EPERM).
+    """
+
+    pids: list[int]
+    denied: list[int]
+
 
 @dataclass
 class _Doomed:
-    """A tree that is being ended: when SIGKILL is due, when to give up, and the Deferreds to fire."""
+    """
+    A tree that is being ended.
 
-    first_signal: int
+    :ivar signum: the signal to send at the next walk; 0 for none.
+    :ivar kill_at: when SIGKILL is due.
+    :ivar give_up_at: when to give up.
+    :ivar waiting: the Deferreds to fire.
+    """
+
+    signum: int
     kill_at: float
     give_up_at: float
-    waiting: list[Deferred[list[int]]] = field(default_factory=list)
+    waiting: list[Deferred[Survivors]] = field(default_factory=list)
 
 
 class Trees:
@@ -45,35 +72,48 @@ class Trees:
         self._spared = spared
         self._doomed: dict[int, _Doomed] = {}
         self._sweeping = False
+        self._reserve = _Reserve()
 
     def end(
         self, mark: int, signum: int = signal.SIGKILL, grace: float = 0.0, patience: float = 5.0
-    ) -> Deferred[list[int]]:
+    ) -> Deferred[Survivors]:
         """
-        Signal every process of a tree until none is left.
+        Signal every process of a tree until none is left, or none of those that are may be signalled.
+
+        Called again while that is going on, it sends its own signal too, and SIGKILL at the earlier of the two times.
 
         :param signum: the first signal.
         :param grace: seconds until they get SIGKILL, if ``signum`` was another.
         :param patience: seconds after SIGKILL at which to give up.
-        :return: fires with the pids of survivors, normally none.
+        :return: fires with the survivors, normally none; fails with OSError if nothing is known of them by then.
         """
         now = self._clock.seconds()
         kill_at = now if signum == signal.SIGKILL else now + grace
         doomed = self._doomed.get(mark)
         if doomed is None:
             doomed = self._doomed[mark] = _Doomed(signum, kill_at, kill_at + patience)
-        elif kill_at < doomed.kill_at:
-            doomed.kill_at, doomed.give_up_at = kill_at, kill_at + patience
-        waiter: Deferred[list[int]] = Deferred()
+        else:
+            doomed.signum = signum
+            if kill_at < doomed.kill_at:
+                doomed.kill_at, doomed.give_up_at = kill_at, kill_at + patience
+        waiter: Deferred[Survivors] = Deferred()
         doomed.waiting.append(waiter)
         if not self._sweeping:
             self._sweeping = True
-            Deferred.fromCoroutine(self._sweep_all()).addErrback(self._broke)
+            Deferred.fromCoroutine(self._sweep_all()).addErrback(
+                lambda failure: self._log.failure("process trees are no longer ended", failure)
+            )
         return waiter
 
-    async def signal(self, mark: int, signum: int) -> None:
-        """Send a signal once to every process of a tree, whatever it does with it."""
-        await self._sweep(lambda found: signum if found == mark else None, 0.0)
+    async def signal(self, mark: int, signum: int) -> Survivors:
+        """
+        Send a signal once to every process of a tree; 0 sends none.
+
+        :return: its live processes.
+        :raise OSError: if not all processes could be looked at.
+        """
+        found = await self._sweep(lambda other: signum if other == mark else None, 0.0)
+        return _survivors(found.get(mark))
 
     async def end_all(self, signum: int, patience: float) -> list[int]:
         """
@@ -88,35 +128,92 @@ class Trees:
             return send if self.marks.owns(mark) else None
 
         while True:
-            found = await self._sweep(choose, _SWEEP)
+            try:
+                found = await self._sweep(choose, _SWEEP)
+            except OSError as error:
+                if self._clock.seconds() >= deadline:
+                    self._log.error("the processes that are left are unknown: {error}", error=error)
+                    return []
+                await self._pause()
+                continue
             if signum != signal.SIGKILL:
                 send = 0  # sent once; SIGKILL is repeated for processes forked meanwhile
             if not found or self._clock.seconds() >= deadline:
-                return sorted(pid for pids in found.values() for pid in pids)
+                return sorted(pid for of_mark in found.values() for pid in of_mark.pids)
 
     async def _sweep_all(self) -> None:
         try:
             while self._doomed:
-                now = self._clock.seconds()
-                send: dict[int, int] = {}
-                for mark, doomed in self._doomed.items():
-                    send[mark] = signal.SIGKILL if now >= doomed.kill_at else doomed.first_signal
-                    doomed.first_signal = 0
-                found = await self._sweep(send.get, _SWEEP)
-                for mark in send:
-                    pids = found.get(mark, [])
-                    if not pids or now >= self._doomed[mark].give_up_at:
-                        for waiter in self._doomed.pop(mark).waiting:
-                            waiter.callback(pids)
+                await self._sweep_doomed()
         finally:
             self._sweeping = False
 
-    def _sweep(self, choose: Callable[[int], int | None], patience: float) -> Deferred[dict[int, list[int]]]:
-        return self._in_thread(sweep, choose, patience, self._spared())
+    async def _sweep_doomed(self) -> None:
+        now = self._clock.seconds()
+        send = {
+            mark: signal.SIGKILL if now >= doomed.kill_at else doomed.signum for mark, doomed in self._doomed.items()
+        }
+        for doomed in self._doomed.values():
+            doomed.signum = 0
+        try:
+            found = await self._sweep(send.get, _SWEEP)
+        except OSError as error:
+            # No process counts as gone before a walk has found none. Some may not have got their signal.
+            self._log.warn("processes cannot be looked at, which is tried again: {error}", error=error)
+            for mark, signum in send.items():
+                doomed = self._doomed[mark]
+                doomed.signum = doomed.signum or signum
+                if now >= doomed.give_up_at:  # it is still ended, but nothing waits for that any more
+                    waiting, doomed.waiting = doomed.waiting, []
+                    for waiter in waiting:
+                        waiter.errback(error)
+            await self._pause()
+            return
+        for mark in send:
+            survivors = _survivors(found.get(mark))
+            doomed = self._doomed[mark]
+            hopeless = now >= doomed.kill_at and survivors.pids == survivors.denied
+            if not survivors.pids or hopeless or now >= doomed.give_up_at:
+                del self._doomed[mark]
+                for waiter in doomed.waiting:
+                    waiter.callback(survivors)
 
-    def _broke(self, failure: Failure) -> None:
-        self._log.failure("the walk over the process table failed", failure)
-        doomed, self._doomed = self._doomed, {}
-        for entry in doomed.values():
-            for waiter in entry.waiting:
-                waiter.errback(failure)
+    async def _pause(self) -> None:
+        await deferLater(self._clock, _RETRY)
+
+    def _sweep(self, choose: Callable[[int], int | None], patience: float) -> Deferred[dict[int, Found]]:
+        return self._in_thread(self._reserve.sweep, choose, patience, self._spared())
+
+
+class _Reserve:
+    """Descriptors that are closed when a walk finds none to be had, and opened again when there are some."""
+
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+        self._fill()
+
+    def sweep(self, choose: Callable[[int], int | None], patience: float, spared: frozenset[int]) -> dict[int, Found]:
+        """
+        Walk over all processes; see :func:`sandboxd.processes.marks.sweep`. Blocks.
+
+        :raise OSError: if there are no descriptors or no memory, even so.
+        """
+        try:
+            return sweep(choose, patience, spared)
+        except OSError:
+            while self._fds:
+                os.close(self._fds.pop())
+            return sweep(choose, patience, spared)
+        finally:
+            self._fill()
+
+    def _fill(self) -> None:
+        try:
+            while len(self._fds) < _RESERVED:
+                self._fds.append(os.open("/proc", os.O_PATH | os.O_CLOEXEC))
+        except OSError:
+            pass  # at the next walk
+
+
+def _survivors(found: Found | None) -> Survivors:
+    return Survivors([], []) if found is None else Survivors(sorted(found.pids), sorted(found.denied))

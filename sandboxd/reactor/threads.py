@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, ParamSpec, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
@@ -37,15 +39,39 @@ class ThreadPool:
         self._finished: deque[tuple[Deferred[Any], Any]] = deque()
 
     def __call__(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        """Call ``function`` in a thread; return a Deferred that fires with its result, in the reactor's thread."""
+        """
+        Call ``function`` in a thread; return a Deferred that fires with its result, in the reactor's thread.
+
+        It fails with EAGAIN, and nothing was called, if the pool has no thread and none can be started.
+        """
+        if self.under_way >= self._threads and self._threads < self._size:
+            try:
+                self._start_thread()
+            except OSError as error:
+                if self._threads == 0:
+                    return fail(error)
         self.under_way += 1
-        if self.under_way > self._threads and self._threads < self._size:
-            self._threads += 1
-            # A daemon thread cannot keep the process from exiting when it hangs in the kernel.
-            Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
         result: Deferred[T] = Deferred()
         self._waiting.put((result, lambda: function(*args, **kwargs)))
         return result
+
+    def start(self) -> None:
+        """
+        Start all threads now, so that calls do not depend on whether more can be started later.
+
+        :raise OSError: EAGAIN, if one cannot be started.
+        """
+        while self._threads < self._size:
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        # A daemon thread cannot keep the process from exiting when it hangs in the kernel.
+        thread = Thread(target=self._work, name=f"{self._name}-{self._threads + 1}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # "can't start new thread": RLIMIT_NPROC, pids.max or memory
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+        self._threads += 1
 
     def _work(self) -> None:
         while (job := self._waiting.get()) is not None:

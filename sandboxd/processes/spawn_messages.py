@@ -1,0 +1,172 @@
+"""
+The messages between the daemon and its spawn servers: fixed binary layouts, with bounds that are checked.
+
+Each is one message of a ``SOCK_SEQPACKET`` socket. Requests go to the server: a kind, the number of a child, a payload.
+Records come back: the number, a kind, and one or two integers. Either side raises :exc:`Malformed` for anything else;
+nothing that a message says makes its reader allocate more than the message itself.
+
+Imports little of the standard library and nothing else, for :mod:`sandboxd.processes.spawn_server` uses it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from struct import Struct, error, pack, unpack_from
+
+#: Kinds of requests: start a child, likewise with the payload in a memfd, signal a child, fork another server.
+START, START_LONG, SIGNAL, FORK = range(4)
+
+#: Kinds of records: a child was forked and has yet to execute its program; it executes it; it has failed to; it exited.
+FORKED, STARTED, FAILED, EXITED = range(4)
+
+#: What has failed, in a FAILED record.
+AT_START, AT_CWD = range(2)
+
+#: Most bytes of a message; a longer request goes through a memfd.
+INLINE = 64 * 1024
+
+#: Upper bounds of the numbers in records: ``PID_MAX_LIMIT`` and ``MAX_ERRNO`` of the kernel, a wait status.
+_MAX = {FORKED: 1 << 22, STARTED: 1 << 22, FAILED: 4095, EXITED: 0xFFFF}
+
+_REQUEST = Struct("<BQ")
+_RECORD = Struct("<QBiB")
+_START = Struct("<QBBHIIII")
+_LIMIT = Struct("<BQ")
+
+_STDIN, _USER, _CWD = 1, 2, 4
+
+
+class Malformed(Exception):
+    """A message that the other side cannot have sent while it works as it should."""
+
+
+class StartRequest:
+    """
+    What a spawn server needs to start a child; its descriptors travel beside it.
+
+    :ivar argv: the arguments, of which the shell is executed.
+    :ivar env: ``NAME=value``, each.
+    :ivar mark: the mark of its process tree.
+    :ivar stdin: whether a descriptor for stdin is among those that are sent.
+    :ivar cwd: the working directory, or None for the server's own.
+    :ivar user: uid, gid and groups, or None for the server's own.
+    :ivar cgroup: the directory of the cgroup that it joins, or empty.
+    :ivar limits: soft and hard value of resource limits, by their numbers.
+    """
+
+    __slots__ = ("argv", "cgroup", "cwd", "env", "limits", "mark", "stdin", "user")
+
+    def __init__(
+        self,
+        argv: list[bytes],
+        env: list[bytes],
+        mark: int,
+        stdin: bool = False,
+        cwd: bytes | None = None,
+        user: tuple[int, int, Sequence[int]] | None = None,
+        cgroup: bytes = b"",
+        limits: Mapping[int, int] | None = None,
+    ) -> None:
+        self.argv = argv
+        self.env = env
+        self.mark = mark
+        self.stdin = stdin
+        self.cwd = cwd
+        self.user = user
+        self.cgroup = cgroup
+        self.limits = {} if limits is None else limits
+
+    def pack(self) -> bytes:
+        """
+        Return the payload.
+
+        :raise OSError: EINVAL if a string has a NUL in it.
+        """
+        for text in (*self.argv, *self.env):
+            if b"\0" in text:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        argv, env, cwd = b"\0".join(self.argv), b"\0".join(self.env), self.cwd or b""
+        groups = () if self.user is None else (self.user[0], self.user[1], *self.user[2])
+        flags = _STDIN * self.stdin | _USER * (self.user is not None) | _CWD * (self.cwd is not None)
+        counts = (len(self.limits), len(groups), len(argv), len(env), len(cwd), len(self.cgroup))
+        limits = b"".join(_LIMIT.pack(*limit) for limit in self.limits.items())
+        packed = (_START.pack(self.mark, flags, *counts), limits, pack(f"<{len(groups)}I", *groups))
+        return b"".join((*packed, argv, env, cwd, self.cgroup))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> StartRequest:
+        """
+        Return the request of a payload.
+
+        :raise Malformed: if it is none.
+        """
+        try:
+            mark, flags, limit_count, group_count, *sizes = _START.unpack_from(data)
+            position = _START.size
+            limits = {}
+            for _ in range(limit_count):
+                number, value = _LIMIT.unpack_from(data, position)
+                limits[number] = value
+                position += _LIMIT.size
+            groups = unpack_from(f"<{group_count}I", data, position)
+        except error as reason:
+            raise Malformed(str(reason)) from None
+        position += 4 * group_count
+        texts = []
+        for size in sizes:
+            texts.append(data[position : position + size])
+            position += size
+        if position != len(data) or (bool(flags & _USER) != (group_count >= 2)):
+            raise Malformed("a start request whose parts do not add up")
+        argv, env, cwd, cgroup = texts
+        user = (groups[0], groups[1], groups[2:]) if flags & _USER else None
+        return cls(
+            argv.split(b"\0"),
+            env.split(b"\0") if env else [],
+            mark,
+            bool(flags & _STDIN),
+            cwd if flags & _CWD else None,
+            user,
+            cgroup,
+            limits,
+        )
+
+
+def pack_request(kind: int, number: int, payload: bytes = b"") -> bytes:
+    """Return a request: of a child's number, with a start's payload or a signal's number."""
+    return _REQUEST.pack(kind, number) + payload
+
+
+def unpack_request(message: bytes) -> tuple[int, int, bytes]:
+    """
+    Return kind, number and payload of a request.
+
+    :raise Malformed: if it is none.
+    """
+    if len(message) < _REQUEST.size:
+        raise Malformed("a request that is too short")
+    kind, number = _REQUEST.unpack_from(message)
+    return kind, number, message[_REQUEST.size :]
+
+
+def pack_record(number: int, kind: int, value: int, detail: int = 0) -> bytes:
+    """Return a record. ``value`` is a pid, an errno or a wait status."""
+    return _RECORD.pack(number, kind, value, detail)
+
+
+def unpack_record(message: bytes) -> tuple[int, int, int, int]:
+    """
+    Return number, kind, value and detail of a record.
+
+    :raise Malformed: if it is none, or has a value that its kind cannot have.
+    """
+    if len(message) != _RECORD.size:
+        raise Malformed(f"a record of {len(message)} bytes")
+    number, kind, value, detail = _RECORD.unpack(message)
+    if kind not in _MAX or not (0 if kind == EXITED else 1) <= value <= _MAX[kind]:
+        raise Malformed(f"a record of kind {kind} with the value {value}")
+    if detail not in (AT_START, AT_CWD):
+        raise Malformed(f"a record with the detail {detail}")
+    return number, kind, value, detail

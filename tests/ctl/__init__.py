@@ -1,0 +1,1 @@
+"""Tests of sandboxctl: the real program, in a real pseudo-terminal where it matters, against the real daemon."""
