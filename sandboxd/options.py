@@ -29,6 +29,7 @@ LIMITS = {
     "max-header": "Bytes of a request's headers.",
     "request-timeout": "Seconds in which a request must have arrived.",
     "keep-alive": "Seconds that an idle HTTP connection stays open.",
+    "drain": "Seconds in which foreground commands may end by themselves on SIGTERM; 0 for none.",
     "heartbeat": "Seconds of silence after which a stream gets a comment.",
     "keep-finished": "Executions that are remembered after their end.",
     "keep-seconds": "Seconds for which they are.",
@@ -205,9 +206,10 @@ class ServiceOptions(usage.Options):
         text = str(given)
         if len(text) > 18:
             raise usage.UsageError(f"{variable} (--{option}): {text[:18]}... is too large")
-        if text.isascii() and text.isdigit() and int(text) >= 1:
+        least = 0 if option == "drain" else 1
+        if text.isascii() and text.isdigit() and int(text) >= least:
             return int(text)
-        raise usage.UsageError(f"{variable} (--{option}): {text!r} is not a number of 1 or more")
+        raise usage.UsageError(f"{variable} (--{option}): {text!r} is not a number of {least} or more")
 
     def _port(self, option: str, variable: str, default: int) -> int:
         text = self[option] if self[option] is not None else self.environ.get(variable) or str(default)

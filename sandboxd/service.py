@@ -118,6 +118,7 @@ class Sandboxd(Service):
             max_live=settings.max_executions,
             keep_count=settings.keep_finished,
             keep_seconds=settings.keep_seconds,
+            drain=settings.drain,
         )
         self.forward = PortForward(reactor)
         self.streams = Streams(reactor, turns, settings.max_streams, settings.heartbeat)

@@ -21,6 +21,7 @@ class Settings:
         in which some more must have.
     :ivar keep_alive: seconds that an idle HTTP connection stays open; more than common load balancers keep theirs, lest
         one sends a request on a connection that is just being closed.
+    :ivar drain: seconds in which foreground commands may end by themselves when the daemon stops.
     :ivar heartbeat: seconds of silence after which an event stream gets a comment.
     :ivar keep_finished: how many executions are remembered after their end (background processes and others each).
     :ivar keep_seconds: for how long.
@@ -35,6 +36,7 @@ class Settings:
     max_header: int = 16 * 1024
     request_timeout: int = 300
     keep_alive: int = 620
+    drain: int = 2
     heartbeat: int = 15
     keep_finished: int = 1000
     keep_seconds: int = 24 * 3600

@@ -9,11 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 
 from tests.client import Api
 from tests.daemon import SECRET, TWISTD, Daemon, alive
@@ -233,6 +236,40 @@ async def test_a_stopping_daemon_tells_the_streams_that_are_open(start_daemon: C
     assert [event.name for event in events] == ["output", "complete"]
     assert events[-1].data == {"code": -1, "error": True, "signal": "SIGTERM"}
     assert daemon.stop() == 0
+
+
+async def test_a_command_that_ends_soon_gives_its_answer_though_the_daemon_stops(
+    start_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    daemon = start_daemon()
+    api = Api(daemon.url, SECRET)
+    cmd = f"echo $$ >> {tmp_path}/pids; sleep 0.7; echo done"
+    run = Deferred.fromCoroutine(api.post("/run", {"cmd": cmd}))
+    stream = await api.stream(cmd)
+    await api.start(f"echo $$ >> {tmp_path}/pids; sleep 300")
+    pids = await pids_in(tmp_path / "pids", 3)
+    os.kill(daemon.pid, signal.SIGTERM)
+    await until(lambda: refuses(daemon.port))
+    assert (await run.addTimeout(10, reactor)).json() == {"stdout": "done\n", "stderr": "", "code": 0}
+    assert [event.data.get("code") for event in await stream.all()] == [None, 0]
+    assert daemon.stop() == 0
+    await gone(pids)
+
+
+def refuses(port: int) -> bool:
+    """Whether nothing listens on a port."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) != 0
+
+
+async def test_the_drain_is_bounded_and_can_be_switched_off(start_daemon: Callable[..., Daemon]) -> None:
+    for drain, least, most in (("0", 0.0, 0.9), ("1", 0.9, 5.0)):
+        daemon = start_daemon(SANDBOX_DRAIN=drain)
+        stream = await Api(daemon.url, SECRET).stream("echo; sleep 300")
+        began = time.monotonic()
+        assert daemon.stop() == 0
+        assert least < time.monotonic() - began < most
+        stream.close()
 
 
 async def test_a_client_that_never_reads_does_not_hold_up_the_end(start_daemon: Callable[..., Daemon]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList, TimeoutError
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -88,6 +88,7 @@ class ProcessTable(Service):
     :param keep_count: most ended executions that are remembered, background processes and others each.
     :param keep_bytes: most bytes of their output.
     :param keep_seconds: most seconds since their end.
+    :param drain: seconds in which foreground commands may end by themselves when it stops.
     :ivar live: the running executions by id.
     :ivar started: number of starts, by ``background`` and ``foreground``.
     :ivar ended: number of ends, by status; ``unstarted`` for those that could not be started.
@@ -109,6 +110,7 @@ class ProcessTable(Service):
         keep_count: int = KEEP_COUNT,
         keep_bytes: int = KEEP_BYTES,
         keep_seconds: float = KEEP_SECONDS,
+        drain: float = 0,
     ) -> None:
         self._reactor = reactor
         self._environment = environment = Environment(environ)
@@ -117,6 +119,7 @@ class ProcessTable(Service):
         self._spawn_client = SpawnClient(reactor, turns, self._trees.marks.base, self._adopt, self._trees.end)
         self._spawner = Spawner(reactor, turns, self._spawn_client, environment)
         self._max_live = max_live
+        self._drain = drain
         self.live: dict[str, Execution] = {}
         self.started: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
@@ -208,6 +211,10 @@ class ProcessTable(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        foreground = [execution.when_settled() for execution in self.live.values() if not execution.background]
+        if self._drain:
+            with suppress(TimeoutError):
+                await DeferredList(foreground, consumeErrors=True).addTimeout(self._drain, self._reactor)
         for execution in list(self.live.values()):
             if execution.pid is None:
                 execution.abandon()
