@@ -739,7 +739,7 @@ async def test_a_step_ends_when_the_unpacking_is_closed(tmp_path: Path) -> None:
     unpacking = Unpacking(Root(), str(tmp_path))
     unpacking.open()
     step = deferToThread(unpacking.feed, packed)
-    await until(lambda: unpacking._step.locked() or step.called)
+    await until(lambda: unpacking._lock.locked() or step.called)
     await deferToThread(unpacking.close)
     with pytest.raises(OSError, match="canceled"):
         await step

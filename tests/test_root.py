@@ -191,7 +191,7 @@ def patch(root: Root, path: str) -> None:
         upload.write(b"text")
         upload.commit()
     finally:
-        upload.discard()
+        upload.close()
 
 
 #: Gives two files each other's names, again and again: renameat2(2) with RENAME_EXCHANGE.

@@ -687,7 +687,7 @@ def test_without_files_that_have_no_name(tmp_path: Path, monkeypatch: pytest.Mon
         upload = Replacement(Root(), str(tmp_path / "f"), lambda old: None)
         upload.open(None)
         upload.write(b"other")
-        upload.discard()
+        upload.close()
     assert sorted(os.listdir(tmp_path)) == [".sandboxd-locked", ".sandboxd-young", "f", "other"]
     assert (tmp_path / "f").read_bytes() == b"text"
 

@@ -12,9 +12,8 @@ from twisted.logger import Logger
 from sandboxd.api.operations import RawBody
 from sandboxd.api.preconditions import CONDITIONS, conditions, failed, finish_in_thread
 from sandboxd.api.routing import ApiError, Reply, Routes
+from sandboxd.files.access import Files
 from sandboxd.files.download import Opened
-from sandboxd.files.filesystem_threads import FilesystemThreads
-from sandboxd.files.root import Root
 from sandboxd.messages.raw_files import FileQuery
 from sandboxd.reactor.threads import ThreadPool
 from sandboxd.web.conditions import Conditions, http_date, if_range
@@ -31,12 +30,11 @@ _HEADERS = (*CONDITIONS, "If-Modified-Since")
 _ERRORS = (304, 403, 404, 409, 412)
 
 
-def add_download_routes(routes: Routes, root: Root, in_thread: FilesystemThreads) -> None:
+def add_download_routes(routes: Routes, files: Files) -> None:
     """
     Add them to the API.
 
-    :param root: where paths lead.
-    :param in_thread: runs a blocking function off the reactor's thread.
+    :param files: the files that requests reach.
     """
 
     async def get(request: Request, query: FileQuery) -> Reply | None:
@@ -46,13 +44,13 @@ def add_download_routes(routes: Routes, root: Root, in_thread: FilesystemThreads
         `Range` asks for parts of it, and the conditional headers for nothing if it is, or is not, what the client has.
         """
         asked = conditions(request)
-        lane = await in_thread.find(query.path)
-        file = Opened(root, query.path)
+        lane = await files.threads.find(query.path)
+        file = Opened(files.root, query.path)
         try:
             await lane(file.open)
             return await _send(request, lane, file, asked)
         finally:
-            if not file.closed:
+            if not file.over:
                 finish_in_thread(lane, file.close)
 
     async def head(request: Request, query: FileQuery) -> Reply | None:

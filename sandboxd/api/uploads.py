@@ -7,13 +7,13 @@ import os
 from sandboxd.api.operations import RawBody
 from sandboxd.api.preconditions import CONDITIONS, conditions, finish_in_thread, require
 from sandboxd.api.routing import ApiError, Reply, Routes
+from sandboxd.files.access import Files
 from sandboxd.files.digests import Digests
 from sandboxd.files.errors import FileError
 from sandboxd.files.etag import entity_tag
 from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.form import Form, FormError, boundary
 from sandboxd.files.permissions import Owner, owner
-from sandboxd.files.root import Root
 from sandboxd.files.text import delete
 from sandboxd.files.upload import Corrupt, Patch, Replacement, Upload, Written
 from sandboxd.messages.decoding import BadRequest
@@ -26,12 +26,11 @@ from sandboxd.web.request import Request
 _ERRORS = (400, 403, 404, 409, 412, 413, 415, 507)
 
 
-def add_upload_routes(routes: Routes, root: Root, in_thread: FilesystemThreads) -> None:
+def add_upload_routes(routes: Routes, files: Files) -> None:
     """
     Add them to the API.
 
-    :param root: where paths lead.
-    :param in_thread: runs a blocking function off the reactor's thread.
+    :param files: the files that requests reach.
     """
 
     @routes.route(
@@ -59,13 +58,13 @@ def add_upload_routes(routes: Routes, root: Root, in_thread: FilesystemThreads) 
         except ValueError as error:
             raise BadRequest(str(error)) from None
         offset = _offset(request, body, query)
-        mode, whose = query.permissions, await _owner(in_thread, query.owner)
+        mode, whose = query.permissions, await _owner(files.threads, query.owner)
         upload: Upload
         if offset is None:
-            upload = Replacement(root, query.path, check, mode, whose, digests, parents=query.parents)
+            upload = Replacement(files.root, query.path, check, mode, whose, digests, parents=query.parents)
         else:
-            upload = Patch(root, query.path, check, mode, whose, digests, offset=offset, size=query.size)
-        written = await _receive(await in_thread.find(query.path), upload, body)
+            upload = Patch(files.root, query.path, check, mode, whose, digests, offset=offset, size=query.size)
+        written = await _receive(await files.threads.find(query.path), upload, body)
         stored = _stored(query.path, written)
         request.setHeader(b"ETag", str(stored["etag"]).encode("ascii"))
         if (digest := digests.header()) is not None:
@@ -87,12 +86,12 @@ def add_upload_routes(routes: Routes, root: Root, in_thread: FilesystemThreads) 
 
         If one cannot be written, those before it are: the error lists them.
         """
-        whose = await _owner(in_thread, query.owner)
-        lane = await in_thread.find(query.path)
+        whose = await _owner(files.threads, query.owner)
+        lane = await files.threads.find(query.path)
 
         def upload(name: str) -> Upload:
             path = os.path.join(query.path, name)
-            return Replacement(root, path, lambda old: None, query.permissions, whose, parents=query.parents)
+            return Replacement(files.root, path, lambda old: None, query.permissions, whose, parents=query.parents)
 
         try:
             form = Form(boundary(request.text_header(b"Content-Type")), upload)
@@ -108,7 +107,7 @@ def add_upload_routes(routes: Routes, root: Root, in_thread: FilesystemThreads) 
             raise ApiError(error.status, str(error), files=_files(query.path, form)) from None
         finally:
             if not form.over:
-                finish_in_thread(lane, form.discard)
+                finish_in_thread(lane, form.close)
         return Reply({"files": _files(query.path, form)}, 201)
 
     @routes.route(
@@ -116,7 +115,7 @@ def add_upload_routes(routes: Routes, root: Root, in_thread: FilesystemThreads) 
     )
     async def delete_file(request: Request, query: FileQuery) -> Reply:
         """Remove a file, a link, or an empty directory."""
-        await in_thread(query.path, delete, root, query.path, require(conditions(request)))
+        await files.call(delete, query.path, require(conditions(request)))
         return Reply({"path": query.path})
 
 
@@ -135,17 +134,17 @@ async def _receive(lane: ThreadPool, upload: Upload, body: BodyStream) -> Writte
         raise ApiError(400, str(error)) from None
     finally:
         if not upload.over:
-            finish_in_thread(lane, upload.discard)
+            finish_in_thread(lane, upload.close)
 
 
-async def _owner(in_thread: FilesystemThreads, text: str | None) -> Owner | None:
+async def _owner(threads: FilesystemThreads, text: str | None) -> Owner | None:
     """
     Whom a file is to belong to.
 
     :raise BadRequest: if there is no such user or group.
     """
     try:
-        return None if text is None else await in_thread("/", owner, text)
+        return None if text is None else await threads("/", owner, text)
     except ValueError as error:
         raise BadRequest(str(error)) from None
 

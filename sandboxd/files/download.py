@@ -1,7 +1,5 @@
 """
-A file that is sent. All of it blocks: it is called in a thread.
-
-As with uploads, the steps exclude each other, and :meth:`Opened.close` may come at any time.
+A file that is sent, step by step.
 """
 
 from __future__ import annotations
@@ -9,11 +7,11 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
-from threading import Lock
 
 from sandboxd.files.errors import os_errors
 from sandboxd.files.etag import entity_tag
 from sandboxd.files.root import Root
+from sandboxd.files.steps import Steps
 
 #: Bytes that are read at a time.
 CHUNK = 512 * 1024
@@ -22,7 +20,7 @@ CHUNK = 512 * 1024
 SMALL = 64 * 1024
 
 
-class Opened:
+class Opened(Steps):
     """
     A regular file to read. The facts are known once it is open.
 
@@ -30,20 +28,19 @@ class Opened:
     :ivar size: its bytes; None if stat reports none, as for many files of /proc and /sys.
     :ivar tag: its entity tag; empty if stat does not report its size.
     :ivar modified: when it was, in seconds since 1970.
-    :ivar closed: whether it is no longer open, or never was and will not be.
+    :ivar over: whether it is no longer open: it was closed, or is small and was read.
     """
 
     def __init__(self, root: Root, path: str) -> None:
+        super().__init__()
         self.name = os.path.basename(path.rstrip("/"))
         self.size: int | None = None
         self.tag = ""
         self.modified = 0.0
-        self.closed = False
         self._root = root
         self._path = path
         self._head = b""
         self._fd = -1
-        self._step = Lock()
 
     def open(self) -> None:
         """
@@ -51,9 +48,7 @@ class Opened:
 
         :raise FileError: if it cannot be read, or is no regular file.
         """
-        with self._step, os_errors("open", self._path):
-            if self.closed:
-                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        with os_errors("open", self._path), self._step():
             # O_NONBLOCK, or opening a FIFO would wait for a writer that may never come.
             self._fd = self._root.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
             info = os.fstat(self._fd)
@@ -69,6 +64,7 @@ class Opened:
                 self.size = len(self._head) if len(self._head) <= SMALL else None
                 self.tag = ""
             if self.size is not None:
+                self.over = True
                 self._close()
 
     def known(self, start: int, end: int) -> bytes:
@@ -81,16 +77,10 @@ class Opened:
 
         :raise FileError: if it cannot be read.
         """
-        with self._step, os_errors("read", self._path):
-            return b"" if self.closed else os.pread(self._fd, min(CHUNK, end - start), start)
-
-    def close(self) -> None:
-        """It is no longer needed."""
-        with self._step:
-            self._close()
+        with os_errors("read", self._path), self._step():
+            return os.pread(self._fd, min(CHUNK, end - start), start)
 
     def _close(self) -> None:
-        self.closed = True
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -93,7 +93,7 @@ def edit(root: Root, path: str, edits: list[Edit], check: Check) -> Edited:
         upload.write(data)
         return Edited(upload.commit().info, replaced, lines)
     finally:
-        upload.discard()
+        upload.close()
 
 
 def _read(root: Root, path: str, check: Check) -> tuple[bytes, os.stat_result]:

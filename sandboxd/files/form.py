@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from threading import Lock
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from sandboxd.files.steps import Steps
 from sandboxd.files.upload import Upload, Written
 
 #: Files of one form, at most.
@@ -32,7 +32,7 @@ def boundary(content_type: str | None) -> bytes:
     return options[b"boundary"]
 
 
-class Form:
+class Form(Steps):
     """
     A form on its way. Each of its files replaces what has its name, when it is complete.
 
@@ -43,6 +43,7 @@ class Form:
     """
 
     def __init__(self, boundary: bytes, upload: Callable[[str], Upload]) -> None:
+        super().__init__()
         self.written: list[tuple[str, Written]] = []
         self._upload = upload
         self._current: Upload | None = None
@@ -51,8 +52,6 @@ class Form:
         self._field = b""
         self._value = b""
         self._ended = False
-        self.over = False
-        self._step = Lock()
         try:
             self._parser = MultipartParser(
                 boundary,
@@ -77,9 +76,7 @@ class Form:
         :raise FormError: if it is malformed.
         :raise FileError: if a file cannot be written.
         """
-        with self._step:
-            if self.over:
-                return
+        with self._step():
             try:
                 self._parser.write(data)
             except FormParserError as error:
@@ -95,12 +92,9 @@ class Form:
             raise FormError("the form has no end")
         self.over = True
 
-    def discard(self) -> None:
-        """Leave nothing of a file that is not complete."""
-        with self._step:
-            self.over = True
-            if self._current is not None:
-                self._current.discard()
+    def _close(self) -> None:
+        if self._current is not None:
+            self._current.close()
 
     def _on_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]

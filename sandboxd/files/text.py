@@ -125,7 +125,7 @@ def _write(upload: Upload, data: bytes) -> None:
         upload.write(data)
         upload.commit()
     finally:
-        upload.discard()
+        upload.close()
 
 
 def _is_file(root: Root, path: str) -> bool:

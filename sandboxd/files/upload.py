@@ -1,8 +1,7 @@
 """
 Files that arrive piece by piece. All of it blocks: it is called in a thread.
 
-The steps of one upload exclude each other, and :meth:`discard` may come at any time, from another thread too: whoever
-waits for a step can be cancelled, and the step itself cannot.
+The steps are those of :class:`~sandboxd.files.steps.Steps`.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ import os
 import secrets
 import stat as modes
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from threading import Lock
 from typing import NamedTuple
 
 from sandboxd.files.digests import Digests
@@ -25,6 +23,7 @@ from sandboxd.files.errors import os_errors
 from sandboxd.files.permissions import Owner
 from sandboxd.files.renames import name_lock
 from sandboxd.files.root import Root
+from sandboxd.files.steps import Steps
 
 #: Called with the stat of the existing file (None if absent); raises if it is not to be changed.
 Check = Callable[["os.stat_result | None"], None]
@@ -55,7 +54,7 @@ class Corrupt(Exception):
     """What has arrived is not what its digest says."""
 
 
-class Upload(ABC):
+class Upload(Steps):
     """
     An upload.
 
@@ -65,7 +64,7 @@ class Upload(ABC):
     :param owner: whose it is to be.
     :param digests: of what arrives.
     :param durable: whether it is to outlive a power failure, once it is committed.
-    :ivar over: whether nothing is left to be discarded.
+    :ivar over: whether it is committed or was closed.
     """
 
     def __init__(
@@ -79,6 +78,7 @@ class Upload(ABC):
         *,
         durable: bool = True,
     ) -> None:
+        super().__init__()
         self._root = root
         self._path = path
         self._check = check
@@ -86,9 +86,7 @@ class Upload(ABC):
         self._owner = owner
         self._digests = digests or Digests(None)
         self._durable = durable
-        self._step = Lock()
         self._resources = ExitStack()
-        self.over = False
 
     def open(self, length: int | None) -> None:
         """
@@ -97,9 +95,7 @@ class Upload(ABC):
         :param length: bytes that will come, if that is known.
         :raise FileError: if it cannot be written, or there is no room for it.
         """
-        with self._step, os_errors("open", self._path):
-            if self.over:
-                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        with os_errors("open", self._path), self._step():
             self._open(length)
 
     def write(self, data: bytes) -> None:
@@ -108,10 +104,9 @@ class Upload(ABC):
 
         :raise FileError: if it cannot be written.
         """
-        with self._step, os_errors("write", self._path):
-            if not self.over:
-                self._digests.update(data)
-                self._write(data)
+        with os_errors("write", self._path), self._step():
+            self._digests.update(data)
+            self._write(data)
 
     def commit(self) -> Written:
         """
@@ -120,19 +115,17 @@ class Upload(ABC):
         :raise Corrupt: if it is not what its digest says.
         :raise FileError: if it cannot be.
         """
-        with self._step, os_errors("write", self._path):
+        with os_errors("write", self._path), self._step():
             mismatch = self._digests.mismatch()
             if mismatch is not None:
                 raise Corrupt(mismatch)
             written = self._commit()
-        self.discard()
+        self.close()
         return written
 
-    def discard(self) -> None:
+    def _close(self) -> None:
         """Leave no trace, unless it has been committed."""
-        with self._step:
-            self.over = True
-            self._resources.close()
+        self._resources.close()
 
     @abstractmethod
     def _open(self, length: int | None) -> None: ...

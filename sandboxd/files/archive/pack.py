@@ -1,7 +1,6 @@
 """
 Makes archives of directories and files, piece by piece. All of it blocks: it is called in a thread.
 
-The steps of one exclude each other: whoever waits for a step can be cancelled, and the step itself cannot.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ import pwd
 import stat as modes
 from collections.abc import Callable, Generator
 from functools import cache
-from threading import Lock
 
 from sandboxd.files.archive.compression import Compressor
 from sandboxd.files.archive.tar import END, Member, MemberType, header, padding
 from sandboxd.files.errors import FileError, os_errors
 from sandboxd.files.root import Root
+from sandboxd.files.steps import Steps
 from sandboxd.files.walk import GONE, TreeEntry, walk
 
 #: Bytes that one step makes, about.
@@ -33,7 +32,7 @@ _MAX_LINKS = 100_000
 _KINDS = {modes.S_IFREG: MemberType.FILE, modes.S_IFDIR: MemberType.DIRECTORY, modes.S_IFLNK: MemberType.SYMLINK}
 
 
-class Packing:
+class Packing(Steps):
     """
     An archive that is being made.
 
@@ -51,6 +50,7 @@ class Packing:
         compressor: Compressor,
         skip_unreadable: bool = False,
     ) -> None:
+        super().__init__()
         self._root = root
         self._path = path
         self._excluded = excluded
@@ -59,7 +59,6 @@ class Packing:
         self._links: dict[tuple[int, int], str] = {}
         self._pieces: Generator[bytes, None, None] = _nothing()
         self._complete = False
-        self._step = Lock()
         self._user = cache(lambda uid: _name(lambda: pwd.getpwuid(uid).pw_name))
         self._group = cache(lambda gid: _name(lambda: grp.getgrgid(gid).gr_name))
 
@@ -69,7 +68,7 @@ class Packing:
 
         :raise FileError: if it cannot be read.
         """
-        with self._step, os_errors("open", self._path):
+        with os_errors("open", self._path), self._step():
             fd = self._root.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
             if modes.S_ISDIR(os.fstat(fd).st_mode):
                 self._pieces = self._directory(fd)
@@ -83,7 +82,7 @@ class Packing:
 
         :raise FileError: if something cannot be read.
         """
-        with self._step:
+        with os_errors("read", self._path), self._step():
             return None if self._complete else self._read()
 
     def _read(self) -> bytes:
@@ -99,11 +98,8 @@ class Packing:
         made.append(self._compressor.flush())
         return b"".join(made)
 
-    def close(self) -> None:
-        """End it, complete or not."""
-        with self._step:
-            self._complete = True
-            self._pieces.close()
+    def _close(self) -> None:
+        self._pieces.close()
 
     def _one(self, name: str, fd: int) -> Generator[bytes, None, None]:
         try:

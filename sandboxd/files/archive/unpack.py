@@ -1,6 +1,5 @@
 """
-Unpacks archives as they arrive. All of it blocks: it is called in a thread. The steps of one exclude each
-other: whoever waits for a step can be cancelled, and the step itself cannot.
+Unpacks archives as they arrive, step by step.
 
 Whatever an archive says, it writes below the directory that it is for, and nowhere else: names have no ``..`` and do
 not begin with ``/``; every directory on the way is opened from the one above it, and no link is followed, whether it
@@ -15,13 +14,13 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from threading import Lock
 
 from sandboxd.files.archive.compression import MAGIC_SIZE, Decompressor, recognised
 from sandboxd.files.archive.tar import Member, MemberType, Reader, Receiver, TarError
 from sandboxd.files.errors import FileError, os_errors
 from sandboxd.files.renames import temporary_name
 from sandboxd.files.root import Root
+from sandboxd.files.steps import Steps
 from sandboxd.files.upload import NO_TMPFILE
 from sandboxd.files.walk import DirectoryTree
 
@@ -45,7 +44,7 @@ class TooMuch(Exception):
     """The archive has more than it may."""
 
 
-class Unpacking:
+class Unpacking(Steps):
     """
     An archive that is being unpacked.
 
@@ -70,6 +69,7 @@ class Unpacking:
         max_size: int | None = None,
         max_entries: int = MAX_ENTRIES,
     ) -> None:
+        super().__init__()
         self._root = root
         self._path = path
         self._parents = parents
@@ -79,8 +79,6 @@ class Unpacking:
         self._reader: Reader | None = None
         self._decompressor: Decompressor | None = None
         self._head = b""
-        self._step = Lock()
-        self._over = False
 
     def open(self) -> None:
         """
@@ -88,9 +86,7 @@ class Unpacking:
 
         :raise FileError: if there is no such directory.
         """
-        with self._step, os_errors("open", self._path):
-            if self._over:
-                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        with os_errors("open", self._path), self._step():
             if self._parents:
                 self._root.make_directories(self._path)
             top = self._root.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
@@ -107,8 +103,6 @@ class Unpacking:
         :raise TooMuch: if it has more than it may.
         """
         with self._working():
-            if self._over:
-                return
             if self._decompressor is None:
                 self._head += data
                 if len(self._head) < MAGIC_SIZE:
@@ -132,24 +126,18 @@ class Unpacking:
             self._reader.finish()
             self._tree.settle()
 
-    def close(self) -> None:
-        """End it, complete or not; a file that is incomplete is not there. A step that runs ends early."""
-        self._over = True
-        with self._step:
-            self._close()
-
     def _close(self) -> None:
-        self._over = True
         if self._tree is not None:
             self._tree.close()
 
     @contextmanager
     def _working(self) -> Iterator[None]:
         """A step; one that fails is the last."""
-        with self._step:
+        with self._step():
             try:
                 yield
             except BaseException:
+                self.over = True
                 self._close()
                 raise
 
@@ -169,8 +157,7 @@ class Unpacking:
         assert self._reader is not None
         assert self._decompressor is not None
         for piece in self._decompressor.feed(data):
-            if self._over:  # a little that came in may be a gigabyte that comes out
-                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            self._check_over()  # a little that came in may be a gigabyte that comes out
             self._reader.feed(piece)
 
 

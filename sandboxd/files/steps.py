@@ -1,0 +1,50 @@
+"""Work on files that goes step by step, each step in a thread, and that may be ended at any time."""
+
+from __future__ import annotations
+
+import errno
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+
+class Steps(ABC):
+    """
+    A transfer. All of its methods block: they are called in a thread.
+
+    The steps exclude each other, and :meth:`close` may come at any time, from another thread too: a route that waits
+    for a step can be cancelled, and the step itself cannot.
+
+    :ivar over: whether it was closed; a step that runs for long looks at it.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+        self._lock = Lock()
+
+    @contextmanager
+    def _step(self) -> Iterator[None]:
+        """
+        Run one step.
+
+        :raise OSError: ``ECANCELED`` if it was closed.
+        """
+        with self._lock:
+            self._check_over()
+            yield
+
+    def _check_over(self) -> None:
+        if self.over:
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+
+    def close(self) -> None:
+        """End it, complete or not, once the step that runs has ended; once more is no harm."""
+        self.over = True
+        with self._lock:
+            self._close()
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Release what it holds, and leave nothing of what is incomplete."""
