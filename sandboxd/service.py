@@ -34,6 +34,7 @@ from sandboxd.api.waits import Waits
 from sandboxd.api.watch import add_watch_routes
 from sandboxd.daemon.sockets import ListeningSocket
 from sandboxd.execution.table import ProcessTable
+from sandboxd.files.access import Files
 from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.root import Root
 from sandboxd.processes.cgroup import Cgroups
@@ -103,7 +104,8 @@ class Sandboxd(Service):
         # Walks over the process table have threads of their own: file operations that hang must not delay a kill.
         self._walks = ThreadPool(reactor, 2, "walks")
         root = root or Root()
-        self._files = FilesystemThreads(reactor, root.directory)
+        self._filesystems = FilesystemThreads(reactor, root.directory)
+        files = Files(root, self._filesystems)
         self._searches = ThreadPool(reactor, 4, "searches")
         self._aside = ThreadPool(reactor, 2, "aside")  # what is no client's: the tokens, the document, the metrics
         self.gate = Gate(credentials, self._aside)
@@ -127,7 +129,7 @@ class Sandboxd(Service):
         self.sockets = WebSockets(reactor, settings.heartbeat)
         own_ports = frozenset(sock.port for sock in (*http, *proxy) if sock.port is not None)
         store = IdempotencyStore(reactor)
-        starter = CommandStarter(self.table, root, self._files, turns, store)
+        starter = CommandStarter(self.table, files, turns, store)
         self.routes = routes = Routes()
         self.site = Site(
             routes.resource(),
@@ -146,12 +148,12 @@ class Sandboxd(Service):
         probe = HttpProbe(reactor, self._aside)
         waits = Waits(reactor, turns, poll, probe, self._aside)
         add_execution_routes(routes, self.table, waits)
-        add_file_routes(routes, root, self._files, store)
-        add_file_operation_routes(routes, root, self._files, self._searches)
-        add_archive_routes(routes, root, self._files)
-        add_watch_routes(routes, root, self._files, self.streams, self.watches)
-        add_download_routes(routes, root, self._files)
-        add_upload_routes(routes, root, self._files)
+        add_file_routes(routes, files, store)
+        add_file_operation_routes(routes, files, self._searches)
+        add_archive_routes(routes, files)
+        add_watch_routes(routes, files, self.streams, self.watches)
+        add_download_routes(routes, files)
+        add_upload_routes(routes, files)
         add_port_routes(routes, self.forward, self.proxy_port)
         add_listener_routes(routes, reactor, self.table, self.forward, poll, probe, self._aside, own_ports)
         add_tunnel_route(routes, reactor, self.sockets, own_ports)
@@ -174,7 +176,7 @@ class Sandboxd(Service):
         if self._umask is not None:
             os.umask(self._umask)
         self._walks.start()
-        self._files.start()
+        self._filesystems.start()
         for part in (self.table, self.streams, self.sockets, self.stalls, self.watches):
             part.startService()
         for sockets, factory in ((self._http, self.site), (self._proxy, self.forward)):
@@ -212,7 +214,7 @@ class Sandboxd(Service):
         self.stalls.stopService()
         self.forward.close_all()
         await self.site.close_all()
-        for workers in (self._walks, self._files, self._searches, self._aside):
+        for workers in (self._walks, self._filesystems, self._searches, self._aside):
             workers.stop()
         self.log.info("sandboxd has stopped")
 

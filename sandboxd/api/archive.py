@@ -10,13 +10,12 @@ from twisted.logger import Logger
 from sandboxd.api.operations import RawBody
 from sandboxd.api.preconditions import finish_in_thread
 from sandboxd.api.routing import ApiError, Reply, Routes
+from sandboxd.files.access import Files
 from sandboxd.files.archive.compression import CompressionError, compressor, preferred
 from sandboxd.files.archive.pack import Packing
 from sandboxd.files.archive.tar import TarError
 from sandboxd.files.archive.unpack import TooMuch, Unpacking
 from sandboxd.files.errors import FileError
-from sandboxd.files.filesystem_threads import FilesystemThreads
-from sandboxd.files.root import Root
 from sandboxd.messages.archive import ArchiveQuery, Unpacked, UnpackQuery
 from sandboxd.reactor.threads import ThreadPool
 from sandboxd.web.body import BodyStream
@@ -36,12 +35,11 @@ FORMATS = {
 CODINGS = (None, "identity", "gzip", "x-gzip", "zstd")
 
 
-def add_archive_routes(routes: Routes, root: Root, in_thread: FilesystemThreads) -> None:
+def add_archive_routes(routes: Routes, files: Files) -> None:
     """
     Add them to the API.
 
-    :param root: where paths lead.
-    :param in_thread: runs a blocking function off the reactor's thread.
+    :param files: the files that requests reach.
     """
 
     @routes.get(
@@ -62,9 +60,9 @@ def add_archive_routes(routes: Routes, root: Root, in_thread: FilesystemThreads)
         coding, media_type = FORMATS[query.format or "tar"]
         if query.format is None:
             coding = preferred(request.text_header(b"Accept-Encoding"))
-        lane = await in_thread.find(query.path)
+        lane = await files.threads.find(query.path)
         excluded = await lane(query.excluded)
-        packing = Packing(root, query.path, excluded, compressor(coding), query.unreadable == "skip")
+        packing = Packing(files.root, query.path, excluded, compressor(coding), query.unreadable == "skip")
         try:
             await lane(packing.open)
             piece = await lane(packing.read)
@@ -104,14 +102,14 @@ def add_archive_routes(routes: Routes, root: Root, in_thread: FilesystemThreads)
         if keep_owner and os.geteuid() != 0:
             raise ApiError(403, "owner: only root can keep the owners, and the daemon is not root")
         unpacking = Unpacking(
-            root,
+            files.root,
             query.path,
             parents=query.parents,
             keep_owner=keep_owner,
             max_size=query.max_size,
             max_entries=query.max_entries,
         )
-        lane = await in_thread.find(query.path)
+        lane = await files.threads.find(query.path)
         try:
             await lane(unpacking.open)
             while data := await body.read():

@@ -19,7 +19,7 @@ from sandboxd.api.streaming import check_streams, follow, output_events, resume_
 from sandboxd.execution.buffered import BufferedOutput, HeadAndTail
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.table import ProcessTable
-from sandboxd.files.filesystem_threads import FilesystemThreads
+from sandboxd.files.access import Files
 from sandboxd.files.root import Root
 from sandboxd.messages.decoding import BadRequest, Error
 from sandboxd.messages.executions import CommandRequest, Complete, Output, RunResult, StreamQuery
@@ -50,18 +50,14 @@ class CommandStarter:
     Starts what a request asks for.
 
     :param table: where executions live.
-    :param root: where working directories are to be.
-    :param in_thread: runs a blocking function off the reactor's thread.
+    :param files: the files that requests reach.
     :param turns: shares out the time of the reactor.
     :param store: knows which requests have come before.
     """
 
-    def __init__(
-        self, table: ProcessTable, root: Root, in_thread: FilesystemThreads, turns: TurnBudget, store: IdempotencyStore
-    ) -> None:
+    def __init__(self, table: ProcessTable, files: Files, turns: TurnBudget, store: IdempotencyStore) -> None:
         self._table = table
-        self._root = root
-        self._in_thread = in_thread
+        self._files = files
         self._turns = turns
         self.store = store
 
@@ -72,11 +68,11 @@ class CommandStarter:
         :raise BadRequest: if it is malformed.
         :raise ApiError: if its working directory is not one.
         """
-        user = None if body.user is None else await self._in_thread("/", _look_up, body.user)
+        user = None if body.user is None else await self._files.threads("/", _look_up, body.user)
         command = body.command(user)
-        if command.cwd is not None or self._root.confined:
+        if command.cwd is not None or self._files.root.confined:
             cwd = command.cwd or "."
-            command = dataclasses.replace(command, cwd=await self._in_thread(cwd, _directory, self._root, cwd))
+            command = dataclasses.replace(command, cwd=await self._files.call(_directory, cwd))
         await self._turns.turn()  # for the caller starts it now
         return command
 

@@ -9,15 +9,14 @@ from twisted.internet.defer import CancelledError
 
 from sandboxd.api.preconditions import conditions, require
 from sandboxd.api.routing import ApiError, Reply, Routes, send_json_parts
+from sandboxd.files.access import Files
 from sandboxd.files.copying import Copied, copy, move
 from sandboxd.files.edit import NoMatch, edit
 from sandboxd.files.etag import entity_tag
-from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.listing import Page, listing, stat
 from sandboxd.files.patterns import PatternError
 from sandboxd.files.permissions import change
 from sandboxd.files.renames import link
-from sandboxd.files.root import Root
 from sandboxd.files.search import Searching
 from sandboxd.files.text import append, touch
 from sandboxd.messages.decoding import BadRequest
@@ -50,12 +49,11 @@ from sandboxd.web.request import Request
 _ERRORS = (403, 404, 409, 507)
 
 
-def add_file_operation_routes(routes: Routes, root: Root, in_thread: FilesystemThreads, searches: ThreadPool) -> None:
+def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool) -> None:
     """
     Add them to the API.
 
-    :param root: where paths lead.
-    :param in_thread: runs a blocking function off the reactor's thread.
+    :param files: the files that requests reach.
     :param searches: likewise, for what waits for a process.
     """
 
@@ -66,7 +64,7 @@ def add_file_operation_routes(routes: Routes, root: Root, in_thread: FilesystemT
     @routes.get("/files/stat", query=StatQuery, reply=FileInfo, errors=_ERRORS)
     async def stat_route(request: Request, query: StatQuery) -> Reply:
         """What is known of a file, a directory or a link."""
-        return Reply(await in_thread(query.path, stat, root, query.path, query.follow))
+        return Reply(await files.call(stat, query.path, query.follow))
 
     @routes.get("/files/list", query=ListQuery, reply=FileList, errors=_ERRORS)
     async def list_route(request: Request, query: ListQuery) -> None:
@@ -78,8 +76,8 @@ def add_file_operation_routes(routes: Routes, root: Root, in_thread: FilesystemT
         """
         await send(
             request,
-            await in_thread.find(query.path),
-            lambda: _page(query.path, listing(root, query.path, query.choice(), query.limit, query.after)),
+            await files.threads.find(query.path),
+            lambda: _page(query.path, listing(files.root, query.path, query.choice(), query.limit, query.after)),
         )
 
     @routes.post("/files/glob", GlobRequest, reply=FoundList, errors=_ERRORS)
@@ -91,8 +89,8 @@ def add_file_operation_routes(routes: Routes, root: Root, in_thread: FilesystemT
         """
         await send(
             request,
-            await in_thread.find(body.path),
-            lambda: _page(body.path, listing(root, body.path, body.choice(), body.limit, body.after, brief=True)),
+            await files.threads.find(body.path),
+            lambda: _page(body.path, listing(files.root, body.path, body.choice(), body.limit, body.after, brief=True)),
         )
 
     @routes.post("/files/grep", GrepRequest, reply=Matches, errors=_ERRORS)
@@ -103,7 +101,7 @@ def add_file_operation_routes(routes: Routes, root: Root, in_thread: FilesystemT
         Binary files are left out, and names that begin with a dot unless `hidden` is true. It ends after `timeout`
         seconds whatever the pattern, with what it has found until then.
         """
-        searching = Searching(root, body.path, body.search())
+        searching = Searching(files.root, body.path, body.search())
 
         def work() -> dict[str, object]:
             body.check_patterns()
@@ -121,8 +119,8 @@ def add_file_operation_routes(routes: Routes, root: Root, in_thread: FilesystemT
     def transfer(name: str, work: Callable[..., Copied | None], text: str) -> None:
         async def route(request: Request, body: TransferRequest) -> Reply:
             paths = body.from_, body.to
-            copied = await in_thread(
-                paths, work, root, body.from_, body.to, overwrite=body.overwrite, parents=body.parents
+            copied = await files.threads(
+                paths, work, files.root, body.from_, body.to, overwrite=body.overwrite, parents=body.parents
             )
             reply: dict[str, object] = {"from": body.from_, "to": body.to, "copied": copied is not None}
             if copied is not None:
@@ -149,20 +147,20 @@ def add_file_operation_routes(routes: Routes, root: Root, in_thread: FilesystemT
         """Change the mode, the owner or the group of a file, or of all in a directory."""
 
         def work() -> int:
-            return change(root, body.path, *body.change(), body.recursive)
+            return change(files.root, body.path, *body.change(), body.recursive)
 
-        return Reply({"path": body.path, "changed": await in_thread(body.path, work)})
+        return Reply({"path": body.path, "changed": await files.threads(body.path, work)})
 
     @routes.post("/files/append", AppendRequest, reply=Touched, errors=_ERRORS)
     async def append_route(request: Request, body: AppendRequest) -> Reply:
         """Add to the end of a file, with one write; it is made if it is not there."""
-        info = await in_thread(body.path, lambda: append(root, body.path, body.data(), body.parents))
+        info = await files.threads(body.path, lambda: append(files.root, body.path, body.data(), body.parents))
         return Reply({"path": body.path, "size": info.st_size, "etag": entity_tag(info)})
 
     @routes.post("/files/touch", TouchRequest, reply=Touched, errors=_ERRORS)
     async def touch_route(request: Request, body: TouchRequest) -> Reply:
         """Give a file the current time, or another; it is made if it is not there."""
-        info = await in_thread(body.path, touch, root, body.path, body.mtime, body.parents)
+        info = await files.call(touch, body.path, body.mtime, body.parents)
         return Reply({"path": body.path, "size": info.st_size, "etag": entity_tag(info)})
 
     @routes.post("/files/link", LinkRequest, reply=Linked, status=201, errors=_ERRORS)
@@ -170,8 +168,8 @@ def add_file_operation_routes(routes: Routes, root: Root, in_thread: FilesystemT
         """Make a symbolic or a hard link."""
         hard = body.kind == "hard"
         paths = (body.path, body.target) if hard else body.path
-        await in_thread(
-            paths, link, root, body.path, body.target, hard=hard, overwrite=body.overwrite, parents=body.parents
+        await files.threads(
+            paths, link, files.root, body.path, body.target, hard=hard, overwrite=body.overwrite, parents=body.parents
         )
         return Reply({"path": body.path, "target": body.target, "kind": body.kind}, 201)
 
@@ -185,7 +183,7 @@ def add_file_operation_routes(routes: Routes, root: Root, in_thread: FilesystemT
         """
         check = require(conditions(request) if body.if_match is None else _matching(body.if_match))
         try:
-            edited = await in_thread(body.path, edit, root, body.path, body.items(), check)
+            edited = await files.call(edit, body.path, body.items(), check)
         except NoMatch as error:
             raise ApiError(409, str(error), edit=error.index, count=error.count, lines=error.lines) from None
         info = edited.info

@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 from sandboxd.api.routing import Reply, Routes, send_json_parts
 from sandboxd.execution.lines import character_border
 from sandboxd.files import text
+from sandboxd.files.access import Files
 from sandboxd.files.errors import FileError
-from sandboxd.files.filesystem_threads import FilesystemThreads
-from sandboxd.files.root import Root
 from sandboxd.messages.decoding import Done, Error, Failure, PathRequest
 from sandboxd.messages.files import Content, Entries, Stat, WriteFileRequest
 from sandboxd.reactor.oneshot import OneShot
@@ -22,12 +21,11 @@ from sandboxd.web.request import Request
 T = TypeVar("T", bound=PathRequest)
 
 
-def add_file_routes(routes: Routes, root: Root, in_thread: FilesystemThreads, store: IdempotencyStore) -> None:
+def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> None:
     """
     Add them to the API.
 
-    :param root: where paths lead.
-    :param in_thread: runs a blocking function off the reactor's thread.
+    :param files: the files that requests reach.
     :param store: knows which requests have come before.
     """
 
@@ -37,7 +35,7 @@ def add_file_routes(routes: Routes, root: Root, in_thread: FilesystemThreads, st
 
         async def route(request: Request, body: T) -> Reply:
             try:
-                result = await in_thread(body.path, work, body)
+                result = await files.threads(body.path, work, body)
             except FileError as error:
                 return _failed(error, success)
             return Reply({"success": True, **result} if success else result)
@@ -47,26 +45,26 @@ def add_file_routes(routes: Routes, root: Root, in_thread: FilesystemThreads, st
 
     def delete_file(body: PathRequest) -> dict[str, object]:
         """Remove a file, a link, or an empty directory."""
-        text.delete(root, body.path)
+        text.delete(files.root, body.path)
         return {}
 
     def delete_dir(body: PathRequest) -> dict[str, object]:
         """Remove whatever is there, as ``rm -rf`` does; nothing there is no error."""
-        text.delete_tree(root, body.path)
+        text.delete_tree(files.root, body.path)
         return {}
 
     def make_dir(body: PathRequest) -> dict[str, object]:
         """Make a directory, and those above it."""
-        text.make_directories(root, body.path)
+        text.make_directories(files.root, body.path)
         return {}
 
     def list_dir(body: PathRequest) -> dict[str, object]:
         """The names in a directory."""
-        return {"entries": text.names(root, body.path)}
+        return {"entries": text.names(files.root, body.path)}
 
     def stat_file(body: PathRequest) -> dict[str, object]:
         """What is known of a file or directory."""
-        return {"entry": text.stat(root, body.path)}
+        return {"entry": text.stat(files.root, body.path)}
 
     @routes.post(
         "/write_file",
@@ -81,7 +79,7 @@ def add_file_routes(routes: Routes, root: Root, in_thread: FilesystemThreads, st
 
         def start() -> OneShot[None]:
             written: OneShot[None] = OneShot()
-            in_thread(body.path, text.write, root, body.path, body.content).addBoth(written.fire)
+            files.call(text.write, body.path, body.content).addBoth(written.fire)
             return written
 
         written = store.once(request.idempotency_key, request.fingerprint, start).value
@@ -102,7 +100,7 @@ def add_file_routes(routes: Routes, root: Root, in_thread: FilesystemThreads, st
     async def read_file(request: Request, body: PathRequest) -> Reply | None:
         """A file's text, up to 64 MiB."""
         try:
-            data = await in_thread(body.path, text.read, root, body.path)
+            data = await files.call(text.read, body.path)
         except FileError as error:
             return _failed(error, False)
         if len(data) <= CHUNK:

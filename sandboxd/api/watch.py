@@ -11,8 +11,8 @@ from typing import NamedTuple
 from sandboxd.api.operations import Events
 from sandboxd.api.routing import ApiError, Routes
 from sandboxd.api.streaming import check_streams, resume_after
+from sandboxd.files.access import Files
 from sandboxd.files.errors import FileError, os_errors
-from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.root import Root
 from sandboxd.messages.watch import Changed, MissedChanges, Moved, Overflow, Ready, WatchEnded, WatchQuery
 from sandboxd.watch.changes import Change, Lost
@@ -39,14 +39,11 @@ class _Target(NamedTuple):
     watcher: Callable[[], Watcher]
 
 
-def add_watch_routes(
-    routes: Routes, root: Root, in_thread: FilesystemThreads, streams: Streams, watches: Watches
-) -> None:
+def add_watch_routes(routes: Routes, files: Files, streams: Streams, watches: Watches) -> None:
     """
     Add them to the API.
 
-    :param root: where paths lead.
-    :param in_thread: runs a blocking function off the reactor's thread.
+    :param files: the files that requests reach.
     """
 
     @routes.get(
@@ -76,8 +73,8 @@ def add_watch_routes(
         """
         after = resume_after(request, query.after)
         check_streams(streams)
-        target = await in_thread(query.path, _target, root, query)
-        workers = await in_thread.find(query.path)
+        target = await files.threads(query.path, _target, files.root, query)
+        workers = await files.threads.find(query.path)
         try:
             joined = await watches.join(target.key, workers, target.watcher)
         except TooManyWatches as error:

@@ -1,0 +1,32 @@
+"""The files that requests reach: where paths lead, and the threads that wait for each file system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+
+from twisted.internet.defer import Deferred
+
+from sandboxd.files.filesystem_threads import FilesystemThreads
+from sandboxd.files.root import Root
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Files(NamedTuple):
+    """
+    What the file routes need.
+
+    :ivar root: where paths lead.
+    :ivar threads: runs what blocks in threads of the file system that a path is on.
+    """
+
+    root: Root
+    threads: FilesystemThreads
+
+    def call(
+        self, function: Callable[Concatenate[Root, str, P], T], path: str, /, *args: P.args, **kwargs: P.kwargs
+    ) -> Deferred[T]:
+        """Call a function of the root, a path and more in a thread of the path's file system."""
+        return self.threads(path, function, self.root, path, *args, **kwargs)
