@@ -154,7 +154,7 @@ class Sandboxd(Service):
         add_watch_routes(routes, files, self.streams, self.watches)
         add_download_routes(routes, files)
         add_upload_routes(routes, files)
-        add_port_routes(routes, self.forward, self.proxy_port)
+        add_port_routes(routes, self.forward, [sock.port for sock in proxy if sock.port is not None])
         add_listener_routes(routes, reactor, self.table, self.forward, poll, probe, self._aside, own_ports)
         add_tunnel_route(routes, reactor, self.sockets, own_ports)
         self.previews = Previews()

@@ -39,6 +39,10 @@ from sandboxd.service import Sandboxd
 FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGWINCH)
 
 
+#: Rotated log files, of 1 MB each, that are kept beside the current one.
+MAX_ROTATED = 9
+
+
 class Options(ServiceOptions):
     """The options, with this process's environment behind them."""
 
@@ -62,7 +66,7 @@ def log_observer() -> ILogObserver:
     """Return the observer that writes the log, to the destination that ``twistd`` was given."""
     options, file = _logging["options"], _logging["file"]
     to_stdout = file == "-"
-    outlet = LogWriter(to_descriptor(1) if to_stdout else LogFile.fromFullPath(file).write)
+    outlet = LogWriter(to_descriptor(1) if to_stdout else LogFile.fromFullPath(file, maxRotatedFiles=MAX_ROTATED).write)
     _logging["outlet"] = outlet
     return logs.log_observer(
         outlet,
@@ -108,6 +112,8 @@ def _open_sockets(options: Options) -> tuple[list[ListeningSocket], list[Listeni
         given = inherited_sockets(environment_at_exec(), ["http", "proxy"])
     except ActivationError as error:
         raise SystemExit(f"twistd sandboxd: {error}") from None
+    except OSError as error:
+        raise SystemExit(f"twistd sandboxd: /proc has to be mounted: {error.strerror}: {error.filename}") from None
     http, proxy = (list(map(ListeningSocket, given[name])) for name in ("http", "proxy"))
     if not http:
         path, port = options["socket"], options["port"]

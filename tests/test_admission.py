@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import json
+import resource
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -116,6 +118,21 @@ def test_the_origin_form_of_a_target(target: bytes, expected: bytes) -> None:
 def test_a_query_behind_an_authority_is_no_path(daemon: Daemon) -> None:
     answer = exchange(daemon, b"GET http://x?a=/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+def test_without_a_descriptor_left_every_answer_is_json(start_daemon: Callable[..., Daemon]) -> None:
+    starved = start_daemon()
+    client = http.client.HTTPConnection("127.0.0.1", starved.port, timeout=10)
+    client.request("GET", "/health")
+    assert client.getresponse().read()
+    resource.prlimit(starved.pid, resource.RLIMIT_NOFILE, (3, 3))
+    expected = {"/processes/x": 404, "/nope": 404, "/status": 200, "/metrics": 503, "/ports": 503, "/openapi.json": 200}
+    for path, status in expected.items():
+        client.request("GET", path, headers={"Authorization": f"Bearer {starved.secret}"})
+        response = client.getresponse()
+        assert (response.status, response.headers["Content-Type"]) == (status, "application/json"), path
+        assert json.loads(response.read())
+    client.close()
 
 
 def test_routes_are_found_by_path_with_and_without_the_prefix() -> None:

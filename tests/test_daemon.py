@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.logger import LogLevel
 
+from sandboxd import tap
 from tests.client import Api
 from tests.daemon import SECRET, TWISTD, Daemon, alive
 from tests.waiting import gone, pids_in, until
@@ -95,7 +97,29 @@ def daemonise(tmp_path: Path) -> Iterator[Callable[..., Daemonised]]:
         daemon.stop()
 
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: needs root")
+
 # Configuration
+
+
+def test_a_log_file_is_rotated_a_bounded_number_of_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tap._logging, "file", str(tmp_path / "log"))
+    monkeypatch.setitem(tap._logging, "options", {"log-level": LogLevel.info, "log-format": "text"})
+    monkeypatch.setitem(tap._logging, "outlet", None)
+    tap.log_observer()
+    write = tap._logging["outlet"]._write
+    for _ in range(30):
+        write(b"x" * 600_000)
+    write.__self__.close()
+    assert len(os.listdir(tmp_path)) == 1 + tap.MAX_ROTATED
+
+
+@needs_root
+def test_without_proc_it_says_so(tmp_path: Path) -> None:
+    hide = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh")
+    with pytest.raises(AssertionError, match="twistd sandboxd: /proc has to be mounted") as failed:
+        Daemon(tmp_path, via=hide)
+    assert "Traceback" not in str(failed.value)
 
 
 @BOTH

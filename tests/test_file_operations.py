@@ -388,6 +388,13 @@ async def test_touch(api: Api, tmp_path: Path) -> None:
     assert (await post(api, "touch", path=path, mtime="yesterday")).status == 400
 
 
+@pytest.mark.parametrize("mtime", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+async def test_touch_with_a_time_that_is_outside_of_the_calendar_in_utc(api: Api, tmp_path: Path, mtime: str) -> None:
+    path = tmp_path / "f"
+    await done(api, "touch", path=path, mtime=mtime)
+    assert (path.stat().st_mtime < 0) == mtime.startswith("0001")  # the file system sets the nearest that it can keep
+
+
 async def test_link(api: Api, tree: Path) -> None:
     response = await post(api, "link", path=tree / "new", target="../nowhere")
     assert response.status == 201

@@ -47,6 +47,13 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
     gate.close()
 
 
+@pytest.mark.parametrize("version", ["abc", "", "1.x", "1..0", "9" * 30])
+async def test_a_version_of_openmetrics_that_is_none_is_answered_as_text(api: Api, version: str) -> None:
+    response = await api.get("/metrics", {"Accept": f"application/openmetrics-text; version={version}"})
+    assert response.status == 200
+    assert b"sandboxd_build_info" in response.body
+
+
 async def test_what_was_done_is_counted(start_daemon: Callable[..., Daemon], gate: Gate) -> None:
     daemon = start_daemon("--max-executions=2")
     api = Api(daemon.url, SECRET)

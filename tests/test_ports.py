@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
+import json
 import os
+import re
 import socket
 import struct
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 from typing import Any, cast
@@ -157,6 +161,34 @@ async def test_binding_needs_a_port(api: Api) -> None:
 async def test_the_proxy_cannot_be_bound_to_itself(api: Api, daemon: Daemon) -> None:
     await unbind(api)
     assert (await api.post("/bind_port", {"port": daemon.proxy_port})).status == 400
+
+
+def test_the_proxy_cannot_be_bound_to_another_port_of_its_own(start_daemon: Callable[..., Daemon]) -> None:
+    code = (
+        "import os, socket, sys\n"
+        "socks = [socket.create_server(('127.0.0.1', 0)) for _ in range(3)]\n"
+        "[os.dup2(sock.fileno(), 20 + number) for number, sock in enumerate(socks)]\n"
+        "[os.dup2(20 + number, 3 + number) for number in range(3)]\n"
+        "os.environ.update(LISTEN_FDS='3', LISTEN_FDNAMES='http:proxy:proxy', LISTEN_PID=str(os.getpid()))\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
+    )
+    daemon = start_daemon(via=(sys.executable, "-c", code))
+    ports = re.search(r"proxy on port (\d+), port (\d+)", daemon.log.read_text())
+    assert ports is not None
+    for port in ports.groups():
+        client = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=10)
+        client.request("POST", "/bind_port", json.dumps({"port": port}), {"Authorization": f"Bearer {daemon.secret}"})
+        assert client.getresponse().status == 400
+        client.close()
+
+
+async def test_a_proxied_connection_logs_nothing(api: Api, daemon: Daemon, target: socket.socket) -> None:
+    await bind(api, target)
+    before = daemon.log.read_bytes()
+    with connected(daemon) as client, accepted(target) as server:
+        client.sendall(b"x")
+        assert exactly(server, 1) == b"x"
+    assert daemon.log.read_bytes() == before
 
 
 @pytest.mark.parametrize("again", ["8080", "9090"])

@@ -76,6 +76,12 @@ def test_a_file_that_is_missing_is_told(tmp_path: Path) -> None:
         read_tokens(tmp_path)
 
 
+def test_a_fifo_is_no_token_file_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(BadTokens, match="is a FIFO"):
+        read_tokens(tmp_path / "fifo")
+
+
 def test_a_claim_is_stored_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     file = tmp_path / "new" / "folder" / "secret"
     assert stored_tokens(file) == ()

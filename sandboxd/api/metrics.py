@@ -229,7 +229,10 @@ def exposed(families: Iterable[Family], accept: str) -> tuple[bytes, str]:
     """
     from prometheus_client.exposition import choose_encoder
 
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # it compares a version that is not a number
+        encode, content_type = choose_encoder("")
     return encode(_Collected(families)), content_type
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sandboxd.api.routing import ApiError, Routes
 from sandboxd.messages.daemon import BindPortRequest, Bound, PortStatus, UnbindPortRequest
 from sandboxd.messages.decoding import BadRequest, DoneWithMessage
@@ -9,18 +11,18 @@ from sandboxd.proxy.portforward import PortForward
 from sandboxd.web.request import Request
 
 
-def add_port_routes(routes: Routes, forward: PortForward, proxy_port: int) -> None:
+def add_port_routes(routes: Routes, forward: PortForward, proxy_ports: Sequence[int]) -> None:
     """
     Add them to the API.
 
-    :param proxy_port: where the proxy listens.
+    :param proxy_ports: those that the proxy listens on; empty if none.
     """
 
     @routes.post("/bind_port", BindPortRequest, success=True, reply=Bound, errors=(409,))
     async def bind_port(request: Request, body: BindPortRequest) -> Bound:
         """Forward new connections of the proxy to a port. Answers 409 if one is bound."""
         port = body.number()
-        if port == proxy_port:
+        if port in proxy_ports:
             raise BadRequest(f"port: {port} is the proxy's own; it would forward to itself for ever")
         if forward.port is not None:
             raise ApiError(409, "Port already bound", current_port=str(forward.port))
@@ -44,4 +46,4 @@ def add_port_routes(routes: Routes, forward: PortForward, proxy_port: int) -> No
     async def port_status(request: Request) -> PortStatus:
         """The port that the proxy forwards to, if any."""
         bound = "" if forward.port is None else str(forward.port)
-        return PortStatus(True, bound, str(proxy_port))
+        return PortStatus(True, bound, str(proxy_ports[0] if proxy_ports else 0))

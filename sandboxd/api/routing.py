@@ -8,6 +8,8 @@ status is another; or None if it has written the response itself.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 -- Werkzeug needs it at the first path with parameters, when no file may be had
+import errno
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -200,6 +202,10 @@ class Routes:
 _STATUSES: Mapping[type[Exception], int] = {BadRequest: 400, CgroupError: 400, KeyConflict: 409}
 
 
+#: Not the client's fault; what has changed nothing can be tried again.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+
+
 def _error_reply(request: Request, error: Exception) -> Reply:
     """Return the reply to a request whose route has raised an error; one that is not foreseen is logged, and 500."""
     if isinstance(error, ApiError):
@@ -209,6 +215,8 @@ def _error_reply(request: Request, error: Exception) -> Reply:
     for type, status in _STATUSES.items():
         if isinstance(error, type):
             return Reply({**request.on_error, "error": str(error)}, status)
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED and request.method in (b"GET", b"HEAD"):
+        return Reply({**request.on_error, "error": f"the daemon has run out of resources: {error.strerror}"}, 503)
     _log.failure(
         "{method} {path} failed [{request_id}]",
         method=printable(request.method),

@@ -283,5 +283,5 @@ def _regular(fd: int) -> None:
 
 
 def _nanoseconds(time: datetime) -> int:
-    since = time.astimezone(timezone.utc) - datetime(1970, 1, 1, tzinfo=timezone.utc)
+    since = time - datetime(1970, 1, 1, tzinfo=timezone.utc)  # in UTC it may be before the year 1, or after 9999
     return (since.days * 86400 + since.seconds) * 10**9 + since.microseconds * 1000

@@ -119,6 +119,10 @@ class Side(Protocol):
         self.transport.loseConnection()
 
 
+_OUTGOING = Factory.forProtocol(Side)
+_OUTGOING.noisy = False  # or each connection would be logged twice
+
+
 class ProxyConnection(Side):
     """A client's connection, waiting for its counterpart."""
 
@@ -145,7 +149,7 @@ class ProxyConnection(Side):
     async def _connect(self, port: int) -> None:
         for host, endpoint in HOSTS:
             attempt = endpoint(self.factory.reactor, host, port, timeout=CONNECT_TIMEOUT)
-            connecting: Deferred[IProtocol] = attempt.connect(Factory.forProtocol(Side))
+            connecting: Deferred[IProtocol] = attempt.connect(_OUTGOING)
             self._connecting = connecting
             try:
                 outgoing = await connecting

@@ -447,6 +447,18 @@ class Request(TwistedRequest):
         except Exception:
             self.processingFailed(Failure())
 
+    def processingFailed(self, reason: Failure) -> Failure:
+        """Answer 500 in JSON to a fault outside a route, such as in finding it."""
+        _log.failure(
+            "{path} failed [{request_id}]", reason, path=printable(self.path), request_id=self.id.decode("ascii")
+        )
+        if not (self._disconnected or self.finished):
+            if self.startedWriting:
+                self.connection.abort()
+            else:
+                self.answer(Refusal(500, "internal error; the daemon's log has the details"))
+        return reason
+
     def send_rest(self, body: bytes | None) -> None:
         """Send what a route has returned, if it has not sent all by itself, and end the response."""
         if self._disconnected:

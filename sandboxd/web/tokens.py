@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,8 +63,11 @@ def read_tokens(path: Path) -> tuple[str, ...]:
     :raise BadTokens: if it cannot be read, has none, or has one that is none.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
+        # Not to wait for whoever would write into a FIFO.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+                raise BadTokens(f"{path}: is a FIFO, which cannot be read again")
+            data = file.read(MAX_FILE + 1) or b""
     except OSError as error:
         raise BadTokens(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
     if len(data) > MAX_FILE:
