@@ -104,3 +104,10 @@ def test_waiting_for_a_turn_can_be_cancelled(reactor: Reactor) -> None:
     waiting.cancel()
     reactor.turn()
     assert reactor.turns.take(reactor.work("b", 0))
+
+
+def test_a_turn_with_little_work_asks_the_reactor_for_nothing(reactor: Reactor) -> None:
+    reactor.turns.take(reactor.work("a", BUDGET / 3))
+    assert reactor.due == []
+    reactor.turns.take(reactor.work("b", BUDGET))
+    assert len(reactor.due) == 1

@@ -14,13 +14,16 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-#: Seconds of work in one turn; work that has begun is not interrupted.
+#: Seconds of work in one turn, at most; work that has begun is not interrupted.
 BUDGET = 0.008
 
 
 class TurnBudget:
     """
-    Do work at once while this turn of the reactor has time left; queue the rest for later turns, in order.
+    Do work at once while there is time left; queue the rest for later turns of the reactor, in order.
+
+    The time is renewed in the turn after the one that has used it up. A turn with less work asks the reactor for
+    nothing, so the work of several such turns counts together.
 
     :param timer: returns seconds, from an arbitrary beginning.
     """
@@ -42,13 +45,12 @@ class TurnBudget:
         if self._working:
             work()  # nested: its time is counted by the outer call
             return True
-        if not self._scheduled:
-            self._scheduled = True
-            self._clock.callLater(0, self._next_turn)
         if self._waiting or self._spent >= BUDGET:
             self._waiting.append(work)
             return False
         self._do(work)
+        if self._spent >= BUDGET and not self._scheduled:
+            self._schedule()
         return True
 
     def turn(self) -> Deferred[None]:
@@ -56,6 +58,10 @@ class TurnBudget:
         ready: Deferred[None] = Deferred()
         self.take(lambda: None if ready.called else ready.callback(None))
         return ready
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        self._clock.callLater(0, self._next_turn)
 
     def _do(self, work: Callable[[], None]) -> None:
         self._working = True
@@ -68,8 +74,8 @@ class TurnBudget:
 
     def _next_turn(self) -> None:
         self._spent = 0.0
-        self._scheduled = bool(self._waiting)
-        if self._scheduled:
-            self._clock.callLater(0, self._next_turn)
+        self._scheduled = False
+        if self._waiting:
+            self._schedule()
         while self._waiting and self._spent < BUDGET:
             self._do(self._waiting.popleft())

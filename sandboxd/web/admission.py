@@ -92,8 +92,11 @@ class Admission:
 
 def _bad_path(path: bytes) -> Refusal | None:
     """Return the refusal of a path that no route can have, or None."""
-    if not path.startswith(b"/") or b"//" in path or b"%2f" in path.lower():
+    escaped = b"%" in path
+    if not path.startswith(b"/") or b"//" in path or (escaped and b"%2f" in path.lower()):
         return Refusal(404, f"no such route: {path.decode('ascii', 'replace')}")
+    if not escaped:
+        return None
     try:
         unquote_to_bytes(path).decode("utf-8")
     except UnicodeDecodeError:

@@ -26,7 +26,7 @@ from sandboxd.web.ascii_json import dumps
 from sandboxd.web.body import BodyError, BodyStream
 from sandboxd.web.chunked import ChunkedDecoder
 from sandboxd.web.request import Refusal, Request
-from sandboxd.web.request_head import END, MalformedRequest, is_malformed, parse_head
+from sandboxd.web.request_head import END, Head, MalformedRequest, is_malformed, parse_head
 
 #: Seconds that a refused client gets to read the answer while what it still sends is dropped. Closing at once
 #: would make the kernel answer with a reset, which destroys the reply on its way.
@@ -97,6 +97,7 @@ class Channel(Protocol):
         self.refused = False
         self.persistent = True
         self._buffer = b""  #: what has arrived and was not parsed
+        self._head: Head | None = None
         self._parsing = False
         self._request: Request | None = None
         self._begun = False  #: whether some of a request has arrived, but not all
@@ -192,8 +193,10 @@ class Channel(Protocol):
                     self._limit_arrival()
                     break
                 end += len(END)
-                head, self._buffer = parse_head(self._buffer[:end]), self._buffer[end:]
-                self._begin(Request(self, head))
+                data, self._buffer = self._buffer[:end], self._buffer[end:]
+                if self._head is None or data != self._head.data:  # many clients repeat the one before
+                    self._head = parse_head(data)
+                self._begin(Request(self, self._head))
         except MalformedRequest:
             self._refuse_bytes(400, "the request is not valid HTTP/1.1, or its headers are too large")
         finally:

@@ -30,8 +30,6 @@ from sandboxd.web.route_table import PREFIX, RouteTraits
 #: Bytes of the body that are sent together with the head; more are not worth the copy.
 JOINED = 32 * 1024
 
-_LINE_END = re.compile(rb"[\r\n]")
-
 _log = Logger()
 
 
@@ -126,7 +124,8 @@ class Request(TwistedRequest):
     A request whose body is held in memory, up to the site's limit, or given to its route as it arrives.
 
     It is Twisted's, with all that a resource or a Klein route can ask of it, but what most never ask for is made when
-    it is asked for. While nobody asks for :attr:`responseHeaders`, they are a dictionary.
+    it is asked for. While nobody asks for
+    :attr:`responseHeaders`, they are a dictionary.
 
     :ivar head: what the client has sent before the body.
     :ivar route: the traits of its route; None if there is none for its method and path.
@@ -160,6 +159,7 @@ class Request(TwistedRequest):
     _answered = 0.0
     _rest: BytesIO | None = None
     _bodiless = False  #: whether its response has no body
+    _in_headers = False  #: whether requestHeaders were asked for, and may have been changed
     _parsePOSTFormSubmission = False
 
     def __init__(self, channel: Connection, head: Head) -> None:  # that of Twisted's makes what is made later here
@@ -172,7 +172,8 @@ class Request(TwistedRequest):
         self.clientproto = head.version
         self.id = request_id(head.last.get(b"x-request-id"))
         self.notifications = []
-        self._out: dict[bytes, bytes] = {}
+        self.cookies = []
+        self._out: dict[bytes, bytes] | None = {}  #: headers of the response, until responseHeaders are asked for
 
     def __getattr__(self, name: str) -> Any:
         """Make one of the attributes that Twisted's ``__init__`` sets, when it is first asked for."""
@@ -267,45 +268,60 @@ class Request(TwistedRequest):
             self.setHeader(b"Last-Modified", datetimeToString(self.lastModified))
         if self.etag is not None:
             self.setHeader(b"ETag", self.etag)
+        if self.cookies:
+            self.responseHeaders.setRawHeaders(b"Set-Cookie", self.cookies)
         length = self._sent_header(b"Content-Length")
         without_content = self.code in NO_BODY_CODES
         self._bodiless = without_content or self.method == b"HEAD"
-        has_type = self.defaultContentType is None or self._sent_header(b"Content-Type") is not None
-        if not (has_type or without_content or length == b"0"):
-            self.setHeader(b"Content-Type", cast(bytes, self.defaultContentType))
+        default_type = self.defaultContentType
+        if not (default_type is None or without_content or length == b"0" or self._sent_header(b"Content-Type")):
+            self.setHeader(b"Content-Type", default_type)
         if length is None and not self._bodiless and self.clientproto == b"HTTP/1.1":
             self.chunked = 1
             self.setHeader(b"Transfer-Encoding", b"chunked")
         if not self.channel.persistent:
             self.setHeader(b"Connection", b"close")
-        if "cookies" in self.__dict__:
-            self.responseHeaders.setRawHeaders(b"Set-Cookie", self.cookies)
-        line = b"%s %d %s\r\n" % (self.clientproto, self.code, self.code_message)
-        if "responseHeaders" not in self.__dict__:
-            fields = b"".join([b"%s: %s\r\n" % field for field in self._out.items()])
-            return b"%sServer: %s\r\nDate: %s\r\nX-Request-Id: %s\r\n%s\r\n" % (
-                line, VERSION, _date(int(time())), self.id, fields
-            )  # fmt: skip
+        if self._out is not None:
+            return b"%s %d %s\r\nServer: %s\r\nDate: %s\r\nX-Request-Id: %s\r\n%s\r\n" % (
+                self.clientproto,
+                self.code,
+                self.code_message,
+                VERSION,
+                _date(int(time())),
+                self.id,
+                b"".join([b"%s: %s\r\n" % field for field in self._out.items()]),
+            )
         headers = self.responseHeaders.getAllRawHeaders()
-        return line + b"".join([b"%s: %s\r\n" % (name, each) for name, values in headers for each in values]) + b"\r\n"
+        fields = b"".join([b"%s: %s\r\n" % (name, each) for name, values in headers for each in values])
+        return b"%s %d %s\r\n%s\r\n" % (self.clientproto, self.code, self.code_message, fields)
 
     def setHeader(self, name: AnyStr, value: AnyStr) -> None:
         """Set a header of the response."""
-        if "responseHeaders" in self.__dict__ or not (isinstance(name, bytes) and isinstance(value, bytes)):
-            self.responseHeaders.setRawHeaders(name, [value])
+        if self._out is not None and isinstance(name, bytes) and isinstance(value, bytes):
+            folded = b"\n" in value or b"\r" in value
+            self._out[_field_name(name)] = b" ".join(value.splitlines()) if folded else value
         else:
-            self._out[_field_name(name)] = b" ".join(value.splitlines()) if _LINE_END.search(value) else value
+            self.responseHeaders.setRawHeaders(name, [value])
 
     def _sent_header(self, name: bytes) -> bytes | None:
         """Return the value of a header of the response as it is so far, or None."""
-        if "responseHeaders" not in self.__dict__:
+        if self._out is not None:
             return self._out.get(name)
         values = self.responseHeaders.getRawHeaders(name)
         return values[0] if values else None
 
+    def _make_request_headers(self) -> Headers:
+        self._in_headers = True
+        return _headers(self.head.fields)
+
+    def _make_response_headers(self) -> Headers:
+        out, self._out = self._out or {}, None
+        own = {b"Server": VERSION, b"Date": _date(int(time())), b"X-Request-Id": self.id}
+        return _headers([*own.items(), *out.items()])
+
     def getHeader(self, key: AnyStr) -> AnyStr | None:
         """Return the last value of a header of the request, or None."""
-        if isinstance(key, bytes) and "requestHeaders" not in self.__dict__:
+        if isinstance(key, bytes) and not self._in_headers:
             return self.head.last.get(key.lower())
         return super().getHeader(key)
 
@@ -486,19 +502,11 @@ class Request(TwistedRequest):
 
 #: The attributes that Twisted's ``__init__`` sets and most requests never need: how each is made.
 _MADE_LATER: dict[str, Callable[[Request], Any]] = {
-    "requestHeaders": lambda self: _headers(self.head.fields),
-    "responseHeaders": lambda self: _headers(
-        [
-            (b"Server", VERSION),
-            (b"Date", _date(int(time()))),
-            (b"X-Request-Id", self.id),
-            *self._out.items(),
-        ]
-    ),
+    "requestHeaders": lambda self: self._make_request_headers(),
+    "responseHeaders": lambda self: self._make_response_headers(),
     "client": lambda self: self.channel.getPeer(),
     "host": lambda self: self.channel.getHost(),
     "transport": lambda self: self.channel.transport,
-    "cookies": lambda self: [],
     "received_cookies": lambda self: _cookies(self.requestHeaders.getRawHeaders(b"Cookie", [])),
     "sitepath": lambda self: [],
     "_adapterCache": lambda self: {},

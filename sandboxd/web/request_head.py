@@ -49,6 +49,7 @@ class Head(NamedTuple):
     """
     The head of a request.
 
+    :ivar data: as it was sent.
     :ivar target: in origin form if the client sent it in absolute form.
     :ivar version: ``HTTP/1.0`` or ``HTTP/1.1``.
     :ivar fields: names in lower case and values without blanks around them, in the order in which they were sent.
@@ -58,6 +59,7 @@ class Head(NamedTuple):
     :ivar expects_continue: whether it waits for a ``100 Continue``.
     """
 
+    data: bytes
     method: bytes
     target: bytes
     version: bytes
@@ -129,7 +131,7 @@ def parse_head(data: bytes) -> Head:
     if persistent:
         persistent = b"connection" not in last or not _has_token(fields, b"connection", b"close")
         expects_continue = length != 0 and last.get(b"expect", b"").lower() == b"100-continue"
-    return Head(method, target, version, fields, last, length, persistent, expects_continue)
+    return Head(data, method, target, version, fields, last, length, persistent, expects_continue)
 
 
 def origin_form(target: bytes) -> bytes:
