@@ -29,6 +29,8 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
     :param store: knows which requests have come before.
     """
 
+    cached = files.cached_reader()
+
     def post(path: str, type: type[T], work: Callable[[T], dict[str, object]], reply: Any) -> None:
         """A route that does ``work`` in a thread, and answers a failure of the file system with 200."""
         success = issubclass(reply, Done)
@@ -99,10 +101,12 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
     @routes.post("/read_file", PathRequest, reply=(Content, Error))
     async def read_file(request: Request, body: PathRequest) -> Reply | None:
         """A file's text, up to 64 MiB."""
-        try:
-            data = await files.call(text.read, body.path)
-        except FileError as error:
-            return _failed(error, False)
+        data = cached.read(body.path)
+        if data is None:
+            try:
+                data = await files.call(text.read, body.path)
+            except FileError as error:
+                return _failed(error, False)
         if len(data) <= CHUNK:
             return Reply({"content": data.decode("utf-8", "replace")})
         await send_json_parts(request, chain((b'{"content":"',), escaped_chunks(data), (b'"}',)))

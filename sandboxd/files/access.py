@@ -7,6 +7,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
 
+from sandboxd.files.cached import CachedReader
 from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.root import Root
 
@@ -24,6 +25,10 @@ class Files(NamedTuple):
 
     root: Root
     threads: FilesystemThreads
+
+    def cached_reader(self) -> CachedReader:
+        """Return what reads small files that are in memory without a thread."""
+        return CachedReader(self.root, self.threads.mounts)
 
     def call(
         self, function: Callable[Concatenate[Root, str, P], T], path: str, /, *args: P.args, **kwargs: P.kwargs

@@ -47,12 +47,13 @@ class FilesystemThreads:
     Bounded pools of threads. Call it with a path, a function that uses it, and the function's arguments.
 
     :param base: where relative paths begin; None for the working directory.
+    :ivar mounts: the table of mounts.
     """
 
     def __init__(self, reactor: IReactorFromThreads, base: str | None = None) -> None:
         self._reactor = reactor
         self._base = base or ""
-        self._mounts = Mounts()
+        self.mounts = Mounts()
         self._lanes: dict[frozenset[bytes], ThreadPool] = {}
 
     def __call__(
@@ -86,7 +87,7 @@ class FilesystemThreads:
         """Go on from lane to lane, and call it in the last; for most paths that is the first."""
 
         def step(place: Place) -> tuple[Place, list[T]]:
-            place, arrived = self._mounts.advance(place)
+            place, arrived = self.mounts.advance(place)
             return place, [call()] if arrived else []
 
         place, result = self._begin(path), list[T]()
@@ -111,13 +112,13 @@ class FilesystemThreads:
         for path in paths:
             place, arrived = self._begin(path), False
             while not arrived:
-                place, arrived = await self._lane({place.device}, path)(self._mounts.advance, place)
+                place, arrived = await self._lane({place.device}, path)(self.mounts.advance, place)
             devices.add(place.device)
         return self._lane(devices, paths[0])
 
     def _begin(self, path: str) -> Place:
-        self._mounts.refresh()
-        return self._mounts.begin(os.fsencode(os.path.join(working_directory(), self._base, path)))
+        self.mounts.refresh()
+        return self.mounts.begin(os.fsencode(os.path.join(working_directory(), self._base, path)))
 
     def _lane(self, devices: set[bytes], path: str) -> ThreadPool:
         """
@@ -135,10 +136,10 @@ class FilesystemThreads:
 
     def start(self) -> None:
         """Begin to work."""
-        self._mounts.open()
+        self.mounts.open()
 
     def stop(self) -> None:
         """Let idle threads end. One that hangs in the kernel is left to the process's exit."""
-        self._mounts.close()
+        self.mounts.close()
         for lane in self._lanes.values():
             lane.stop()

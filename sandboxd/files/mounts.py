@@ -29,6 +29,16 @@ def parse(text: bytes) -> dict[bytes, bytes]:
     return found
 
 
+def parse_types(text: bytes) -> dict[bytes, bytes]:
+    """The types of all mounted file systems, by their devices as ``major:minor``; see proc_pid_mountinfo(5)."""
+    found = {}
+    for line in text.splitlines():
+        fields, separator, rest = line.partition(b" - ")
+        if separator:
+            found[fields.split(b" ", 3)[2]] = rest.split(b" ", 1)[0]
+    return found
+
+
 class Place(NamedTuple):
     """
     A path on the way from its text to what it leads to.
@@ -50,6 +60,7 @@ class Mounts:
 
     def __init__(self) -> None:
         self._table: dict[bytes, bytes] = {}
+        self._types: dict[bytes, bytes] = {}
         self._changes = select.poll()
         self._file: BinaryIO | None = None
 
@@ -69,12 +80,22 @@ class Mounts:
 
     def _read(self, file: BinaryIO) -> None:
         file.seek(0)
-        self._table = parse(file.read())
+        text = file.read()
+        self._table, self._types = parse(text), parse_types(text)
 
     def refresh(self) -> None:
         """Look for changes."""
         if self._file is not None and self._changes.poll(0):
             self._read(self._file)
+
+    def type_of(self, device: bytes) -> bytes | None:
+        """
+        Return the type of a file system that is mounted now, such as ``ext4``, or None.
+
+        :param device: ``major:minor``.
+        """
+        self.refresh()
+        return self._types.get(device)
 
     def advance(self, place: Place) -> tuple[Place, bool]:
         """

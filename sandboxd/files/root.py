@@ -25,6 +25,8 @@ _NO_MAGICLINKS = 0x02
 _NO_SYMLINKS = 0x04
 _BENEATH = 0x08
 
+_AT_FDCWD = -100
+
 #: Links on the way of one path, as many as the kernel follows.
 _MAX_LINKS = 40
 
@@ -39,9 +41,9 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-def _openat2(dir_fd: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
+def _openat2(dir_fd: int, path: bytes, flags: int, mode: int, resolve: int, tries: int = _TRIES) -> int:
     how = _OpenHow(flags, mode, resolve)
-    for _ in range(_TRIES):
+    for _ in range(tries):
         fd: int = _libc.syscall(
             ctypes.c_long(_OPENAT2),
             ctypes.c_long(dir_fd),
@@ -102,6 +104,19 @@ class Root:
         # Out of the root, or by an absolute link that leads into it, which openat2(2) does not follow.
         resolved = self._resolve(inner, follow=not flags & os.O_NOFOLLOW) + inner[len(inner.rstrip(b"/")) :]
         return self._open(resolved, flags, mode, _BENEATH | _NO_SYMLINKS)
+
+    def open_cached(self, path: str, flags: int, cached: int) -> int:
+        """
+        Open a file, as far as the kernel can do that from its cache.
+
+        :param cached: ``RESOLVE_CACHED``.
+        :raise OSError: ``EAGAIN`` if it cannot; else as :meth:`open` has it, except that links out of the root and back
+            are not followed.
+        """
+        if not self.confined:
+            return _openat2(_AT_FDCWD, os.fsencode(path), flags | os.O_CLOEXEC, 0, cached, tries=1)
+        resolve = _BENEATH | _NO_MAGICLINKS | cached
+        return _openat2(self._fd, self._inner(os.fsencode(path)), flags | os.O_CLOEXEC, 0, resolve, tries=1)
 
     @contextmanager
     def parent(self, path: str | bytes) -> Iterator[tuple[int, bytes]]:
