@@ -19,7 +19,7 @@ from sandboxd.api.downloads import add_download_routes
 from sandboxd.api.executions import add_execution_routes
 from sandboxd.api.file_operations import add_file_operation_routes
 from sandboxd.api.files import add_file_routes
-from sandboxd.api.health import add_health_route
+from sandboxd.api.health import ReadyCheck, add_health_routes
 from sandboxd.api.listeners import add_listener_routes
 from sandboxd.api.metrics import Metrics, add_metrics_routes, add_status_route
 from sandboxd.api.openapi import add_openapi_route
@@ -139,8 +139,9 @@ class Sandboxd(Service):
             reactor,
             log_access=log_access,
         )
-        metrics = Metrics(reactor, self.table, self.streams, self.forward, self.stalls, self.site, self.why_not_ready)
-        add_health_route(routes, reactor, self.proxy_port)
+        ready = ReadyCheck(reactor, self.table, lambda: bool(self.running and self._listening))
+        metrics = Metrics(reactor, self.table, self.streams, self.forward, self.stalls, self.site, ready.why_not)
+        add_health_routes(routes, reactor, self.proxy_port, ready)
         add_status_route(routes, reactor, self.table, self.streams, self.forward, self.stalls, metrics)
         add_command_routes(routes, starter, self.streams)
         add_process_routes(routes, self.table, starter, self.streams)
@@ -160,15 +161,7 @@ class Sandboxd(Service):
         self.previews = Previews()
         add_preview_route(routes, reactor, self.previews, own_ports)
         add_openapi_route(routes, self._aside)
-        add_metrics_routes(routes, metrics, self.why_not_ready, self._aside, open_metrics)
-
-    def why_not_ready(self) -> str | None:
-        """Why no command would be taken now, or None if one would."""
-        if not (self.running and self._listening):
-            return "the daemon does not accept requests: it is about to start or to stop"
-        if self.table.full:
-            return "as many commands run as may; try again later"
-        return None
+        add_metrics_routes(routes, metrics, self._aside, open_metrics)
 
     def startService(self) -> None:
         """Listen and serve."""

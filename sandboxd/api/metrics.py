@@ -16,10 +16,10 @@ from twisted.internet.interfaces import IReactorTime
 
 from sandboxd import __version__
 from sandboxd.api.operations import RawBody
-from sandboxd.api.routing import Reply, Routes
+from sandboxd.api.routing import Routes
 from sandboxd.execution.table import ProcessTable
 from sandboxd.messages import daemon as messages
-from sandboxd.messages.daemon import DaemonStatus, MetricsReply, Readiness
+from sandboxd.messages.daemon import DaemonStatus, MetricsReply
 from sandboxd.proxy.portforward import PortForward
 from sandboxd.reactor.lag import Histogram, LagMeter
 from sandboxd.reactor.threads import ThreadPool
@@ -91,19 +91,21 @@ class Metrics:
         self._site = site
         self._why_not_ready = why_not_ready
 
-    @property
-    def idle(self) -> float:
+    async def idle(self) -> float:
         """
-        Seconds for which nobody has used the daemon; 0 while a command runs, a request is served or a connection is
-        forwarded. Looking at the daemon is not using it.
+        Return the seconds since the end of the last work; 0 while there is some.
+
+        Work is a running command, a process that one has left behind, a request with a token, a forwarded connection;
+        requests that only look at the daemon are not.
         """
         tally = self._site.tally
-        if self._table.live or tally.open or self._forward.connections:
+        if self._table.live or tally.open or self._forward.connections or await self._table.has_survivors():
             return 0.0
         return max(0.0, self._clock.seconds() - max(tally.last, self._table.last_ended))
 
-    def families(self) -> list[Family]:
-        """All of them but those of the process, as they are now. For the reactor's thread."""
+    async def families(self) -> list[Family]:
+        """Return all but those of the process, as they are now. Call in the reactor's thread."""
+        idle = await self.idle()
         return [
             Family(
                 "sandboxd_build_info",
@@ -113,7 +115,7 @@ class Metrics:
                 {(__version__, platform.python_version()): 1.0},
             ),
             gauge("sandboxd_ready", "1 if it would take a command now, else 0.", float(self._why_not_ready() is None)),
-            gauge("sandboxd_idle_seconds", "Seconds since it was last used; 0 while anything runs.", self.idle),
+            gauge("sandboxd_idle_seconds", "Seconds since it was last used; 0 while anything runs.", idle),
             *self._of_requests(),
             *self._of_executions(),
             *self._of_streams(),
@@ -265,24 +267,21 @@ def as_json(families: Iterable[Family]) -> MetricsReply:
 def add_metrics_routes(
     routes: Routes,
     metrics: Metrics,
-    why_not_ready: Callable[[], str | None],
     in_thread: ThreadPool,
     open_metrics: bool,
 ) -> None:
     """
     Add them to the API.
 
+    :param in_thread: calls a blocking function in a thread.
     :param open_metrics: whether the metrics need no token.
-
-    :param why_not_ready: why the daemon would not take a command now, or None.
-    :param in_thread: runs a blocking function off the reactor's thread.
     """
 
     @routes.get("/metrics", reply=RawBody("text/plain"), open=open_metrics, observes=True)
     async def scrape(request: Request) -> None:
         """The daemon's metrics for Prometheus, in its text format or, by ``Accept``, as OpenMetrics."""
         accept = request.text_header(b"Accept") or ""
-        body, content_type = await in_thread(exposed, metrics.families(), accept)
+        body, content_type = await in_thread(exposed, await metrics.families(), accept)
         request.setHeader(b"Content-Type", content_type.encode("ascii"))
         request.setHeader(b"Content-Length", b"%d" % len(body))
         request.write(body)
@@ -290,17 +289,7 @@ def add_metrics_routes(
     @routes.get("/metrics.json", reply=MetricsReply, open=open_metrics, observes=True)
     async def metrics_json(request: Request) -> MetricsReply:
         """The same metrics as JSON."""
-        return await in_thread(as_json, metrics.families())
-
-    @routes.get("/ready", reply=Readiness, errors=(503,), open=True, observes=True)
-    async def ready(request: Request) -> Readiness | Reply:
-        """
-        Whether the daemon would take a command now. Needs no token.
-
-        Answers 503 while it is stopping, and while as many commands run as may.
-        """
-        why = why_not_ready()
-        return Readiness(True) if why is None else Reply({"ready": False, "error": why}, 503)
+        return await in_thread(as_json, await metrics.families())
 
 
 def add_status_route(
@@ -325,5 +314,5 @@ def add_status_route(
             streams=len(streams),
             proxy_connections=len(forward.connections),
             longest_stall=round(stalls.longest, 4),
-            idle=round(metrics.idle, 3),
+            idle=round(await metrics.idle(), 3),
         )

@@ -41,6 +41,9 @@ MAX_LIVE = 4096
 STOP_GRACE = 3.0
 STOP_PATIENCE = 3.0
 
+#: Seconds in which a trial start has to end.
+TRIAL_TIMEOUT = 5.0
+
 #: Seconds between two rounds of reaping inherited zombies and forgetting old executions.
 HOUSEKEEPING = 1.0
 
@@ -92,7 +95,8 @@ class ProcessTable(Service):
     :ivar live: the running executions by id.
     :ivar started: number of starts, by ``background`` and ``foreground``.
     :ivar ended: number of ends, by status; ``unstarted`` for those that could not be started.
-    :ivar last_ended: when the last one ended, by the reactor's clock; initially when the table was made.
+    :ivar last_ended: when the last one ended, or a survivor of one was last seen, by the reactor's
+        clock; initially when the table was made.
     """
 
     _log = Logger()
@@ -124,6 +128,8 @@ class ProcessTable(Service):
         self.started: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
         self.last_ended = reactor.seconds()
+        self._survivors_possible = False
+        self._trials: set[int] = set()  # the marks of trial starts
         self._ended_bytes = 0
         self._known: dict[str, Execution] = {}
         self._background: dict[str, Execution] = {}
@@ -160,11 +166,47 @@ class ProcessTable(Service):
                 cgroup.remove()
             raise
         self.live[id] = execution
+        self._survivors_possible = True
         self.started["background" if background else "foreground"] += 1
         self._known[id] = execution
         if background:
             self._background[id] = execution
         return execution
+
+    async def try_start(self) -> None:
+        """
+        Run a command that does nothing, by the path of all others, and wait for its end. It is neither listed nor
+        counted.
+
+        :raise SpawnError: if it could not be started, or did not end with 0 in :data:`TRIAL_TIMEOUT` seconds.
+        """
+        command = Command(":", timeout=TRIAL_TIMEOUT)
+        execution = Execution(
+            str(uuid.uuid4()), command, False, self._reactor, self._trees, self._spawner, lambda execution: None
+        )
+        self._trials.add(execution.mark)
+        try:
+            await execution.when_started()
+            await execution.when_settled()
+        finally:
+            self._trials.discard(execution.mark)
+        if execution.timed_out:
+            raise SpawnError(OSError(errno.ETIMEDOUT, f"it did not end in {TRIAL_TIMEOUT:g} seconds"))
+        if execution.exit_code != 0:
+            raise SpawnError(OSError(errno.EIO, f"it ended with {execution.exit_code}"))
+
+    async def has_survivors(self) -> bool:
+        """Return whether a process runs that an ended execution has left behind; also if that cannot be found out."""
+        if not self._survivors_possible:
+            return False
+        self._survivors_possible = False  # unless a command is started meanwhile
+        found = True
+        with suppress(OSError):
+            found = await self._trees.any_left(self._trials)
+        if found:
+            self._survivors_possible = True
+            self.last_ended = self._reactor.seconds()
+        return found
 
     def start_companion(self, argv: Sequence[str]) -> Companion:
         """
