@@ -164,6 +164,72 @@ async def test_a_full_disk_leaves_the_old_file_and_no_litter(api: Api, small_dis
         assert path.read_text() == old
 
 
+# Lines of a file
+
+
+@pytest.mark.parametrize(
+    ("fields", "content", "offset", "lines"),
+    [
+        ({"offset": 2}, "two\r\nthree \u20ac", 2, 2),
+        ({"limit": 2}, "one\ntwo\r\n", 1, 2),
+        ({"offset": 2, "limit": 1}, "two\r\n", 2, 1),
+        ({"offset": 3, "limit": 10}, "three \u20ac", 3, 1),
+        ({"offset": 4}, "", 4, 0),
+        ({"offset": 1 << 62, "limit": 1 << 62}, "", 1 << 62, 0),
+        ({"offset": 1, "limit": 0}, "", 1, 0),
+    ],
+    ids=str,
+)
+async def test_lines_of_a_file_are_read(
+    api: Api, tmp_path: Path, fields: dict[str, int], content: str, offset: int, lines: int
+) -> None:
+    (tmp_path / "f").write_text("one\ntwo\r\nthree \u20ac", newline="")
+    reply = await done(api, "/read_file", tmp_path / "f", **fields)
+    assert reply == {"content": content, "offset": offset, "lines": lines, "total_lines": 3}
+
+
+async def test_an_empty_file_has_no_lines(api: Api, tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    reply = await done(api, "/read_file", tmp_path / "f", offset=1)
+    assert reply == {"content": "", "offset": 1, "lines": 0, "total_lines": 0}
+
+
+@pytest.mark.parametrize(("offset", "limit"), [(1, 3), (70_000, 1), (69_999, 20_000), (1, None), (199_999, 5)])
+async def test_lines_are_found_wherever_the_pieces_of_a_file_end(
+    api: Api, tmp_path: Path, offset: int, limit: int | None
+) -> None:
+    lines = [f"{number} {'x' * (number % 17)}\n" for number in range(1, 200_001)]
+    (tmp_path / "f").write_text("".join(lines))
+    reply = await done(api, "/read_file", tmp_path / "f", offset=offset, **({} if limit is None else {"limit": limit}))
+    wanted = lines[offset - 1 :][:limit]
+    assert reply["content"] == "".join(wanted)
+    assert (reply["offset"], reply["lines"], reply["total_lines"]) == (offset, len(wanted), 200_000)
+
+
+async def test_lines_of_a_file_of_any_size_are_read(api: Api, tmp_path: Path) -> None:
+    with (tmp_path / "f").open("wb") as file:
+        file.write(b"first\n")
+        file.truncate(READ_LIMIT * 2)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nlast")
+    reply = await done(api, "/read_file", tmp_path / "f", offset=3)
+    assert reply == {"content": "last", "offset": 3, "lines": 1, "total_lines": 3}
+    assert "lines too large" in (await done(api, "/read_file", tmp_path / "f", offset=2, limit=1))["error"]
+
+
+@pytest.mark.parametrize("field", ["offset", "limit"])
+@pytest.mark.parametrize("value", [-1, "1", 1.5, 1 << 63])
+async def test_a_malformed_range_of_lines_is_refused(api: Api, tmp_path: Path, field: str, value: object) -> None:
+    response = await api.post("/read_file", {"path": str(tmp_path), field: value})
+    assert response.status == 400
+    assert response.json()["error"].startswith(field)
+
+
+async def test_lines_of_a_directory_are_an_error(api: Api, tmp_path: Path) -> None:
+    reply = await done(api, "/read_file", tmp_path, offset=1)
+    assert reply == {"error": f"read {tmp_path}: is a directory"}
+
+
 # What cannot be read or written
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any, TypeVar
 
-from sandboxd.api.routing import Reply, Routes, send_json_parts
+from msgspec import Struct
+from twisted.internet.defer import CancelledError
+
+from sandboxd.api.routing import Routes, send_json_parts
 from sandboxd.execution.lines import character_border
 from sandboxd.files import text
 from sandboxd.files.access import Files
 from sandboxd.files.errors import FileError
+from sandboxd.files.line_range import LineRange
+from sandboxd.files.root import Root
 from sandboxd.messages.decoding import Done, Error, Failure, PathRequest
-from sandboxd.messages.files import Content, Entries, Stat, WriteFileRequest
+from sandboxd.messages.files import Content, Entries, FileEntry, Lines, ReadFileRequest, Stat, WriteFileRequest
 from sandboxd.reactor.oneshot import OneShot
 from sandboxd.web.ascii_json import escaped
 from sandboxd.web.idempotency import IdempotencyStore
 from sandboxd.web.request import Request
-
-T = TypeVar("T", bound=PathRequest)
 
 
 def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> None:
@@ -31,42 +33,47 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
 
     cached = files.cached_reader()
 
-    def post(path: str, type: type[T], work: Callable[[T], dict[str, object]], reply: Any) -> None:
-        """A route that does ``work`` in a thread, and answers a failure of the file system with 200."""
+    def post(path: str, work: Callable[[Root, str], Struct], reply: type[Struct]) -> None:
+        """Add a route that does ``work`` in a thread, and answers a failure of the file system with 200."""
         success = issubclass(reply, Done)
 
-        async def route(request: Request, body: T) -> Reply:
+        async def route(request: Request, body: PathRequest) -> Struct:
             try:
-                result = await files.threads(body.path, work, body)
+                return await files.call(work, body.path)
             except FileError as error:
                 return _failed(error, success)
-            return Reply({"success": True, **result} if success else result)
 
         route.__doc__ = work.__doc__
-        routes.post(path, type, success=success, reply=(reply, Failure if success else Error))(route)
+        routes.post(path, PathRequest, success=success, reply=(reply, Failure if success else Error))(route)
 
-    def delete_file(body: PathRequest) -> dict[str, object]:
+    def delete_file(root: Root, path: str) -> Struct:
         """Remove a file, a link, or an empty directory."""
-        text.delete(files.root, body.path)
-        return {}
+        text.delete(root, path)
+        return Done(True)
 
-    def delete_dir(body: PathRequest) -> dict[str, object]:
+    def delete_dir(root: Root, path: str) -> Struct:
         """Remove whatever is there, as ``rm -rf`` does; nothing there is no error."""
-        text.delete_tree(files.root, body.path)
-        return {}
+        text.delete_tree(root, path)
+        return Done(True)
 
-    def make_dir(body: PathRequest) -> dict[str, object]:
+    def make_dir(root: Root, path: str) -> Struct:
         """Make a directory, and those above it."""
-        text.make_directories(files.root, body.path)
-        return {}
+        text.make_directories(root, path)
+        return Done(True)
 
-    def list_dir(body: PathRequest) -> dict[str, object]:
+    def list_dir(root: Root, path: str) -> Struct:
         """The names in a directory."""
-        return {"entries": text.names(files.root, body.path)}
+        return Entries(text.names(root, path))
 
-    def stat_file(body: PathRequest) -> dict[str, object]:
+    def stat_file(root: Root, path: str) -> Struct:
         """What is known of a file or directory."""
-        return {"entry": text.stat(files.root, body.path)}
+        return Stat(FileEntry(**text.stat(root, path)))
+
+    post("/delete_file", delete_file, Done)
+    post("/delete_dir", delete_dir, Done)
+    post("/make_dir", make_dir, Done)
+    post("/list_dir", list_dir, Entries)
+    post("/stat_file", stat_file, Stat)
 
     @routes.post(
         "/write_file",
@@ -76,7 +83,7 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
         errors=(409,),
         headers=("Idempotency-Key",),
     )
-    async def write_file(request: Request, body: WriteFileRequest) -> Reply:
+    async def write_file(request: Request, body: WriteFileRequest) -> Struct:
         """Make a file, or replace one; a reader sees the old text or the new."""
 
         def start() -> OneShot[None]:
@@ -90,32 +97,48 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
             await written.when_fired()
         except FileError as error:
             return _failed(error, True)
-        return Reply({"success": True})
+        return Done(True)
 
-    post("/delete_file", PathRequest, delete_file, Done)
-    post("/delete_dir", PathRequest, delete_dir, Done)
-    post("/make_dir", PathRequest, make_dir, Done)
-    post("/list_dir", PathRequest, list_dir, Entries)
-    post("/stat_file", PathRequest, stat_file, Stat)
+    @routes.post("/read_file", ReadFileRequest, reply=(Content, Lines, Error))
+    async def read_file(request: Request, body: ReadFileRequest) -> Struct | None:
+        """
+        A file's text, up to 64 MiB.
 
-    @routes.post("/read_file", PathRequest, reply=(Content, Error))
-    async def read_file(request: Request, body: PathRequest) -> Reply | None:
-        """A file's text, up to 64 MiB."""
-        data = cached.read(body.path)
-        if data is None:
-            try:
+        With `offset` or `limit` only those lines are answered, of a file of any size.
+        """
+        try:
+            if body.offset is not None or body.limit is not None:
+                return await _lines(request, files, body)
+            data = cached.read(body.path)
+            if data is None:
                 data = await files.call(text.read, body.path)
-            except FileError as error:
-                return _failed(error, False)
+        except FileError as error:
+            return _failed(error, False)
         if len(data) <= CHUNK:
-            return Reply({"content": data.decode("utf-8", "replace")})
+            return Content(data.decode("utf-8", "replace"))
         await send_json_parts(request, chain((b'{"content":"',), escaped_chunks(data), (b'"}',)))
         return None
 
 
-def _failed(error: FileError, success: bool) -> Reply:
-    """The clients throw away the body of a 4xx and match this text, so it comes with 200."""
-    return Reply({"success": False, "error": str(error)} if success else {"error": str(error)})
+async def _lines(request: Request, files: Files, body: ReadFileRequest) -> Struct | None:
+    """Answer with some lines of a file."""
+    offset = body.offset or 1
+    reading = LineRange(files.root, body.path, offset, body.limit)
+    try:
+        data, count, total = await files.threads(body.path, reading.read)
+    except CancelledError:
+        reading.stop()
+        raise
+    if len(data) <= CHUNK:
+        return Lines(data.decode("utf-8", "replace"), offset, count, total)
+    rest = b'","offset":%d,"lines":%d,"total_lines":%d}' % (offset, count, total)
+    await send_json_parts(request, chain((b'{"content":"',), escaped_chunks(data), (rest,)))
+    return None
+
+
+def _failed(error: FileError, success: bool) -> Struct:
+    """Return the reply to a failure: with 200, as the clients discard the body of a 4xx, and match this text."""
+    return Failure(False, str(error)) if success else Error(str(error))
 
 
 #: Bytes of text that are encoded at a time, so that no single call holds the interpreter for long.

@@ -7,6 +7,7 @@ import os
 import stat as modes
 from datetime import datetime, timezone
 from time import time_ns
+from typing import TypedDict
 
 from sandboxd.files.errors import FileError, RootItself, os_errors
 from sandboxd.files.kernel_files import is_kernel_file
@@ -35,19 +36,29 @@ def read(root: Root, path: str) -> bytes:
 
     :raise FileError: if it cannot be read, is not a regular file, or has more than :data:`MAX_READ` bytes.
     """
-    with os_errors("open", path):
-        # O_NONBLOCK, or opening a FIFO would wait for a writer that may never come.
-        fd = root.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fd = open_regular(root, path)
     with os_errors("read", path), open(fd, "rb"):
-        info = os.fstat(fd)
-        if modes.S_ISDIR(info.st_mode):
-            raise FileError("read", path, "is a directory")
-        if not modes.S_ISREG(info.st_mode):
-            raise FileError("read", path, "not a regular file")
-        data = read_all(fd, info.st_size) if info.st_size <= MAX_READ else None
+        size = os.fstat(fd).st_size
+        data = read_all(fd, size) if size <= MAX_READ else None
     if data is None:
         raise FileError("read", path, f"file too large: the limit is {MAX_READ} bytes")
     return data
+
+
+def open_regular(root: Root, path: str) -> int:
+    """
+    Return a descriptor of a regular file, open to be read.
+
+    :raise FileError: if it cannot be read, or is not a regular file.
+    """
+    with os_errors("open", path):
+        # O_NONBLOCK, or opening a FIFO would wait for a writer that may never come.
+        fd = root.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    mode = os.fstat(fd).st_mode
+    if modes.S_ISREG(mode):
+        return fd
+    os.close(fd)
+    raise FileError("read", path, "is a directory" if modes.S_ISDIR(mode) else "not a regular file")
 
 
 def read_all(fd: int, size: int) -> bytes | None:
@@ -194,9 +205,19 @@ def names(root: Root, path: str) -> list[str]:
             os.close(fd)
 
 
-def stat(root: Root, path: str) -> dict[str, object]:
+class FileStat(TypedDict):
+    """A file's name, size in bytes, time of the last change (RFC 3339), and mode as ``ls`` shows it."""
+
+    name: str
+    is_dir: bool
+    size: int
+    mod_time: str
+    mode: str
+
+
+def stat(root: Root, path: str) -> FileStat:
     """
-    Describe a file: ``name``, ``is_dir``, ``size`` (bytes), ``mod_time`` (RFC 3339), ``mode`` (as ``ls``).
+    Describe a file.
 
     :raise FileError: if there is none.
     """

@@ -15,10 +15,26 @@ class WriteFileRequest(PathRequest):
     content: str = ""
 
 
+class ReadFileRequest(PathRequest):
+    """Body of ``/read_file``. With ``offset`` or ``limit`` lines are read, and the reply is :class:`Lines`."""
+
+    offset: Annotated[int, Meta(ge=1, le=1 << 62, description="Number of the first line, from 1.")] | None = None
+    limit: Annotated[int, Meta(ge=0, le=1 << 62, description="How many lines; all if it is not given.")] | None = None
+
+
 class Content(Struct):
     """A file's text; what is not UTF-8 becomes U+FFFD."""
 
     content: str
+
+
+class Lines(Struct):
+    """Some lines of a file, with their ends; what is not UTF-8 becomes U+FFFD."""
+
+    content: str
+    offset: Annotated[int, Meta(description="Number of the first line, from 1.")]
+    lines: Annotated[int, Meta(description="How many lines the content has.")]
+    total_lines: Annotated[int, Meta(description="How many the file has; a last one without an end counts.")]
 
 
 class Entries(Struct):
