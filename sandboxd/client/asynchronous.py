@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, Generic, Literal, ParamSpec, TypeVar
 
 from sandboxd.client import operations, transfers, trees
+from sandboxd.client.attaching import Attaching
 from sandboxd.client.errors import SandboxError, SandboxGone, Unavailable, error_of
 from sandboxd.client.flow import Backoff, ConnectionLost, Flow, Request, Response, Step, Work
 from sandboxd.client.follow import CommandFollow, Follow, follow_changes, follow_command, follow_log
@@ -19,6 +20,8 @@ from sandboxd.client.replies import Change, Complete, Gap, Output, Record, RunRe
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
+
+    from sandboxd.client.async_sockets import AsyncAttachment, AsyncForward, AsyncTunnel
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,8 +49,10 @@ class AsyncSandbox:
     def __init__(self, url: str, secret: str | None = None, *, patience: float = 30.0) -> None:
         self.url = check_url(url)
         self.patience = patience
+        self.secret = secret
+        self.headers = auth_headers(secret)
         self._http = httpx.AsyncClient(
-            headers=auth_headers(secret),
+            headers=self.headers,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
             verify=verify(self.url),
         )
@@ -140,6 +145,17 @@ class AsyncSandbox:
         """
         return AsyncEvents(self, follow_log(id, after=after, tail=tail, stream=stream, follow=follow))
 
+    def attach(self, id: str, *, after: int | None = None, tail: int | None = None) -> AsyncAttachment:
+        """
+        Attach to a process: its output as it is written, its stdin, and its terminal.
+
+        :param after: only what is behind the record of this number.
+        :param tail: only the last so many records, and what comes; 0 for a terminal that is to be drawn anew.
+        """
+        from sandboxd.client.async_sockets import AsyncAttachment
+
+        return AsyncAttachment(self, Attaching(id, after, tail))
+
     # Files
 
     read = awaitable(operations.read)
@@ -186,6 +202,23 @@ class AsyncSandbox:
     bind_port = awaitable(operations.bind_port)
     unbind_port = awaitable(operations.unbind_port)
     port_status = awaitable(operations.port_status)
+
+    def tunnel(self, port: int) -> AbstractAsyncContextManager[AsyncTunnel]:
+        """Connect to a port of the sandbox: ``async with sandbox.tunnel(8080) as tunnel:``."""
+        from sandboxd.client.async_sockets import tunnel
+
+        return tunnel(self, port)
+
+    def forward_port(self, port: int, local: int = 0, host: str = "127.0.0.1") -> AsyncForward:
+        """
+        Make a port of the sandbox a local one: ``async with sandbox.forward_port(8080) as forward:``.
+
+        :param local: the local port; 0 for any. ``forward.port`` is the one it is.
+        :param host: the local address to listen on.
+        """
+        from sandboxd.client.async_sockets import AsyncForward
+
+        return AsyncForward(self, port, local, host)
 
     # The daemon
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, Generic, Literal, ParamSpec, TypeVar
 
 from sandboxd.client import operations, transfers, trees
+from sandboxd.client.attaching import Attaching
 from sandboxd.client.errors import SandboxError, SandboxGone, Unavailable, error_of
 from sandboxd.client.flow import Backoff, ConnectionLost, Flow, Request, Response, Step, Work
 from sandboxd.client.follow import CommandFollow, Follow, follow_changes, follow_command, follow_log
@@ -19,6 +20,8 @@ from sandboxd.client.replies import Change, Complete, Gap, Output, Record, RunRe
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
+
+    from sandboxd.client.sockets import Attachment, Forward, Tunnel
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,7 +49,8 @@ class Sandbox:
     def __init__(self, url: str, secret: str | None = None, *, patience: float = 30.0) -> None:
         self.url = check_url(url)
         self.patience = patience
-        self._headers = auth_headers(secret)
+        self.secret = secret
+        self.headers = auth_headers(secret)
         self._verify = verify(self.url)
         self._http = self._client()
 
@@ -138,6 +142,17 @@ class Sandbox:
         """
         return Events(self, follow_log(id, after=after, tail=tail, stream=stream, follow=follow))
 
+    def attach(self, id: str, *, after: int | None = None, tail: int | None = None) -> Attachment:
+        """
+        Attach to a process: its output as it is written, its stdin, and its terminal.
+
+        :param after: only what is behind the record of this number.
+        :param tail: only the last so many records, and what comes; 0 for a terminal that is to be drawn anew.
+        """
+        from sandboxd.client.sockets import Attachment
+
+        return Attachment(self, Attaching(id, after, tail))
+
     # Files
 
     read = blocking(operations.read)
@@ -185,6 +200,23 @@ class Sandbox:
     unbind_port = blocking(operations.unbind_port)
     port_status = blocking(operations.port_status)
 
+    def tunnel(self, port: int) -> AbstractContextManager[Tunnel]:
+        """Connect to a port of the sandbox: ``with sandbox.tunnel(8080) as tunnel:``."""
+        from sandboxd.client.sockets import tunnel
+
+        return tunnel(self, port)
+
+    def forward_port(self, port: int, local: int = 0, host: str = "127.0.0.1") -> Forward:
+        """
+        Make a port of the sandbox a local one: ``with sandbox.forward_port(8080) as forward:``, then ``forward.port``.
+
+        :param local: the local port; 0 for any.
+        :param host: the local address to listen on.
+        """
+        from sandboxd.client.sockets import Forward
+
+        return Forward(self, port, local, host)
+
     # The daemon
 
     health = blocking(operations.health)
@@ -222,7 +254,7 @@ class Sandbox:
 
     def _client(self) -> httpx.Client:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-        return httpx.Client(headers=self._headers, limits=limits, verify=self._verify)
+        return httpx.Client(headers=self.headers, limits=limits, verify=self._verify)
 
     def _send(self, request: Request) -> Response:
         with self._opened(self._http, request) as response:

@@ -15,6 +15,7 @@ FAILED = 125
 
 #: The commands: the module that each is in, and its summary. A module is imported when its command is called.
 COMMANDS = {
+    "attach": ("terminal", "Connect to the terminal or the output of a process."),
     "bind": ("ports", "Let the sandbox's TCP proxy forward to a port."),
     "cat": ("files", "Print files."),
     "completion": ("completion", "Print a script that completes commands in a shell."),
@@ -25,9 +26,11 @@ COMMANDS = {
     "kill": ("processes", "End processes and all that they have started."),
     "logs": ("processes", "Print the output of a process."),
     "ls": ("files", "List what is in a directory."),
+    "port-forward": ("ports", "Make a port of the sandbox a port of this machine."),
     "ports": ("ports", "List the TCP ports that are listened on."),
     "ps": ("processes", "List the background processes."),
     "run": ("running", "Run a command, with its output and its exit code."),
+    "shell": ("terminal", "Open a terminal in the sandbox."),
     "start": ("running", "Start a background process, and print its id."),
     "sync": ("syncing", "Upload what differs between two directories."),
     "top": ("daemon", "Show how the sandbox is doing, live."),

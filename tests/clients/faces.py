@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 from sandboxd.client import AsyncSandbox
+from sandboxd.client.async_sockets import AsyncAttachment
 from sandboxd.client.asynchronous import AsyncEvents
 
 
@@ -24,7 +25,7 @@ class OverAsyncio:
     def _waiting(self, function: Any) -> Any:
         def call(*arguments: Any, **keywords: Any) -> Any:
             result = function(*arguments, **keywords)
-            if isinstance(result, AsyncEvents):
+            if isinstance(result, (AsyncEvents, AsyncAttachment)):
                 return DrivenEvents(self._loop, result)
             return self._loop.run_until_complete(result) if inspect.isawaitable(result) else result
 
@@ -38,9 +39,9 @@ class OverAsyncio:
 
 
 class DrivenEvents:
-    """An :class:`AsyncEvents` each of whose steps is waited for."""
+    """An :class:`AsyncEvents` or :class:`AsyncAttachment` each of whose steps is waited for."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, events: AsyncEvents[Any]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, events: AsyncEvents[Any] | AsyncAttachment) -> None:
         self._loop = loop
         self._events = events
 

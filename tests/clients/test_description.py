@@ -26,8 +26,6 @@ NOT_CALLED = {
     "POST /mcp": "for MCP clients, which speak it themselves",
     "GET /mcp": "for MCP clients, which speak it themselves",
     "DELETE /mcp": "for MCP clients, which speak it themselves",
-    "GET /ports/{port}/connect": "to come",
-    "GET /processes/{id}/attach": "to come",
     "GET /console/": "a page, for browsers",
     "GET /console/{name}": "a page, for browsers",
 }

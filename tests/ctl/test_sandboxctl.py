@@ -123,5 +123,5 @@ def test_completion_of_ids_and_commands(ctl: Ctl) -> None:
         }
         return [line.partition(",")[2] for line in ctl(env=env).stdout.splitlines()]
 
-    assert "ports" in complete("sandboxctl", "port")
+    assert "port-forward" in complete("sandboxctl", "port")
     assert complete("sandboxctl", "logs", id[:6]) == [id]

@@ -1,0 +1,227 @@
+"""``shell`` and ``attach``: this terminal as that of a process of the sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from sandboxd.ctl.config import variable
+from sandboxd.ctl.processes import Id, full_id
+from sandboxd.ctl.running import line, options
+from sandboxd.ctl.session import Session, fail
+
+if TYPE_CHECKING:
+    from sandboxd.client.async_sockets import AsyncAttachment
+
+HELP = b"\r\n~.  leave; the process goes on\r\n~~  send a tilde\r\n~?  this help\r\n"
+
+
+class Escapes:
+    """Finds what is meant for sandboxctl in what is typed: a tilde at the beginning of a line, as in ssh(1)."""
+
+    def __init__(self) -> None:
+        self._at_start = True
+        self._tilde = False
+        self.left = False
+        self.help = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what is to be sent. Sets ``left`` if it is over, ``help`` if help is asked for."""
+        out = bytearray()
+        for byte in data:
+            if self._tilde:
+                self._tilde = False
+                if byte == ord("."):
+                    self.left = True
+                    break
+                if byte == ord("?"):
+                    self.help = True
+                    continue
+                out += b"~" if byte == ord("~") else bytes([ord("~"), byte])
+            elif self._at_start and byte == ord("~"):
+                self._tilde = True
+                continue
+            else:
+                out.append(byte)
+            self._at_start = byte in b"\r\n"
+        return bytes(out)
+
+
+@contextmanager
+def raw() -> Iterator[None]:
+    """Put the terminal into raw mode, and back."""
+    before = termios.tcgetattr(0)
+    try:
+        tty.setraw(0)
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+class Connection:
+    """
+    This terminal, connected to a process.
+
+    :param attachment: what it is connected by.
+    :param terminal: whether the process has a terminal; else its output is printed, and standard input is piped to it
+        if ``stdin``.
+    """
+
+    def __init__(self, attachment: AsyncAttachment, terminal: bool, stdin: bool) -> None:
+        self._attachment = attachment
+        self._terminal = terminal
+        self._stdin = stdin
+        self._typed: asyncio.Queue[bytes | None] = asyncio.Queue(64)
+        self._escapes = Escapes()
+        self._left = asyncio.Event()
+
+    async def run(self) -> int | None:
+        """Return the exit code of the process, or None if the user has left it."""
+        loop = asyncio.get_running_loop()
+        tasks = [asyncio.ensure_future(self._output()), asyncio.ensure_future(self._left.wait())]
+        if self._stdin:
+            tasks.append(asyncio.ensure_future(self._input()))
+            loop.add_reader(0, self._read)
+        if self._terminal:
+            loop.add_signal_handler(signal.SIGWINCH, self._resized)
+            await self._resize()
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(signum, self._left.set)
+        try:
+            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                tasks[0].result()
+            return self._attachment.exit_code
+        finally:
+            if self._stdin:
+                loop.remove_reader(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _output(self) -> None:
+        from sandboxd.client.attaching import Chunk
+        from sandboxd.client.replies import Gap
+
+        async for each in self._attachment:
+            if isinstance(each, Chunk):
+                stream = (sys.stderr if each.stream == "stderr" else sys.stdout).buffer
+                stream.write(each.data)
+                stream.flush()
+            elif isinstance(each, Gap):
+                self._say(f"{each.dropped} lines are no longer kept")
+            else:
+                self._say("connected again; what was written meanwhile is lost")
+
+    def _say(self, text: str) -> None:
+        sys.stderr.write(f"\r\n[sandboxctl: {text}]\r\n" if self._terminal else f"sandboxctl: {text}\n")
+        sys.stderr.flush()
+
+    def _read(self) -> None:
+        """Take what was typed. The terminal is not read while much of it waits to be sent."""
+        data = os.read(0, 4096)
+        if self._terminal:
+            sent = self._escapes.feed(data)
+            if self._escapes.help:
+                self._escapes.help = False
+                os.write(2, HELP)
+            if self._escapes.left or not data:
+                self._left.set()
+            data = sent
+        elif not data:
+            asyncio.get_running_loop().remove_reader(0)
+            self._typed.put_nowait(None)
+            return
+        if data:
+            self._typed.put_nowait(data)
+        if self._typed.qsize() >= self._typed.maxsize - 2 and not self._terminal:
+            asyncio.get_running_loop().remove_reader(0)
+
+    async def _input(self) -> None:
+        from sandboxd.client import SandboxError
+
+        while True:
+            data = await self._typed.get()
+            if data is None:
+                await self._attachment.close_stdin()
+                return
+            with suppress(SandboxError):  # typed while the connection was broken
+                await self._attachment.write(data)
+            if not self._terminal and self._typed.empty():
+                asyncio.get_running_loop().add_reader(0, self._read)
+
+    def _resized(self) -> None:
+        task = asyncio.ensure_future(self._resize())
+        task.add_done_callback(lambda task: task.exception())
+
+    async def _resize(self) -> None:
+        size = shutil.get_terminal_size()
+        await self._attachment.resize(size.columns, size.lines)
+
+
+async def connect(session: Session, id: str, terminal: bool, stdin: bool) -> int | None:
+    """Connect this terminal to a process; return its exit code, or None if the user has left it."""
+    async with session.asynchronous() as sandbox, sandbox.attach(id) as attachment:
+        return await Connection(attachment, terminal, stdin).run()
+
+
+def finish(id: str, code: int | None) -> None:
+    """End with a process's exit code, or say how to come back."""
+    if code is None:
+        fail(f"left; to come back: sandboxctl attach {id[:8]}; to end it: sandboxctl kill {id[:8]}")
+        raise click.exceptions.Exit(0)
+    raise click.exceptions.Exit(code)
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
+@click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Set a variable; NAME alone: as here.")
+@click.option("-C", "--cwd", metavar="DIR", help="Working directory.")
+@click.option("-u", "--user", metavar="USER", help="Run it as this user.")
+@click.pass_obj
+def shell(session: Session, cmd: tuple[str, ...], env: tuple[str, ...], cwd: str | None, user: str | None) -> None:
+    """
+    Open a terminal in the sandbox: with the user's shell, or with a command.
+
+    A connection that breaks is made again, and the terminal goes on. ~. at the beginning of a line leaves it, ~? lists
+    what else there is. The exit code is that of the shell.
+    """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise click.UsageError("shell needs a terminal; try: sandboxctl run")
+    given = options(env, cwd, None, user)
+    size = shutil.get_terminal_size()
+    given["tty"] = {"cols": size.columns, "rows": size.lines, "term": variable("TERM") or "xterm-256color"}
+    id = session.sandbox.start(line(cmd) if cmd else None, **given).id
+    with raw():
+        code = asyncio.run(connect(session, id, True, True))
+    finish(id, code)
+
+
+@click.command()
+@click.argument("id", type=Id())
+@click.option("-i", "--stdin", is_flag=True, help="Pipe standard input to it; its terminal gets it in any case.")
+@click.pass_obj
+def attach(session: Session, id: str, stdin: bool) -> None:
+    """
+    Connect to a process: to its terminal, or else to its output.
+
+    Its output until now comes first, as far as it is kept. ~. at the beginning of a line leaves a terminal, Ctrl-C
+    leaves anything else; the process goes on. The exit code is that of the process.
+    """
+    found = session.sandbox.process(full_id(session.sandbox, id))
+    if found.tty is not None and sys.stdin.isatty():
+        with raw():
+            code = asyncio.run(connect(session, found.id, True, True))
+    else:
+        code = asyncio.run(connect(session, found.id, False, stdin))
+    finish(found.id, code)
