@@ -14,7 +14,7 @@ REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 BUILD_ARGS = --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION)
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test test-all release soak bench build clean install install-systemd lock docker-build docker-buildx docker-push docker-run
+.PHONY: help run check test test-all release soak fuzz bench build clean install install-systemd lock docker-build docker-buildx docker-push docker-run
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +46,9 @@ test-all: $(BIN)/tox ## what "make test" leaves out: other Pythons and versions,
 soak: $(BIN)/twistd ## send 20,000 requests, many broken off, and check that the daemon is as before
 	$(BIN)/python -m tests.soak --health
 	$(BIN)/python -m tests.soak
+
+fuzz: $(BIN)/tox ## make up 5,000 examples for each test that is given made-up data; FUZZ=tests/test_x.py runs those of one
+	$(BIN)/tox run -e fuzz -- $(FUZZ)
 
 bench: $(BIN)/twistd ## measure how fast the daemon is; BENCH="--only 'run-*' --json FILE" passes options on
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
@@ -20,6 +21,9 @@ from tests.daemon import Daemon
 
 #: Seconds after which a coroutine test fails.
 DEADLINE = 60
+
+#: ``make fuzz``: many more examples than each run of the suite has time for.
+settings.register_profile("fuzz", max_examples=5000, deadline=None, print_blob=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
