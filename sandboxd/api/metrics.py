@@ -20,6 +20,7 @@ from sandboxd.api.routing import Routes
 from sandboxd.execution.table import ProcessTable
 from sandboxd.messages import daemon as messages
 from sandboxd.messages.daemon import DaemonStatus, MetricsReply
+from sandboxd.processes.marks import marks_by_limit
 from sandboxd.proxy.portforward import PortForward
 from sandboxd.reactor.lag import Histogram, LagMeter
 from sandboxd.reactor.threads import ThreadPool
@@ -315,4 +316,5 @@ def add_status_route(
             proxy_connections=len(forward.connections),
             longest_stall=round(stalls.longest, 4),
             idle=round(await metrics.idle(), 3),
+            marks="rlimit" if marks_by_limit() else "environment",
         )

@@ -20,6 +20,7 @@ from sandboxd.execution.protocol import CaptureProtocol
 from sandboxd.processes.cgroup import Cgroup
 from sandboxd.processes.child import Child, Spawner, SpawnError
 from sandboxd.processes.command import Command
+from sandboxd.processes.marks import marks_by_limit
 from sandboxd.processes.trees import Survivors, Trees
 from sandboxd.reactor.oneshot import OneShot
 
@@ -141,9 +142,10 @@ class Execution:
             if signum == signal.SIGKILL:
                 if self.cgroup is not None:
                     self.cgroup.kill()
-                with suppress(ProcessExitedAlready):
-                    if self._child is not None:
-                        self._child.signalProcess(signum)  # at once; the walk finds those that left the process group
+                # At once, unless the walk can find those that left the process group by their parents only.
+                if self._child is not None and (marks_by_limit() or self.pid is None):
+                    with suppress(ProcessExitedAlready):
+                        self._child.signalProcess(signum)
             if not self._start.fired:
                 with suppress(SpawnError):
                     await self.when_started()

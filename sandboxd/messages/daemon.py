@@ -119,3 +119,6 @@ class DaemonStatus(Struct):
     proxy_connections: int
     longest_stall: Annotated[float, Meta(description="Seconds by which the daemon was late, at most.")]
     idle: Annotated[float, Meta(description="Seconds since it was last used; 0 while anything runs.")]
+    marks: Annotated[
+        Literal["rlimit", "environment"], Meta(description="What the processes of a command are found by.")
+    ]

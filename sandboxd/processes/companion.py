@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 
 from sandboxd.processes.limits import inherited_nofile, own_nofile
-from sandboxd.processes.marks import inherited_mark
+from sandboxd.processes.marks import inherited_mark, mark_variable
 from sandboxd.processes.reaper import Reaper
 from sandboxd.processes.trees import Trees
 from sandboxd.reactor.interfaces import Reactor
@@ -57,7 +57,7 @@ class Companion:
         self._end: OneShot[None] = OneShot()
         self.exit_code: int | None = None
         with inherited_mark(self._mark), inherited_nofile(own_nofile()):
-            popen = subprocess.Popen(argv, env=env)
+            popen = subprocess.Popen(argv, env={**env, **mark_variable(self._mark)})
         popen.returncode = 0  # reaped by the Reaper, not by subprocess
         self.pid: int = popen.pid
         orphans.expect(reactor, self.pid, self._exited)

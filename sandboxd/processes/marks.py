@@ -6,6 +6,10 @@ limits: each execution is started with a number of its own as the soft limit on 
 in microseconds). The numbers are so large that the limit is never reached; fork, exec and setsid keep it; prlimit(2)
 reads it from any process. So a walk finds a tree whatever its members did, unless they set this very limit.
 
+Where the limit cannot be set (an administrator has lowered it, or the kernel refuses it, as under gVisor), the mark is
+a variable of the environment. Then a walk finds the processes that have it, their descendants and their sessions: all
+but those that have left their session, lost their parents and cleared their environment.
+
 Imports little of the standard library and nothing else, for :mod:`sandboxd.processes.spawn_server` uses it.
 """
 
@@ -25,6 +29,8 @@ _BASE_SHIFT = 32
 _PENDING_WHILE_STOPPED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 _SURVIVE = 1 << 31
+#: The variable that holds a mark, where marks are not resource limits.
+_VARIABLE = "SANDBOXD_MARK"
 _INFINITY = resource.RLIM_INFINITY
 
 
@@ -55,21 +61,48 @@ def given_by(base: int, mark: int) -> bool:
     return mark > base and mark >> _BASE_SHIFT == base >> _BASE_SHIFT
 
 
+_by_limit: bool | None = None
+
+
+def marks_by_limit() -> bool:
+    """Return whether marks are resource limits; else they are variables of the environment."""
+    global _by_limit
+    if _by_limit is None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
+        _by_limit = hard == _INFINITY
+        try:
+            if _by_limit:
+                resource.setrlimit(resource.RLIMIT_RTTIME, (1 << 61, hard))
+                resource.setrlimit(resource.RLIMIT_RTTIME, (soft, hard))
+        except (OSError, ValueError):  # Python raises ValueError for EPERM
+            _by_limit = False
+    return _by_limit
+
+
 @contextmanager
 def inherited_mark(mark: int) -> Iterator[None]:
-    """Give processes that are started inside a mark, from their first moment on."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
-    if hard == _INFINITY:
+    """Give processes that are started inside a mark, from their first moment on, if marks are resource limits."""
+    if marks_by_limit():
+        soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
         resource.setrlimit(resource.RLIMIT_RTTIME, (mark, hard))
         try:
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_RTTIME, (soft, hard))
-    else:  # an administrator has limited it: only the process group can be followed
+    else:
         yield
 
 
-def mark_of(pid: int) -> int:
+def mark_variable(mark: int) -> dict[str, str]:
+    """Return the variable that a marked process needs in its environment; none if marks are resource limits."""
+    return {} if marks_by_limit() else {_VARIABLE: str(mark)}
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _mark_by_limit(pid: int) -> int:
     """
     Return the mark of a process, or -1 if it has none or is gone.
 
@@ -92,6 +125,64 @@ def mark_of(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         pass
     return -1
+
+
+class _MarksByEnvironment:
+    """
+    The marks of all processes by their environments, parents and sessions, as they are now.
+
+    :raise OSError: if there are no descriptors or no memory for that.
+    """
+
+    def __init__(self) -> None:
+        stats = {pid: stat for pid in _pids() if (stat := _stat(pid)) is not None}
+        self._started = {pid: started for pid, (_, _, started) in stats.items()}
+        self._marks = {pid: mark for pid in stats if (mark := _mark_by_environment(pid)) >= 0}
+        own = os.getsid(0)
+        left = True
+        while left:
+            sessions = {stats[pid][1]: mark for pid, mark in self._marks.items() if stats[pid][1] != own}
+            left = False
+            for pid, (parent, session, _) in stats.items():
+                if pid not in self._marks and (mark := self._marks.get(parent, sessions.get(session, -1))) >= 0:
+                    self._marks[pid] = mark
+                    left = True
+
+    def __call__(self, pid: int) -> int:
+        """Return the mark of a process, or -1 if it has none, is gone, or is another one with the same pid."""
+        stat = _stat(pid)
+        return self._marks.get(pid, -1) if stat is not None and stat[2] == self._started.get(pid) else -1
+
+
+def _stat(pid: int) -> tuple[int, int, int] | None:
+    """Return parent, session and start time of a process; None if it is gone. See proc(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(fields[1]), int(fields[3]), int(fields[19])
+
+
+def _mark_by_environment(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            entries = file.read().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return -1
+    values = [entry.partition(b"=")[2] for entry in entries if entry.startswith(_VARIABLE.encode("ascii") + b"=")]
+    return int(values[-1]) if values and values[-1].isdigit() and len(values[-1]) < 20 else -1
+
+
+def mark_of(pid: int) -> int:
+    """
+    Return the mark of a process, or -1 if it has none or is gone.
+
+    Where marks are variables of the environment, only the process's own is looked at, not its parents.
+
+    :raise OSError: if there are no descriptors or no memory for that.
+    """
+    return _mark_by_limit(pid) if marks_by_limit() else _mark_by_environment(pid)
 
 
 class Found:
@@ -164,18 +255,16 @@ def _chosen(
 
     :param pidfds: those that may be closed when there are no descriptors.
     """
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        pid = int(name)
+    find_mark = _mark_by_limit if marks_by_limit() else _MarksByEnvironment()
+    for pid in _pids():
         if pid == os.getpid() or pid in spared:  # a process that starts a child has the child's mark meanwhile
             continue
         try:
-            mark = mark_of(pid)
+            mark = find_mark(pid)
         except OSError:
             while pidfds:
                 os.close(pidfds.pop())
-            mark = mark_of(pid)
+            mark = find_mark(pid)
         if choose(mark) is None:
             continue
         try:
@@ -186,7 +275,7 @@ def _chosen(
             pidfd = -1
         # Read the mark again: if the pid was reused before pidfd_open, it is another's now; if it is reused later, the
         # descriptor still refers to the process whose mark was read.
-        mark = mark_of(pid)
+        mark = find_mark(pid)
         if choose(mark) is not None and (pidfd < 0 or not _exited(pidfd, 0)):
             yield mark, pid, pidfd
         elif pidfd >= 0:

@@ -32,7 +32,7 @@ from array import array
 from contextlib import suppress
 
 from sandboxd.processes.limits import inherited_nofile
-from sandboxd.processes.marks import guard, inherited_mark
+from sandboxd.processes.marks import guard, inherited_mark, mark_variable, marks_by_limit
 from sandboxd.processes.spawn_messages import (
     AT_CWD,
     AT_START,
@@ -209,9 +209,10 @@ class SpawnServer:
     def _posix_spawn(self, request: StartRequest, fds: list[int]) -> int:
         if self._env[0] != request.env:
             self._env = (list(request.env), dict(entry.split(b"=", 1) for entry in request.env))
+        env = self._env[1] if marks_by_limit() else _marked(self._env[1], request.mark)
         ends = [(os.POSIX_SPAWN_DUP2, fd, target) for fd, target in zip(fds, (1, 2, 0))]  # noqa: B905
         with inherited_mark(request.mark), inherited_nofile(self._nofile):
-            return os.posix_spawn(SH, request.argv, self._env[1], file_actions=ends, setsid=True)
+            return os.posix_spawn(SH, request.argv, env, file_actions=ends, setsid=True)
 
     def _fork(self, number: int, request: StartRequest, fds: list[int]) -> None:
         """Start a child by fork(2): what it has to do before it executes the shell may block, or fail."""
@@ -340,7 +341,7 @@ def _execute(request: StartRequest, fds: list[int], nofile: int, errors: int) ->
             step = AT_CWD
             os.chdir(request.cwd)  # with the rights of the command's user
             step = AT_START
-        env = dict(entry.split(b"=", 1) for entry in request.env)
+        env = _marked(dict(entry.split(b"=", 1) for entry in request.env), request.mark)
         resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         for limit, value in request.limits.items():
             resource.setrlimit(limit, (value, value))
@@ -352,6 +353,11 @@ def _execute(request: StartRequest, fds: list[int], nofile: int, errors: int) ->
     finally:
         os.write(errors, bytes([step]) + number.to_bytes(4, "little"))
         os._exit(127)
+
+
+def _marked(env: dict[bytes, bytes], mark: int) -> dict[bytes, bytes]:
+    """Return an environment with the variable of a mark, if it needs one."""
+    return {**env, **{name.encode("ascii"): value.encode("ascii") for name, value in mark_variable(mark).items()}}
 
 
 def _name(pid: int) -> bytes:
@@ -403,6 +409,7 @@ def main(fd: int, base: int, nofile: int) -> None:
         comm.write(NAME)
     control = socket.socket(fileno=fd)
     control.set_inheritable(False)
+    marks_by_limit()  # before a command can change this process's limits
     gc.freeze()
     SpawnServer(control, daemon, base, nofile, limits()).serve()
 
