@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sandboxd.files.upload import temporary_for
 from tests.client import Api
 from tests.daemon import Daemon
 from tests.waiting import within
@@ -524,3 +525,27 @@ async def test_a_path_with_half_a_surrogate_pair_is_not_our_fault(api: Api, rout
 async def test_unknown_fields_are_ignored(api: Api, tmp_path: Path) -> None:
     assert await done(api, "/write_file", tmp_path / "f", content="text", recursive=True, mode=7) == {"success": True}
     assert await done(api, "/read_file", tmp_path / "f", recursive=True) == {"content": "text"}
+
+
+async def test_a_leftover_of_a_killed_daemon_is_no_hindrance(api: Api, tmp_path: Path) -> None:
+    leftover = tmp_path / os.fsdecode(temporary_for(b"f"))
+    leftover.write_text("half")
+    for content in ("one", "two"):
+        assert await done(api, "/write_file", tmp_path / "f", content=content) == {"success": True}
+        assert (tmp_path / "f").read_text() == content
+        assert os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: needs root")
+@pytest.mark.parametrize("size", [10, 100_000])
+async def test_owner_group_and_mode_of_a_file_are_kept(api: Api, tmp_path: Path, size: int) -> None:
+    tmp_path.chmod(0o2755)
+    os.chown(tmp_path, 0, 1234)
+    for name, uid, gid, mode in (("a", 0, 0, 0o600), ("b", 1000, 1000, 0o640), ("c", 0, 5, 0o755)):
+        path = tmp_path / name
+        path.touch()
+        os.chown(path, uid, gid)
+        path.chmod(mode)
+        assert await done(api, "/write_file", path, content="x" * size) == {"success": True}
+        info = path.stat()
+        assert (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode), info.st_size) == (uid, gid, mode, size)

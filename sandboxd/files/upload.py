@@ -137,6 +137,15 @@ class Upload(Steps):
     def _commit(self) -> Written: ...
 
 
+def temporary_for(name: bytes) -> bytes:
+    """
+    Return the name of the temporary file for a target.
+
+    There is one for each, so that what a kill leaves behind is in the way of the next upload only.
+    """
+    return NAMED + hashlib.sha256(name).hexdigest()[:16].encode("ascii")
+
+
 def _regular(info: os.stat_result) -> None:
     """
     Make sure that what is there is a file.
@@ -267,8 +276,7 @@ class Replacement(Upload):
                 os.link(unnamed, self._name, dst_dir_fd=self._directory)
                 return
             self._check(self._old())
-        # There is one such name for a target, so that what a kill leaves behind is in the way of the next upload only.
-        name = NAMED + hashlib.sha256(self._name).hexdigest()[:16].encode("ascii")
+        name = temporary_for(self._name)
         self._unlink(name)
         os.link(unnamed, name, dst_dir_fd=self._directory)
         try:
