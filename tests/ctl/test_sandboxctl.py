@@ -46,6 +46,11 @@ def test_help_and_version(ctl: Ctl) -> None:
     assert "No such command 'rum'" in ctl("rum", code=2).stderr
 
 
+def test_the_document_names_every_command() -> None:
+    text = (Path(__file__).parents[2] / "docs/sandboxctl.md").read_text()
+    assert {name for name in COMMANDS if not re.search(rf"`(sandboxctl )?{name}\b|sandboxctl {name} ", text)} == set()
+
+
 def test_errors_say_what_to_do(ctl: Ctl, tmp_path: Path) -> None:
     nowhere = {"SANDBOX_URL": "", "SANDBOX_SECRET": ""}
     assert "sandboxctl context add" in ctl("ps", env=nowhere, code=125).stderr
