@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
 from sandboxd import __version__
@@ -40,7 +38,7 @@ from sandboxd.files.root import Root
 from sandboxd.processes.cgroup import Cgroups
 from sandboxd.processes.companion import Companion, why_not_started
 from sandboxd.processes.listeners import ListenerPoll
-from sandboxd.proxy.portforward import PortForward
+from sandboxd.proxy.portforward import PortForward, bare_socket
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.lag import LagMeter
 from sandboxd.reactor.threads import ThreadPool
@@ -172,9 +170,8 @@ class Sandboxd(Service):
         self._filesystems.start()
         for part in (self.table, self.streams, self.sockets, self.stalls, self.watches):
             part.startService()
-        for sockets, factory in ((self._http, self.site), (self._proxy, self.forward)):
-            for sock in sockets:
-                self._listening.append(sock.serve(self._reactor, cast("ServerFactory[Any]", factory)))
+        self._listening += [sock.serve(self._reactor, self.site) for sock in self._http]
+        self._listening += [sock.serve(self._reactor, self.forward, bare_socket) for sock in self._proxy]
         if self._companion_argv:
             self._reactor.callWhenRunning(self._start_companion)
         self._reactor.callWhenRunning(self._log_addresses)  # a reader of that line may send signals at once

@@ -7,22 +7,27 @@ import http.client
 import json
 import os
 import re
+import resource
 import socket
 import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 from threading import Thread
 from typing import Any, cast
 
 import pytest
 from twisted.internet import reactor
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.threads import deferToThread
 
-from sandboxd.proxy.portforward import PortForward
+from sandboxd.daemon.sockets import listen_at
+from sandboxd.proxy.portforward import PortForward, bare_socket
 from tests.client import Api
-from tests.daemon import Daemon
+from tests.daemon import SECRET, Daemon
 from tests.waiting import settled, until
 
 MIB = 1024 * 1024
@@ -434,11 +439,131 @@ async def test_connections_that_have_ended_keep_no_descriptor(api: Api, daemon: 
     await until(lambda: daemon.descriptors() <= before)
 
 
+async def test_much_that_follows_the_half_close_of_the_client_arrives(
+    api: Api, daemon: Daemon, target: socket.socket
+) -> None:
+    await bind(api, target)
+    data = os.urandom(20 * MIB)
+    with connected(daemon) as client, accepted(target) as server, ThreadPoolExecutor() as pool:
+        client.sendall(b"all of it, please")
+        client.shutdown(socket.SHUT_WR)
+        assert all_from(server) == b"all of it, please"
+
+        def send() -> None:
+            server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
+
+        sending = pool.submit(send)
+        assert all_from(client) == data
+        sending.result(PATIENCE)
+    assert (await api.get("/status")).json()["proxy_connections"] == 0
+
+
+async def test_a_target_that_accepts_late_gets_the_connection(api: Api, daemon: Daemon) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as busy:
+        busy.settimeout(PATIENCE)
+        await bind(api, busy)
+        # Once the queue is full, the kernel drops what would complete another connection; it is tried again after 1 s.
+        clients = [connected(daemon) for _ in range(4)]
+        for number, client in enumerate(clients):
+            client.sendall(b"%d" % number)
+        servers = [await deferToThread(accepted, busy) for _ in clients]
+        assert {exactly(server, 1) for server in servers} == {b"0", b"1", b"2", b"3"}
+        for sock in (*clients, *servers):
+            sock.close()
+
+
+async def test_a_target_that_never_accepts_costs_a_connection_no_longer_than_the_patience(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sandboxd.proxy.portforward.CONNECT_TIMEOUT", 0.1)
+    forward = PortForward(cast(Any, reactor))
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, ExitStack() as stack:
+        port = deaf.getsockname()[1]
+        for _ in range(2):  # fill its queue
+            filling = stack.enter_context(socket.socket())
+            filling.setblocking(False)
+            filling.connect_ex(("127.0.0.1", port))
+        forward.bind(port)
+        client, accepted_end = map(stack.enter_context, socket.socketpair())
+        connection = forward.buildProtocol(None)
+        assert connection is not None
+        connection.makeConnection(cast(Any, accepted_end))
+        assert forward.connections == {connection}
+        await until(lambda: not forward.connections)
+        client.settimeout(PATIENCE)
+        assert is_over(client)
+    forward.close_all()
+
+
+async def test_a_connection_for_which_there_is_no_descriptor_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = PortForward(cast(Any, reactor))
+    forward.bind(1)
+    client, accepted_end = socket.socketpair()
+    connection = forward.buildProtocol(None)
+    assert connection is not None
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        connection.makeConnection(cast(Any, accepted_end))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with client:
+        assert client.recv(1) == b""
+    assert not forward.connections
+    forward.close_all()
+
+
+async def test_connections_leave_descriptors_for_requests(
+    start_daemon: Callable[..., Daemon], target: socket.socket
+) -> None:
+    daemon = start_daemon(via=["prlimit", "--nofile=160:160"])
+    api = Api(daemon.url, SECRET)
+    await bind(api, target)
+    clients = [connected(daemon) for _ in range(160 // 8)]
+    servers = [accepted(target) for _ in clients]
+    with connected(daemon) as client:
+        assert is_over(client)
+    assert (await api.run("echo on"))["stdout"] == "on\n"
+    for sock in (clients.pop(), servers.pop()):
+        sock.close()
+    while (await api.get("/status")).json()["proxy_connections"] >= 160 // 8:
+        pass
+    clients.append(connected(daemon))
+    servers.append(accepted(target))
+    for sock in (*clients, *servers):
+        sock.close()
+
+
+async def test_clients_of_a_unix_socket_are_forwarded(tmp_path: Path) -> None:
+    forward = PortForward(cast(Any, reactor))
+    listener = listen_at(tmp_path / "proxy")
+    port = listener.serve(cast(Any, reactor), forward, bare_socket)
+
+    def talk(target: socket.socket) -> bytes:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            client.connect(str(tmp_path / "proxy"))
+            client.sendall(b"question")
+            with accepted(target) as server:
+                assert exactly(server, 8) == b"question"
+                server.sendall(b"answer" * 100_000)
+            return all_from(client)
+
+    with listening() as target:
+        forward.bind(target.getsockname()[1])
+        assert await deferToThread(talk, target) == b"answer" * 100_000
+    await maybeDeferred(port.stopListening)
+    await until(lambda: not forward.connections)
+    forward.close_all()
+
+
 @pytest.mark.parametrize("splicing", [True, False], ids=["spliced", "copied"])
 async def test_with_the_kernels_help_and_without_it_the_same_arrives(splicing: bool) -> None:
     forward = PortForward(cast(Any, reactor), splicing=splicing)
     assert (forward.pool is not None) == splicing
     port = cast(Any, reactor).listenTCP(0, forward, interface="127.0.0.1")
+    port.transport = bare_socket
     sent = os.urandom(3_000_000)
 
     def talk(target: socket.socket) -> tuple[bytes, bytes]:

@@ -15,7 +15,7 @@ def add_port_routes(routes: Routes, forward: PortForward, proxy_ports: Sequence[
     """
     Add them to the API.
 
-    :param proxy_ports: those that the proxy listens on; empty if none.
+    :param proxy_ports: where the proxy listens; empty if only on Unix sockets. The first is the one that is shown.
     """
 
     @routes.post("/bind_port", BindPortRequest, success=True, reply=Bound, errors=(409,))

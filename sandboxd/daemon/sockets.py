@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, cast
 
 from twisted.internet import unix
-from twisted.internet.interfaces import IListeningPort, IReactorSocket
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorSocket
 from twisted.internet.protocol import ServerFactory
 
 #: Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
@@ -35,15 +37,25 @@ class ListeningSocket:
     def __str__(self) -> str:
         return f"port {self.port}" if self.port is not None else f"unix:{self._sock.getsockname()}"
 
-    def serve(self, reactor: IReactorSocket, factory: ServerFactory) -> IListeningPort:
-        """Accept connections. To be called once."""
+    def serve(
+        self, reactor: IReactorSocket, factory: IProtocolFactory, transport: Callable[..., object] | None = None
+    ) -> IListeningPort:
+        """
+        Accept connections. To be called once.
+
+        :param transport: makes the transport of each, as a :class:`twisted.internet.tcp.Port` has it; None for
+            Twisted's own.
+        """
+        port: Any
         if self._sock.family == socket.AF_UNIX:
             port = _UnixPort(reactor, self._sock, factory)
             port.startListening()
-            return port
-        adopted = reactor.adoptStreamPort(self._sock.fileno(), self._sock.family, factory)
-        self._sock.close()  # the port has a duplicate
-        return adopted
+        else:
+            port = reactor.adoptStreamPort(self._sock.fileno(), self._sock.family, cast("ServerFactory[Any]", factory))
+            self._sock.close()  # the port has a duplicate
+        if transport is not None:
+            port.transport = transport
+        return cast(IListeningPort, port)
 
     def close(self) -> None:
         """Close it, if it is not served."""
@@ -65,7 +77,7 @@ class _UnixPort(unix.Port):
     manager goes on listening there. Twisted does not touch an abstract socket name, so it is given one.
     """
 
-    def __init__(self, reactor: IReactorSocket, sock: socket.socket, factory: ServerFactory) -> None:
+    def __init__(self, reactor: IReactorSocket, sock: socket.socket, factory: IProtocolFactory) -> None:
         super().__init__(b"\0", factory, BACKLOG, reactor=reactor)
         self._preexistingSocket = sock
         self._shouldShutdown = False

@@ -2,180 +2,192 @@
 The TCP proxy: connections to one port are forwarded to another, which can be changed at any time.
 
 After the shape of ``twisted.protocols.portforward``, with what that lacks: half-close in both directions, a target
-that may listen on IPv4 or IPv6, and an answer when there is none. Once two connections are joined, the kernel moves
-their bytes (:mod:`sandboxd.proxy.splicing`); where it cannot, they are read and written here.
+that may listen on IPv4 or IPv6, and an answer when there is none. Most connections are short, so none has Twisted's
+transports or endpoints: the sockets themselves are connected, their bytes are copied (:mod:`sandboxd.proxy.copying`),
+and once there are many, the kernel moves them (:mod:`sandboxd.proxy.splicing`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import resource
+import socket
+import struct
+from contextlib import suppress
+from typing import cast
 
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
-from twisted.internet.error import ConnectError, ConnectingCancelledError, ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
-    IHalfCloseableProtocol,
-    IProtocol,
+    IDelayedCall,
     IProtocolFactory,
-    IReactorFDSet,
+    IWriteDescriptor,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.internet.tcp import Connection
+from twisted.internet.main import CONNECTION_LOST
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from sandboxd.proxy.copying import CopiedSocket, copy
 from sandboxd.proxy.splicing import PipePool, SplicedSocket, can_splice, splice
 from sandboxd.reactor.interfaces import Reactor
 
 #: Where the target is looked for, in turn.
-HOSTS = (("127.0.0.1", TCP4ClientEndpoint), ("::1", TCP6ClientEndpoint))
+HOSTS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
-#: Seconds that the target may take to accept.
+#: Seconds that the target may take to accept at each.
 CONNECT_TIMEOUT = 10
 
-
-@implementer(IHalfCloseableProtocol)
-class Side(Protocol):
-    """One of the two connections of a forwarded one. What it receives is written to its peer."""
-
-    transport: Connection
-    peer: Side | None = None
-    copied: Callable[[int], None]
-    _ends: tuple[SplicedSocket, ...] = ()
-    _read_closed = False
-    _lost = False
-
-    def splice(self, peer: Side, reactor: IReactorFDSet, pool: PipePool) -> None:
-        """Let the kernel forward, both ways, until each side has ended or one breaks."""
-        self.peer, peer.peer = peer, self
-        peer.transport.pauseProducing()
-        self._ends = peer._ends = splice(
-            reactor, pool, self.transport.getHandle(), peer.transport.getHandle(), self._spliced
-        )
-
-    def _spliced(self, error: BaseException | None) -> None:
-        peer, self.peer = self.peer, None
-        assert peer is not None
-        peer.peer = None
-        for side in (self, peer):
-            if error is None:
-                side.transport.loseConnection()
-            else:
-                side.transport.abortConnection()
-
-    def abort(self) -> None:
-        """Break it off, and with it the other side."""
-        for end in self._ends:
-            end.stop()
-        self.transport.abortConnection()
-
-    def join(self, peer: Side) -> None:
-        """Forward what this side receives to ``peer``, no faster than that takes it."""
-        self.peer = peer
-        peer.transport.registerProducer(self.transport, True)
-
-    def dataReceived(self, data: bytes) -> None:
-        """Bytes came from this side."""
-        if self.peer is not None:
-            self.copied(len(data))
-            self.peer.transport.write(data)
-
-    def readConnectionLost(self) -> None:
-        """This side has sent its FIN: pass it on to the other side, and go on with the other direction."""
-        self._read_closed = True
-        peer = self.peer
-        if peer is None or peer._lost:
-            return
-        peer.transport.unregisterProducer()
-        if peer._read_closed:
-            self._close()
-            peer._close()
-        else:
-            peer.transport.loseWriteConnection()
-
-    def writeConnectionLost(self) -> None:
-        """What was written to this side has all been sent, and the end of it."""
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """This side is gone."""
-        self._lost = True
-        peer, self.peer = self.peer, None
-        if peer is None or peer._lost:
-            return
-        if self._ends:
-            peer.abort()
-            return
-        peer.transport.unregisterProducer()
-        if reason.check(ConnectionDone):
-            peer._close()
-        else:
-            peer.transport.abortConnection()
-
-    def _close(self) -> None:
-        """Close when all is written."""
-        self.transport.resumeProducing()
-        self.transport.loseConnection()
+#: The SO_LINGER with which close(2) sends a RST: what has arrived must not be taken for all there is.
+RESET = struct.pack("ii", 1, 0)
 
 
-_OUTGOING = Factory.forProtocol(Side)
-_OUTGOING.noisy = False  # or each connection would be logged twice
+def bare_socket(sock: socket.socket, *_: object) -> socket.socket:
+    """Return an accepted socket; in the place of a listening port's ``transport``, makes it the protocol's."""
+    return sock
 
 
-class ProxyConnection(Side):
-    """A client's connection, waiting for its counterpart."""
+@implementer(IWriteDescriptor)
+class ForwardedConnection(Protocol):
+    """
+    A client's connection, and the one to its target, which the reactor watches through this object until it is made.
 
-    factory: PortForward
-    _connecting: Deferred[IProtocol] | None = None
+    :ivar transport: the client's socket.
+    """
+
+    def __init__(self, factory: PortForward, port: int) -> None:
+        """
+        Prepare; :meth:`makeConnection` begins.
+
+        :param port: the target's.
+        """
+        self._factory = factory
+        self._port = port
+        self._addresses = iter(HOSTS)
+        self._host = ""
+        self._client: socket.socket | None = None
+        self._target: socket.socket | None = None
+        self._timeout: IDelayedCall | None = None
+        self._ends: tuple[CopiedSocket, CopiedSocket] | tuple[SplicedSocket, SplicedSocket] | tuple[()] = ()
 
     def connectionMade(self) -> None:
-        """A client has connected."""
-        self.factory.connections.add(self)
-        self.factory.accepted += 1
-        if self.factory.port is None:
-            self.transport.loseConnection()
-            return
-        self.transport.pauseProducing()
-        Deferred.fromCoroutine(self._connect(self.factory.port)).addErrback(self._failed)
+        """Connect to the target: a client has connected. Its socket belongs to this object from now on."""
+        self._client = client = cast(socket.socket, self.transport)
+        self._factory.connections.add(self)
+        client.setblocking(False)
+        if client.family != socket.AF_UNIX:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Its machine may vanish without a word; the target's is this one.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._connect()
+
+    def abort(self) -> None:
+        """Break off both connections."""
+        self._close(CONNECTION_LOST)
+
+    def fileno(self) -> int:
+        """Return the descriptor that is being connected."""
+        return -1 if self._target is None else self._target.fileno()
+
+    def logPrefix(self) -> str:
+        """Return the name in the reactor's own messages."""
+        return type(self).__name__
+
+    def doWrite(self) -> None:
+        """Go on: the attempt to connect may be over."""
+        if self._target is not None and not self._ends and not self._look():
+            self._connect()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The client is gone."""
-        self.factory.connections.discard(self)
-        super().connectionLost(reason)
-        if self._connecting is not None:
-            self._connecting.cancel()
+        """Go on: the attempt to connect has failed, it seems."""
+        self.doWrite()
 
-    async def _connect(self, port: int) -> None:
-        for host, endpoint in HOSTS:
-            attempt = endpoint(self.factory.reactor, host, port, timeout=CONNECT_TIMEOUT)
-            connecting: Deferred[IProtocol] = attempt.connect(_OUTGOING)
-            self._connecting = connecting
+    def _connect(self) -> None:
+        """Connect to the first of the remaining addresses that accepts; close if none does."""
+        for family, host in self._addresses:
+            self._host = host
             try:
-                outgoing = await connecting
-            except ConnectError:
-                continue
-            finally:
-                self._connecting = None
-            assert isinstance(outgoing, Side)
-            if self._lost:
-                outgoing.transport.abortConnection()
+                self._target = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError as error:  # no descriptor, or no IPv6; at debug, since it takes no token to get here
+                self._factory.log.debug("a connection could not be forwarded: {error}", error=error)
+                break
+            if self._look():
                 return
-            if self.factory.pool is not None:
-                self.splice(outgoing, self.factory.reactor, self.factory.pool)
-                return
-            self.copied = outgoing.copied = self.factory.count_copied
-            self.join(outgoing)
-            outgoing.join(self)
-            self.transport.resumeProducing()
-            return
-        self.transport.loseConnection()
+        self._close(None)
 
-    def _failed(self, failure: Failure) -> None:
-        if not failure.check(CancelledError, ConnectingCancelledError):
-            self.factory.log.failure("a connection could not be forwarded", failure)
-        if not self._lost:
-            self.transport.abortConnection()
+    def _look(self) -> bool:
+        """Begin to connect, or ask for the outcome, and act on it; return False if this address has failed."""
+        assert self._target is not None
+        address = (self._host, self._port)
+        code = self._target.connect_ex(address)
+        if code == errno.EINPROGRESS:
+            code = self._target.connect_ex(address)  # over loopback, it is done by now
+        if code == errno.EALREADY:
+            self._factory.reactor.addWriter(self)
+            if self._timeout is None:
+                self._timeout = self._factory.reactor.callLater(CONNECT_TIMEOUT, self._timed_out)
+            return True
+        if code in (0, errno.EISCONN):
+            self._stop_waiting()
+            self._forward()
+            return True
+        self._give_up()
+        return False
+
+    def _timed_out(self) -> None:
+        self._give_up()
+        self._connect()
+
+    def _give_up(self) -> None:
+        self._stop_waiting()
+        if self._target is not None:
+            self._target.close()
+            self._target = None
+
+    def _stop_waiting(self) -> None:
+        timeout, self._timeout = self._timeout, None
+        if timeout is not None:
+            self._factory.reactor.removeWriter(self)
+            if timeout.active():
+                timeout.cancel()
+
+    def _forward(self) -> None:
+        """Copy both ways until both sides have ended, or one breaks, or so much comes that splicing pays."""
+        assert self._client is not None
+        assert self._target is not None
+        self._target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        factory = self._factory
+        much = None if factory.pool is None else self._splice
+        self._ends = copy(factory.reactor, self._client, self._target, factory.count_copied, much, self._close)
+
+    def _splice(self) -> None:
+        """Go on by splicing, as far as the two sides have not ended."""
+        assert self._client is not None
+        assert self._target is not None
+        assert self._factory.pool is not None
+        for end in self._ends:
+            end.stop()
+        ended = cast("tuple[bool, bool]", tuple(end.ended for end in self._ends))
+        factory, pool = self._factory, self._factory.pool
+        self._ends = splice(factory.reactor, pool, self._client, self._target, self._close, ended)
+
+    def _close(self, error: BaseException | None) -> None:
+        """
+        Close both connections.
+
+        :param error: if there is one, with a RST.
+        """
+        self._factory.connections.discard(self)
+        self._stop_waiting()
+        for end in self._ends:
+            end.stop()
+        for sock in (self._client, self._target):
+            if sock is not None:
+                if error is not None:
+                    with suppress(OSError):
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                sock.close()
+        self._client = self._target = None
 
 
 @implementer(IProtocolFactory)
@@ -183,11 +195,12 @@ class PortForward:
     """
     Forwards each connection to the port that is bound when it arrives.
 
-    A new binding serves new connections; those that are open go on as they are.
+    A new binding serves new connections; those that are open go on as they are. A listening port that has this for a
+    factory must have :func:`bare_socket` for its ``transport``.
 
     :ivar port: the port that is bound, or None.
-    :ivar connections: the clients that are connected.
-    :ivar accepted: how many there have been.
+    :ivar connections: those that are open.
+    :ivar accepted: how many there have been, those included that came when no port was bound.
     """
 
     log = Logger()
@@ -203,19 +216,24 @@ class PortForward:
         self._copied = 0
         self.pool = PipePool() if splicing and can_splice() else None
         self.port: int | None = None
-        self.connections: set[ProxyConnection] = set()
+        self.connections: set[ForwardedConnection] = set()
 
-    def buildProtocol(self, addr: IAddress | None) -> ProxyConnection:
-        """A client has connected."""
-        incoming = ProxyConnection()
-        incoming.factory = self
-        return incoming
+    def buildProtocol(self, addr: IAddress | None) -> ForwardedConnection | None:
+        """
+        Return what forwards a new connection; None, which makes its listening port close it, if no port is bound.
+
+        Also None if the open ones, of two descriptors each, have a quarter of those that this process may have: they
+        need no token, and must not use up what requests need.
+        """
+        self.accepted += 1
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8
+        return None if self.port is None or len(self.connections) >= most else ForwardedConnection(self, self.port)
 
     def doStart(self) -> None:
-        """A port begins to listen."""
+        """Do nothing: a port begins to listen."""
 
     def doStop(self) -> None:
-        """A port no longer listens."""
+        """Do nothing: a port no longer listens."""
 
     @property
     def forwarded(self) -> int:
@@ -223,7 +241,7 @@ class PortForward:
         return self._copied + (0 if self.pool is None else self.pool.moved)
 
     def count_copied(self, size: int) -> None:
-        """Some bytes were forwarded without the kernel's help."""
+        """Count bytes that were forwarded without the kernel's help."""
         self._copied += size
 
     def bind(self, port: int) -> None:
@@ -236,7 +254,7 @@ class PortForward:
 
     def close_all(self) -> None:
         """End every forwarded connection."""
-        for incoming in list(self.connections):
-            incoming.abort()
+        for connection in list(self.connections):
+            connection.abort()
         if self.pool is not None:
             self.pool.close()

@@ -117,7 +117,8 @@ class SplicedSocket:
 
     def start(self) -> None:
         """Begin."""
-        self._reactor.addReader(self)
+        if not self.ended:
+            self._reactor.addReader(self)
 
     def stop(self) -> None:
         """Watch it no more."""
@@ -245,14 +246,18 @@ def splice(
     one: socket.socket,
     other: socket.socket,
     done: Callable[[BaseException | None], None],
+    ended: tuple[bool, bool] = (False, False),
 ) -> tuple[SplicedSocket, SplicedSocket]:
     """
     Move bytes between two sockets, both ways, half-close included, until both have ended.
 
     :param done: as :class:`SplicedSocket` has it.
+    :param ended: of each, whether its end of file has come and was passed on; of one at most.
     """
     ends = SplicedSocket(reactor, pool, one, done), SplicedSocket(reactor, pool, other, done)
     ends[0].peer, ends[1].peer = ends[1], ends[0]
+    for end, over in zip(ends, ended, strict=True):
+        end.ended = over
     for end in ends:
         end.start()
     return ends
