@@ -28,7 +28,7 @@ from twisted.internet.threads import deferToThread
 
 from sandboxd.files.archive.compression import CompressionError, Decompressor, compressor, preferred, zstd
 from sandboxd.files.archive.pack import Packing
-from sandboxd.files.archive.tar import Member, Reader, Receiver, TarError
+from sandboxd.files.archive.tar import Member, MemberType, Reader, Receiver, TarError, header
 from sandboxd.files.archive.unpack import Unpacking
 from sandboxd.files.errors import FileError
 from sandboxd.files.patterns import Pattern, PatternError
@@ -611,6 +611,47 @@ def test_an_archive_is_read_the_same_in_any_pieces(sizes: list[int]) -> None:
             position += size
     reader.finish()
     assert collected.members == [("a", b"x" * 600), ("ü" * 80, b"y" * 512), ("d", b""), ("z", b"")]
+
+
+NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=130)
+BYTES = st.binary(min_size=1, max_size=130).filter(lambda data: 0 not in data).map(os.fsdecode)
+IDS = st.one_of(st.integers(0, 70_000), st.integers(8**7 - 2, (1 << 32) - 2))
+
+
+@settings(deadline=None)
+@given(
+    st.one_of(NAMES, BYTES, st.integers(95, 105).map("n".__mul__)),
+    st.sampled_from([MemberType.FILE, MemberType.DIRECTORY, MemberType.SYMLINK, MemberType.HARD_LINK]),
+    st.integers(0, 0o7777),
+    st.one_of(st.integers(-(1 << 70), 1 << 70), st.integers(-(1 << 33), 1 << 34).map((10**9).__mul__)),
+    st.one_of(st.integers(0, 1 << 20), st.integers(8**11 - 2, 1 << 62)),
+    st.one_of(NAMES, BYTES),
+    st.tuples(IDS, IDS),
+    st.tuples(st.text("ab\u00e4", max_size=40), st.text("ab", max_size=40)),
+)
+def test_headers_are_read_by_others(
+    name: str,
+    kind: MemberType,
+    mode: int,
+    mtime: int,
+    size: int,
+    target: str,
+    ids: tuple[int, int],
+    owners: tuple[str, str],
+) -> None:
+    name, target = name.strip("/") or "name", target.rstrip("/") or "target"
+    is_link = kind in (MemberType.SYMLINK, MemberType.HARD_LINK)
+    size = size if kind is MemberType.FILE else 0
+    member = Member(name, kind, mode, mtime, size, target if is_link else "", *ids, *owners)
+    blocks = header(member)
+    assert len(blocks) % 512 == 0
+    archive = tarfile.TarFile(fileobj=io.BytesIO(blocks + bytes(1024)), errors="surrogateescape", encoding="utf-8")
+    info = archive.next()
+    assert info is not None
+    assert (info.name, info.linkname, info.mode, info.size) == (name, member.target, mode, size)
+    assert (info.uid, info.gid, info.uname, info.gname) == (*ids, *owners)
+    assert info.mtime == pytest.approx(mtime / 10**9)
+    assert archive.offset == len(blocks) + (size + 511) // 512 * 512  # what follows is its data
 
 
 @settings(deadline=None)

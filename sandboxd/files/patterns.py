@@ -116,6 +116,8 @@ class Excludes:
 
     def __call__(self, path: str) -> bool:
         """Whether something is left out, by its path from the top; what is below it is not asked for."""
+        if not self:
+            return False
         name = path.rpartition("/")[2]
         return any(pattern.matches_path(name) for pattern in self._names) or any(
             pattern.matches_path(path) for pattern in self._paths

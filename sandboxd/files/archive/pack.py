@@ -106,8 +106,7 @@ class Packing(Steps):
             info = os.fstat(fd)
             if not modes.S_ISREG(info.st_mode):
                 raise FileError("read", self._path, "not a regular file", errno.EEXIST)
-            yield header(self._member(name, MemberType.FILE, info))
-            yield from self._contents(name, fd, info.st_size)
+            yield from self._file(self._member(name, MemberType.FILE, info), fd)
             yield END
         finally:
             os.close(fd)
@@ -145,8 +144,7 @@ class Packing(Steps):
                     return
                 # What has been said of its size holds, whatever becomes of the file.
                 member.size = info.st_size
-                yield header(member)
-                yield from self._contents(entry.path, fd, info.st_size)
+                yield from self._file(member, fd)
             finally:
                 os.close(fd)
             return
@@ -177,24 +175,26 @@ class Packing(Steps):
             self._group(info.st_gid),
         )
 
-    def _contents(self, path: str, fd: int, size: int) -> Generator[bytes, None, None]:
+    def _file(self, member: Member, fd: int) -> Generator[bytes, None, None]:
         """
-        The blocks of a file, as many as ``size`` bytes take: one that has become longer is cut, and one that has
-        become shorter is filled up with zeros, as tar(1) does.
+        The blocks of a file, as many as its size takes: one that has become longer is cut, and one that has become
+        shorter is filled up with zeros, as tar(1) does. Those of a small one come in one piece.
         """
-        left = size
+        made = header(member)
+        left = member.size
         while left:
-            with os_errors("read", os.path.join(self._path, path)):
+            try:
                 data = os.read(fd, min(left, PIECE))
-            if not data:
-                break
+            except OSError as error:
+                with os_errors("read", os.path.join(self._path, member.name)):
+                    raise error
+            data = data or bytes(min(left, PIECE))
             left -= len(data)
-            yield data
-        while left:
-            data = bytes(min(left, PIECE))
-            left -= len(data)
-            yield data
-        yield padding(size)
+            made += data
+            if left:
+                yield made
+                made = b""
+        yield made + padding(member.size)
 
     def _failed(self, path: str, error: OSError) -> None:
         if not (self._skip_unreadable and isinstance(error, PermissionError)):

@@ -7,12 +7,14 @@ would hold a thread for as long as a client is slow, and takes an extended heade
 
 from __future__ import annotations
 
+import struct
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from enum import Enum
+from functools import cache
 
 BLOCK = 512
 
@@ -30,6 +32,13 @@ _MAX_TIME = 1 << 34
 
 #: The first number that is no user's; the kernel keeps it for none.
 _MAX_ID = (1 << 32) - 1
+
+#: The first numbers that have no room in a header block: of seven octal digits, and of eleven.
+_MAX_NUMBER = 8**7
+_MAX_SIZE = 8**11
+
+#: name, numbers with a blank checksum, type, target, magic, user, group, device numbers, and no prefix.
+_USTAR = struct.Struct("100s56sc100s8s32s32s16s167x")
 
 _ENCODING = ("utf-8", "surrogateescape")
 
@@ -86,19 +95,104 @@ _WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKT
 
 
 def header(member: Member) -> bytes:
-    """The blocks that come before a member's data."""
+    """The blocks that come before a member's data: its own, after an extended header with what that has no room for."""
+    name, target = member.name, member.target
+    if member.kind is MemberType.DIRECTORY:
+        name += "/"
     seconds, fraction = divmod(member.mtime, 10**9)
-    info = tarfile.TarInfo(member.name)
-    info.type = _TYPES[member.kind]
-    info.mode = member.mode
-    info.size = member.size
-    info.linkname = member.target
-    info.uid, info.gid = member.uid, member.gid
-    info.uname, info.gname = member.user, member.group
-    info.mtime = seconds
+    records = []
     if fraction:
-        info.pax_headers = {"mtime": f"{Decimal(member.mtime).scaleb(-9):f}"}
-    return info.tobuf(tarfile.PAX_FORMAT, *_ENCODING)
+        sign, whole = ("", member.mtime) if member.mtime >= 0 else ("-", -member.mtime)
+        records.append(("mtime", f"{sign}{whole // 10**9}.{whole % 10**9:09}"))
+    if not 0 <= seconds < _MAX_SIZE:
+        records = records or [("mtime", str(seconds))]
+        seconds = 0
+    for keyword, text, length in (
+        ("path", name, 100),
+        ("linkpath", target, 100),
+        ("uname", member.user, 32),
+        ("gname", member.group, 32),
+    ):
+        if len(text) > length or not text.isascii():
+            records.append((keyword, text))
+    for keyword, number, most in (
+        ("uid", member.uid, _MAX_NUMBER),
+        ("gid", member.gid, _MAX_NUMBER),
+        ("size", member.size, _MAX_SIZE),
+    ):
+        if number >= most:
+            records.append((keyword, str(number)))
+    block = _block(
+        name,
+        _TYPES[member.kind],
+        member.mode & 0o7777,
+        member.uid % _MAX_NUMBER,
+        member.gid % _MAX_NUMBER,
+        member.size % _MAX_SIZE,
+        seconds,
+        target,
+        member.user,
+        member.group,
+    )
+    if not records:
+        return block
+    data = _written(records)
+    return _extended_block(len(data)) + data + bytes(-len(data) % BLOCK) + block
+
+
+def _block(
+    name: str,
+    type: bytes,
+    mode: int = 0,
+    uid: int = 0,
+    gid: int = 0,
+    size: int = 0,
+    seconds: int = 0,
+    target: str = "",
+    user: str = "",
+    group: str = "",
+) -> bytes:
+    """A ustar header block, POSIX.1-1988; texts are cut to their fields."""
+    blank = b"%07o\0%07o\0%07o\0%011o\0%011o\0        " % (mode, uid, gid, size, seconds)
+    block = _USTAR.pack(
+        name.encode("ascii", "replace"),
+        blank,
+        type,
+        target.encode("ascii", "replace"),
+        b"ustar\x0000",
+        user.encode("ascii", "replace"),
+        group.encode("ascii", "replace"),
+        b"0000000\x000000000\0",
+    )
+    return b"%b%06o\0%b" % (block[:148], sum(block), block[155:])
+
+
+@cache
+def _extended_block(size: int) -> bytes:
+    """The block before the records of an extended header."""
+    return _block("././@PaxHeader", tarfile.XHDTYPE, size=size)
+
+
+def _written(records: list[tuple[str, str]]) -> bytes:
+    """The records of an extended header as text, each with its length in bytes in front."""
+    encoded = [(keyword.encode("ascii"), text.encode(*_ENCODING)) for keyword, text in records]
+    if not all(_is_utf8(value) for _, value in encoded):
+        encoded.insert(0, (b"hdrcharset", b"BINARY"))
+    lines = []
+    for keyword, value in encoded:
+        bare = len(keyword) + len(value) + 3  # a space, "=" and a newline
+        length = bare + len(str(bare))
+        length = bare + len(str(length))
+        lines.append(b"%d %b=%b\n" % (length, keyword, value))
+    return b"".join(lines)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def padding(size: int) -> bytes:
