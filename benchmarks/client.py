@@ -173,6 +173,31 @@ class Rate:
         return self.count / self.seconds
 
 
+def percentiles(times: list[float]) -> tuple[float, float]:
+    """The 50th and the 99th, in milliseconds, of seconds."""
+    times.sort()
+    return times[len(times) // 2] * 1000, times[len(times) * 99 // 100] * 1000
+
+
+def one_by_one(
+    connection: Connection, data: bytes, count: int, check: Callable[[Connection], bool]
+) -> tuple[float, float]:
+    """
+    Send a request over and over, one at a time.
+
+    :return: p50 and p99 of the time until its reply is complete, in milliseconds.
+    :raise Failed: if a reply is not right.
+    """
+    times = []
+    for _ in range(count):
+        began = perf_counter()
+        connection.call(data)
+        times.append(perf_counter() - began)
+        if not check(connection):
+            raise Failed(f"wrong reply: {connection.body()[:200]!r}")
+    return percentiles(times)
+
+
 def closed_loop(
     connections: list[Connection], requests: list[bytes], seconds: float, check: Callable[[Connection], bool]
 ) -> Rate:

@@ -7,7 +7,7 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks import limits
-from benchmarks.client import Connection, Failed, closed_loop
+from benchmarks.client import Connection, closed_loop, one_by_one, percentiles
 from benchmarks.measure import Row, Scale, Trial, measures
 from benchmarks.rows.crowd import crowd
 
@@ -24,26 +24,13 @@ def right(connection: Connection) -> bool:
     )
 
 
-def percentiles(times: list[float]) -> tuple[float, float]:
-    """The 50th and the 99th, in milliseconds, of seconds."""
-    times.sort()
-    return times[len(times) // 2] * 1000, times[len(times) * 99 // 100] * 1000
-
-
 def latency(trial: Trial) -> tuple[float, float]:
     """p50 and p99 of commands that are sent one at a time."""
     request = trial.server.request("POST", "/run", {"cmd": COMMAND})
-    times = []
     with trial.server.connect() as connection:
         connection.call(request)
         with trial.clock():
-            for _ in range(trial.scale.requests):
-                began = perf_counter()
-                connection.call(request)
-                times.append(perf_counter() - began)
-                if not right(connection):
-                    raise Failed(f"wrong reply: {connection.body()[:200]!r}")
-    return percentiles(times)
+            return one_by_one(connection, request, trial.scale.requests, right)
 
 
 def rate(trial: Trial, at_once: int) -> float:

@@ -6,17 +6,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
 from benchmarks import limits
-from benchmarks.client import Connection, closed_loop, request
+from benchmarks.client import Connection, closed_loop, one_by_one, request
 from benchmarks.measure import Row, Scale, Trial, measures
 from benchmarks.processes import Helper
 
 #: Requests on their way at a time.
 AT_ONCE = 8
+
+#: Requests for each that the rows of other routes send.
+HEALTHS = 10
 
 #: Bytes of a line in a full log, its line end included.
 WIDTH = 100
@@ -24,26 +28,35 @@ WIDTH = 100
 LOG = 10_000
 
 
+def is_ok(connection: Connection) -> bool:
+    """Whether a reply says that all is well."""
+    return connection.holds(b'"status":"ok"')
+
+
 def healthy(connections: list[Connection], data: bytes, seconds: float) -> float:
     """Replies per second to ``GET /health``."""
     try:
-        return closed_loop(
-            connections, [data] * len(connections), seconds, lambda connection: connection.holds(b'"status":"ok"')
-        ).per_second
+        return closed_loop(connections, [data] * len(connections), seconds, is_ok).per_second
     finally:
         for connection in connections:
             connection.close()
 
 
-def bare_health(scale: Scale, folder: Path) -> Sequence[float]:
-    """A loop that sends the same bytes whatever it is asked: also the most that the load side can do."""
+@contextmanager
+def bare_server() -> Iterator[tuple[str, int]]:
+    """A loop that sends the same bytes whatever it is asked: also the most that the load side can do; its address."""
     body = b'{"status":"ok"}'
     reply = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     listener, address = limits.listen()
     with listener, Helper(lambda: limits.serve(listener, lambda _: reply)):
-        return [
-            healthy([Connection(address) for _ in range(AT_ONCE)], request("GET", "/health", "none"), scale.seconds)
-        ]
+        yield address
+
+
+def bare_health(scale: Scale, folder: Path) -> Sequence[float]:
+    """Replies per second of :func:`bare_server`."""
+    with bare_server() as address:
+        connections = [Connection(address) for _ in range(AT_ONCE)]
+        return [healthy(connections, request("GET", "/health", "none"), scale.seconds)]
 
 
 @measures(Row("health", "/health, 8 at once", "/s"), limit=bare_health)
@@ -52,6 +65,24 @@ def health(trial: Trial) -> Sequence[float]:
     connections = [trial.server.connect() for _ in range(AT_ONCE)]
     with trial.clock():
         return [healthy(connections, trial.server.request("GET", "/health"), trial.scale.seconds)]
+
+
+def bare_latency(scale: Scale, folder: Path) -> Sequence[float]:
+    """p50 and p99 of :func:`bare_server`."""
+    with bare_server() as address, Connection(address) as connection:
+        return one_by_one(connection, request("GET", "/health", "none"), HEALTHS * scale.requests, is_ok)
+
+
+@measures(
+    Row("health-p50", "/health, one at a time, p50", "ms", less=True),
+    Row("health-p99", "/health, one at a time, p99", "ms", less=True),
+    limit=bare_latency,
+)
+def health_latency(trial: Trial) -> Sequence[float]:
+    """The same, one after the other."""
+    with trial.server.connect() as connection, trial.clock():
+        data = trial.server.request("GET", "/health")
+        return one_by_one(connection, data, HEALTHS * trial.scale.requests, is_ok)
 
 
 @measures(Row("memory-idle", "memory, idle", "MB", less=True), fresh=True)

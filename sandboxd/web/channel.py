@@ -185,15 +185,15 @@ class Channel(Protocol):
         try:
             while self._buffer and self._request is None and not (self.refused or self._blocked):
                 end = self._buffer.find(END)
-                if max(end, -1 if end >= 0 else len(self._buffer)) > self.site.settings.max_header:
+                size = len(self._buffer) if end < 0 else end + len(END)
+                if size > self.site.settings.max_header:
                     raise MalformedRequest
                 if end < 0:
                     if is_malformed(self._buffer):
                         raise MalformedRequest
                     self._limit_arrival()
                     break
-                end += len(END)
-                data, self._buffer = self._buffer[:end], self._buffer[end:]
+                data, self._buffer = self._buffer[:size], self._buffer[size:]
                 if self._head is None or data != self._head.data:  # many clients repeat the one before
                     self._head = parse_head(data)
                 self._begin(Request(self, self._head))
