@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import ANY
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
 from twisted.web.client import ResponseNeverReceived
 
+from sandboxd.execution.table import Finished
+from sandboxd.processes.command import Command
 from tests.client import Api, Events, Response
 from tests.daemon import Daemon
 from tests.waiting import Gate, until, within
@@ -614,3 +622,88 @@ async def test_what_is_forgotten_holds_no_memory(start_daemon: Callable[..., Dae
     for _ in range(12):
         await api.run("head -c 16000000 /dev/zero | tr '\\0' x | fold -w 5000", max_output=10)
     assert daemon.memory() - before < 80_000_000
+
+
+async def test_stdin_that_nobody_reads_is_dropped_when_its_client_hangs_up(
+    start_daemon: Callable[..., Daemon], gate: Gate
+) -> None:
+    daemon = start_daemon()
+    api = Api(daemon.url, daemon.secret)
+    id = await api.start(f"{gate.wait}; cat", stdin=True)
+    head = (
+        f"POST /processes/{id}/stdin HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {daemon.secret}\r\n"
+        f"Content-Length: {4 * LARGE}\r\n\r\n"
+    )
+
+    def send_and_hang_up() -> None:
+        with socket.create_connection(("127.0.0.1", daemon.port), timeout=10) as sock:
+            sock.sendall(head.encode() + bytes(4 * LARGE))
+
+    await deferToThread(send_and_hang_up)
+    await idle(api)
+    before = daemon.memory()
+    for _ in range(12):
+        await deferToThread(send_and_hang_up)
+    await idle(api)
+    assert daemon.memory() - before < 7 * 4 * LARGE  # what is garbage is not collected at once
+    gate.open()
+    assert (await feed(api, id, b"", "?close=1")).status == 200
+    assert (await within(10, wait(api, id)))["status"] == "completed"
+
+
+async def idle(api: Api) -> None:
+    """Return once no request is open."""
+
+    async def none_open() -> None:
+        while b"sandboxd_http_requests_open 0.0" not in (await api.get("/metrics")).body:
+            pass
+
+    await within(10, none_open())
+
+
+async def test_a_log_of_control_characters_costs_neither_time_nor_memory(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon()
+    api = Api(daemon.url, daemon.secret)
+    line = "\x01" * 1500
+    id = (await api.post("/start_process", {"cmd": f"yes '{line}' | head -n 10000"})).json()["id"]
+    assert (await wait(api, id))["status"] == "completed"
+    before = daemon.memory()
+    client = socket.create_connection(("127.0.0.1", daemon.port), timeout=10)
+    with client:
+        client.sendall(
+            f"GET /processes/{id}/logs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {daemon.secret}\r\n\r\n".encode()
+        )
+        began = time.monotonic()
+        assert (await api.get("/health")).status == 200
+        assert time.monotonic() - began < 0.8  # it took more than that to encode all at once
+        assert daemon.memory() - before < 30_000_000
+    found = await logs(api, id)
+    assert len(found["records"]) == min(10_000, found["last"] - found["records"][0]["seq"] + 1)
+    assert found["records"][-1] == {**found["records"][0], "seq": found["last"], "timestamp": ANY}
+    assert found["ended"]
+
+
+@pytest.mark.parametrize("route", ["/start_process", "/run_streaming"])
+async def test_what_outlives_its_connection_is_started_though_that_is_lost(
+    api: Api, daemon: Daemon, tmp_path: Path, route: str
+) -> None:
+    for number in range(20):
+        file = tmp_path / str(number)
+        body = json.dumps({"cmd": f"sleep 0.05; touch {file}", "cwd": str(tmp_path), "detach": True}).encode()
+        head = (
+            f"POST {route} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {daemon.secret}\r\nContent-Length: {len(body)}"
+        )
+        with socket.create_connection(("127.0.0.1", daemon.port), timeout=10) as sock:
+            sock.sendall(head.encode() + b"\r\n\r\n" + body)
+            time.sleep(number / 10_000)  # up to 2 ms, in which it is started
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+    await until(lambda: len(list(tmp_path.iterdir())) == 20)
+
+
+def test_the_bytes_of_records_include_scripts_and_variables() -> None:
+    command = Command("x" * 10, env={"name": "value"})
+    assert command.size == 19
+    finished = Finished(count=10, size=100, age=1000)
+    for _ in range(6):
+        finished.add(cast(Any, SimpleNamespace(size=command.size)), 0.0)
+    assert len(list(finished.take_excess(0.0))) == 1

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.task import Clock
 from twisted.web.client import ResponseNeverReceived
 
+from sandboxd.api.commands import CommandStarter
+from sandboxd.processes.child import SpawnError
+from sandboxd.processes.command import Command
 from sandboxd.web.idempotency import IdempotencyStore, KeyConflict, KeyedResult
 from tests.client import Api, Events, Response
 from tests.daemon import Daemon
@@ -148,6 +153,31 @@ def test_what_is_forgotten_before_its_end_holds_nothing_either(clock: Clock, sta
     store.holds(slow, 100)
     held(store, "b", start, 50)
     assert store.once("b", b"request", start).value == 2
+
+
+def test_what_may_have_been_executed_is_refused_from_then_on(clock: Clock, start: Started) -> None:
+    store = IdempotencyStore(clock)
+    entry = held(store, "a", start, 1000)
+    store.lose(entry, "it is unknown")
+    with pytest.raises(KeyConflict, match="it is unknown"):
+        store.once("a", b"request", start)
+    assert (start.count, store._bytes) == (1, 0)
+
+
+async def test_a_start_whose_outcome_is_unknown_keeps_its_key(clock: Clock) -> None:
+    class Unknown:
+        command = Command("true")
+
+        def when_started(self) -> Deferred[None]:
+            return fail(SpawnError(OSError(errno.EIO, "the process that starts commands has died")))
+
+    store = IdempotencyStore(clock)
+    starter = CommandStarter(cast(Any, None), cast(Any, None), cast(Any, None), store)
+    entry = store.once("a", b"request", lambda: "id")
+    with pytest.raises(SpawnError):
+        await starter.until_started(cast(Any, Unknown()), entry)
+    with pytest.raises(KeyConflict, match="unknown whether the command was executed"):
+        store.once("a", b"request", lambda: "other")
 
 
 # Over HTTP
@@ -314,6 +344,18 @@ async def test_a_file_that_could_not_be_written_is_told_again(api: Api, tmp_path
     responses = [await api.post("/write_file", body, key) for _ in range(2)]
     assert responses[0].json()["success"] is False
     assert responses[0].body == responses[1].body
+
+
+async def test_a_file_that_could_not_be_written_is_written_when_the_cause_has_gone(
+    api: Api, tmp_path: Path, key: dict[str, str]
+) -> None:
+    body = {"path": str(tmp_path / "folder/file"), "content": "x"}
+    assert (await api.post("/write_file", body, key)).json()["success"] is False
+    (tmp_path / "folder").mkdir()
+    assert (await api.post("/write_file", body, key)).json() == {"success": True}
+    (tmp_path / "folder/file").write_text("changed since")
+    assert (await api.post("/write_file", body, key)).json() == {"success": True}
+    assert (tmp_path / "folder/file").read_text() == "changed since"
 
 
 @pytest.mark.parametrize("route", ["/run", "/run_streaming", "/start_process"])

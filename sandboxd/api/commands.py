@@ -26,6 +26,7 @@ from sandboxd.messages.executions import CommandRequest, Complete, Output, RunRe
 from sandboxd.processes.child import SpawnError
 from sandboxd.processes.command import Command, User
 from sandboxd.processes.trees import Survivors
+from sandboxd.reactor.oneshot import shielded
 from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.web.ascii_json import dumps, escaped
 from sandboxd.web.idempotency import IdempotencyStore, KeyConflict, KeyedResult
@@ -76,15 +77,25 @@ class CommandStarter:
         await self._turns.turn()  # for the caller starts it now
         return command
 
-    async def start_once(self, request: Request, command: Command, background: bool = False) -> tuple[Execution, bool]:
+    async def start(
+        self, request: Request, body: CommandRequest, *, background: bool = False, detached: bool = False
+    ) -> tuple[Execution, bool]:
         """
-        Start it, unless this very request has come before.
+        Check and start the command of a request, unless this very request has come before.
+
+        One that is to outlive its connection is started even if that is lost meanwhile.
 
         :return: the execution, which runs, and whether the request may come again.
+        :raise BadRequest: if it is malformed.
         :raise KeyConflict: if the request's key is another's, or its execution was forgotten.
         :raise ApiError: if the working directory cannot be entered.
         :raise SpawnError: if it cannot be started for another reason.
         """
+        starting = self._start(request, body, background)
+        return await (shielded(starting) if background or detached else starting)
+
+    async def _start(self, request: Request, body: CommandRequest, background: bool) -> tuple[Execution, bool]:
+        command = await self.check(body)
         entry = self.once(request, lambda: self._table.start(command, background=background).id)
         assert entry.value is not None
         try:
@@ -122,7 +133,10 @@ class CommandStarter:
         try:
             await execution.when_started()
         except SpawnError as error:
-            self.store.forget(entry)
+            if error.unknown:
+                self.store.lose(entry, "it is unknown whether the command was executed; send a new key to run it again")
+            else:
+                self.store.forget(entry)
             if error.at_cwd:
                 raise _bad_cwd(execution.command.cwd or "") from None
             raise
@@ -282,11 +296,10 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
 
         It ends with the connection, unless the request has ``detach`` or an ``Idempotency-Key``.
         """
-        command = await starter.check(body)
         after = resume_after(request, query.after)
         check_streams(streams)
         try:
-            execution, keyed = await starter.start_once(request, command)
+            execution, keyed = await starter.start(request, body, detached=body.detach)
         except SpawnError as error:
             if error.errno in EXHAUSTED:
                 raise cannot_start(error) from None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal as signals
+from collections.abc import Iterator
 
 import msgspec
 from msgspec import UNSET
 
-from sandboxd.api.commands import name_execution, not_permitted, signal_name
-from sandboxd.api.routing import ApiError, Routes
+from sandboxd.api.commands import SMALL, name_execution, not_permitted, signal_name
+from sandboxd.api.routing import ApiError, Routes, send_json_parts
 from sandboxd.api.streaming import texts, timestamp
 from sandboxd.api.waits import Waits
 from sandboxd.execution.execution import Execution
@@ -27,6 +28,7 @@ from sandboxd.messages.executions import (
     Waited,
     WaitRequest,
 )
+from sandboxd.web.ascii_json import dumps
 from sandboxd.web.request import Request
 
 #: Records that one reply of ``/processes/<id>/logs`` has at most.
@@ -69,13 +71,13 @@ async def described(execution: Execution) -> ExecutionDetails:
     )
 
 
-def records(batch: Batch) -> list[Record]:
-    """Return the records of a batch."""
+def records(batch: Batch, count: int) -> list[Record]:
+    """Return the first ``count`` records of a batch."""
     time = timestamp(batch.time)
     partial = True if batch.partial else UNSET
     return [
         Record(seq=batch.first + index, timestamp=time, stream=batch.stream, data=text, partial=partial)
-        for index, text in enumerate(texts(batch))
+        for index, text in enumerate(texts(batch, count))
     ]
 
 
@@ -94,25 +96,37 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
         return await described(get(id))
 
     @routes.get("/processes/<id>/logs", query=LogsQuery, reply=Logs)
-    async def logs(request: Request, id: str, query: LogsQuery) -> Logs:
+    async def logs(request: Request, id: str, query: LogsQuery) -> Logs | None:
         """Some of an execution's log, at once."""
         execution = get(id)
         limit = MAX_RECORDS if query.limit is None else min(query.limit, MAX_RECORDS)
         cursor = execution.log.cursor(query.after)
-        found: list[Record] = []
-        dropped = 0
+        parts: list[tuple[Batch, int]] = []  # batches, and how many records of each
+        left, size, dropped = limit, 0, 0
+        ended = False
         try:
-            while len(found) < limit and (item := cursor.read()) is not None:
+            while left and (item := cursor.read()) is not None:
                 if isinstance(item, DroppedRecords):
                     dropped += item.dropped
-                else:
-                    found.extend(records(item))
-            ended = execution.log.closed and cursor.ended and len(found) <= limit
+                    continue
+                count = min(item.count, left)
+                parts.append((item, count))
+                left -= count
+                size += len(item.data)
+                ended = count == item.count
+            ended = (ended or not parts) and execution.log.closed and cursor.ended
         finally:
             cursor.close()
-        del found[limit:]
-        last = found[-1].seq if found else min(query.after + dropped, execution.log.last)
-        return Logs(found, dropped, last, ended)
+        last = min(query.after + dropped, execution.log.last)
+        if parts:
+            last = parts[-1][0].first + parts[-1][1] - 1
+        reply = Logs([], dropped, last, ended)
+        if size > SMALL:
+            await send_json_parts(request, _in_parts(reply, parts))
+            return None
+        for batch, count in parts:
+            reply.records += records(batch, count)
+        return reply
 
     @routes.post("/processes/<id>/stdin", bytes, query=StdinQuery, success=True, reply=StdinWritten, errors=(409,))
     async def stdin(request: Request, body: bytes, id: str, query: StdinQuery) -> StdinWritten:
@@ -158,3 +172,12 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
         execution = get(id)
         found = await waits.wait(execution, body)
         return Waited(**msgspec.structs.asdict(await described(execution)), **found)
+
+
+def _in_parts(reply: Logs, parts: list[tuple[Batch, int]]) -> Iterator[bytes]:
+    """Encode the reply of ``/processes/<id>/logs`` in parts, each when it is needed; ``reply`` has no records."""
+    before = b'{"records":['
+    for batch, count in parts:
+        yield before + dumps(records(batch, count))[1:-1]
+        before = b","
+    yield dumps(reply).removeprefix(b'{"records":[')

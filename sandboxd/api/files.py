@@ -91,12 +91,17 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
             files.call(text.write, body.path, body.content).addBoth(written.fire)
             return written
 
-        written = store.once(request.idempotency_key, request.fingerprint, start).value
-        assert written is not None
+        entry = store.once(request.idempotency_key, request.fingerprint, start)
+        assert entry.value is not None
         try:
-            await written.when_fired()
-        except FileError as error:
-            return _failed(error, True)
+            await entry.value.when_fired()
+        except CancelledError:
+            raise
+        except Exception as error:
+            store.forget(entry)  # nothing was written, and the cause may go away
+            if isinstance(error, FileError):
+                return _failed(error, True)
+            raise
         return Done(True)
 
     @routes.post("/read_file", ReadFileRequest, reply=(Content, Lines, Error))

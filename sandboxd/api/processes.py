@@ -51,9 +51,8 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
         """Start a background process."""
         if not body.cmd:
             raise BadRequest("Command is required")
-        command = await starter.check(body)
         try:
-            execution, _ = await starter.start_once(request, command, background=True)
+            execution, _ = await starter.start(request, body, background=True)
         except SpawnError as error:
             raise cannot_start(error) from None
         name_execution(request, execution)

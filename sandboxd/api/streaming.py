@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timezone
+from itertools import islice
 
 from sandboxd.api.routing import ApiError
 from sandboxd.execution.log import Batch, Cursor, DroppedRecords
@@ -61,9 +62,9 @@ def _events(batch: Batch, name: str, prefix: str) -> bytes:
     return b"".join(pieces)
 
 
-def texts(batch: Batch) -> list[str]:
-    """The text of each record, without its line end; what is not UTF-8 becomes U+FFFD."""
-    return [record.decode("utf-8", "replace") for record in batch.lines.records()]
+def texts(batch: Batch, count: int) -> list[str]:
+    """Return the text of the first ``count`` records, without line ends; what is not UTF-8 becomes U+FFFD."""
+    return [record.decode("utf-8", "replace") for record in islice(batch.lines.records(), count)]
 
 
 def _escaped(batch: Batch) -> list[bytes]:

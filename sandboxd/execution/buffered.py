@@ -82,8 +82,8 @@ class BufferedOutput:
 
     @property
     def cost(self) -> int:
-        """Bytes of memory held, the execution's log included."""
-        return self.size + self.execution.log.size
+        """Bytes of memory held, the execution's record included."""
+        return self.size + self.execution.size
 
     async def _collect(self) -> None:
         cursor = self.execution.log.cursor(after=0)

@@ -98,6 +98,11 @@ class Execution:
             self._timers.append(clock.callLater(command.timeout, self._time_out))
 
     @property
+    def size(self) -> int:
+        """Bytes of memory that its record holds."""
+        return self.log.size + self.command.size
+
+    @property
     def mark(self) -> int:
         """The mark of its processes."""
         return self._mark

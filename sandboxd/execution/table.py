@@ -53,7 +53,7 @@ class Finished:
     Executions that have ended and are remembered, in the order of their end.
 
     :param count: most executions.
-    :param size: most bytes of output, of all together.
+    :param size: most bytes of output, scripts and variables of all together.
     :param age: most seconds since the end of one.
     """
 
@@ -65,7 +65,7 @@ class Finished:
     def add(self, execution: Execution, now: float) -> None:
         """Add an execution that has ended."""
         self._executions.append((execution, now))
-        self._size += execution.log.size
+        self._size += execution.size
 
     def take_excess(self, now: float) -> Iterator[Execution]:
         """Remove and yield those that exceed the bounds, oldest first."""
@@ -74,7 +74,7 @@ class Finished:
             oldest, ended = self._executions[0]
             if len(self._executions) <= count and self._size <= size and now - ended < age:
                 return
-            self._size -= oldest.log.size
+            self._size -= oldest.size
             yield self._executions.popleft()[0]
 
 
@@ -89,7 +89,7 @@ class ProcessTable(Service):
     :param cgroups: makes the cgroups of commands that have limits for their whole tree; None where there are none.
     :param max_live: most commands that run at a time.
     :param keep_count: most ended executions that are remembered, background processes and others each.
-    :param keep_bytes: most bytes of their output.
+    :param keep_bytes: most bytes of their output, scripts and variables.
     :param keep_seconds: most seconds since their end.
     :param drain: seconds in which foreground commands may end by themselves when it stops.
     :ivar live: the running executions by id.

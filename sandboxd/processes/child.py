@@ -45,12 +45,14 @@ class SpawnError(Exception):
 
     :ivar errno: the error number.
     :ivar at_cwd: whether the working directory could not be entered.
+    :ivar unknown: whether it may have been started all the same, and been ended then.
     """
 
     def __init__(self, error: OSError, at_cwd: bool = False) -> None:
         super().__init__(error.strerror or str(error))
         self.errno = error.errno
         self.at_cwd = at_cwd
+        self.unknown = error.errno == errno.EIO  # as from SpawnClient.break_off
 
 
 class Spawner:

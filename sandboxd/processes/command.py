@@ -49,3 +49,8 @@ class Command:
     limits: Mapping[str, int] = field(default_factory=dict)
     tree_limits: Mapping[str, float] = field(default_factory=dict)
     user: User | None = None
+
+    @property
+    def size(self) -> int:
+        """Characters of its script and variables, which are kept as long as its record."""
+        return len(self.cmd) + sum(len(name) + len(value) for name, value in self.env.items())

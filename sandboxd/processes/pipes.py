@@ -214,13 +214,24 @@ class InputPipe:
         return type(self).__name__
 
     def feed(self, data: bytes) -> Deferred[None]:
-        """Return a Deferred that fires when the pipe has taken all, or fails with :exc:`BrokenPipeError`."""
+        """
+        Return a Deferred that fires when the pipe has taken all, or fails with :exc:`BrokenPipeError`.
+
+        Cancelling it drops what the pipe has not taken.
+        """
         if self._fd < 0 or self._closing:
             return fail(BrokenPipeError(errno.EPIPE, "its stdin is closed"))
-        taken: Deferred[None] = Deferred()
+        taken: Deferred[None] = Deferred(self._cancelled)
         self._pending.append((memoryview(data), taken))
         self._reactor.addWriter(self)
         return taken
+
+    def _cancelled(self, cancelled: Deferred[None]) -> None:
+        self._pending = deque((data, taken) for data, taken in self._pending if taken is not cancelled)
+        if not self._pending and self._fd >= 0:
+            self._reactor.removeWriter(self)
+            if self._closing:
+                self.close()
 
     def doWrite(self) -> None:
         while self._pending:

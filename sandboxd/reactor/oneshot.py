@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from collections.abc import Coroutine
+from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -44,3 +45,10 @@ class OneShot(Generic[T]):
     def _cancelled(self, deferred: Deferred[T]) -> None:
         if deferred in self._waiting:
             self._waiting.remove(deferred)
+
+
+def shielded(work: Coroutine[Any, Any, T]) -> Deferred[T]:
+    """Run a coroutine, and return a Deferred of its result whose cancellation does not cancel the coroutine."""
+    done: OneShot[T] = OneShot()
+    Deferred.fromCoroutine(work).addBoth(done.fire)
+    return done.when_fired()

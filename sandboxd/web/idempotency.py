@@ -25,7 +25,8 @@ class KeyedResult(Generic[T]):
     """
     What a request has started.
 
-    :ivar value: that; None once it was dropped to save memory.
+    :ivar value: that; None once it was dropped to save memory, or is unknown.
+    :ivar why_lost: what is answered to a request that comes again when there is no value any more.
     :ivar keyed: whether the request has a key that is remembered, so that it may come again.
     """
 
@@ -35,6 +36,7 @@ class KeyedResult(Generic[T]):
         self.keyed = keyed
         self.time = time
         self.size = 0
+        self.why_lost = "the request was executed, but its answer is no longer kept"
 
 
 class IdempotencyStore:
@@ -79,7 +81,7 @@ class IdempotencyStore:
         if known.fingerprint != fingerprint:
             raise KeyConflict("Idempotency-Key: it was used for another request; send a new key")
         if known.value is None:
-            raise KeyConflict("Idempotency-Key: the request was executed, but its answer is no longer kept")
+            raise KeyConflict(f"Idempotency-Key: {known.why_lost}")
         return cast(KeyedResult[T], known)
 
     def forget(self, entry: KeyedResult[T]) -> None:
@@ -91,6 +93,12 @@ class IdempotencyStore:
                 if known is entry:
                     del self._entries[key]
                     return
+
+    def lose(self, entry: KeyedResult[T], why: str) -> None:
+        """Refuse the request of an entry if it comes again, for it may have been executed."""
+        entry.why_lost = why
+        self._bytes -= entry.size
+        entry.value, entry.size = None, 0
 
     def holds(self, entry: KeyedResult[T], size: int) -> None:
         """Tell how many bytes of memory an entry's value holds."""
