@@ -445,7 +445,13 @@ class Readiness(Reply):
 
 
 class DaemonStatus(Reply):
-    """How the daemon is doing."""
+    """
+    How the daemon is doing.
+
+    :ivar idle: seconds since it was last used; 0 while anything runs.
+    :ivar longest_stall: seconds by which it was late, at most.
+    :ivar marks: what the processes of a command are found by; None from a daemon that does not report it.
+    """
 
     version: str
     uptime: float
@@ -454,6 +460,7 @@ class DaemonStatus(Reply):
     proxy_connections: int
     longest_stall: float
     idle: float
+    marks: str | None = None
 
 
 class Sample(Reply):

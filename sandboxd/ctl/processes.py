@@ -81,7 +81,7 @@ def process_table(processes: list[Process], width: int | None) -> str:
 @click.pass_obj
 def ps(session: Session, watch: bool, running: bool, as_json: bool) -> None:
     """List the background processes, in the order of their start."""
-    from sandboxd.ctl.screen import is_terminal, repeat, width
+    from sandboxd.ctl.screen import height, is_terminal, repeat, width
 
     def found() -> list[Process]:
         processes = session.sandbox.processes()
@@ -90,7 +90,8 @@ def ps(session: Session, watch: bool, running: bool, as_json: bool) -> None:
     if as_json:
         print_json(found())
     elif watch:
-        repeat(lambda: process_table(found(), width()) or "There are no processes.")
+        # The newest ones, if there are more than fit.
+        repeat(lambda: process_table(found()[-height() + 2 :], width()) or "There are no processes.")
     else:
         text = process_table(found(), width() if is_terminal() else None)
         if text:

@@ -21,6 +21,11 @@ def width() -> int:
     return shutil.get_terminal_size().columns
 
 
+def height() -> int:
+    """Return the height of the terminal, in lines."""
+    return shutil.get_terminal_size().lines
+
+
 def repeat(picture: Callable[[], str], interval: float = INTERVAL) -> None:
     """
     Show a text anew each ``interval`` seconds, until Ctrl-C.
@@ -35,7 +40,7 @@ def repeat(picture: Callable[[], str], interval: float = INTERVAL) -> None:
         while True:
             text = picture()
             if terminal:
-                lines = text.splitlines()[: shutil.get_terminal_size().lines - 1]
+                lines = text.splitlines()[: height() - 1]
                 text = "\x1b[H" + "".join(f"{line}\x1b[K\r\n" for line in lines) + "\x1b[J"
                 sys.stdout.write(text)
             else:

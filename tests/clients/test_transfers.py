@@ -213,6 +213,7 @@ def test_a_download_that_is_cut_is_resumed(connect: Connect, proxy: CuttingProxy
     assert sorted(path.name for path in tmp_path.iterdir()) == ["down", "file", "large"]
 
 
+@pytest.mark.slow
 def test_a_later_download_goes_on_if_the_file_is_the_same(
     connect: Connect, proxy: CuttingProxy, large: Path, tmp_path: Path
 ) -> None:
@@ -431,6 +432,7 @@ with Sandbox(url, secret) as sandbox:
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_file(daemon: Daemon, there: Path) -> None:
     try:
         done = subprocess.run(

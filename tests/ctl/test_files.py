@@ -36,6 +36,7 @@ def until(fact: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_ls_and_cat(ctl: Ctl, there: Path) -> None:
     (there / "a").write_text("text\n")
     (there / "a").chmod(0o751)
@@ -87,6 +88,7 @@ def test_edit_keeps_a_text_that_cannot_be_saved(ctl: Ctl, there: Path, tmp_path:
     assert "code 3" in ctl("edit", f"{there}/f", env=editor(tmp_path, "exit 3"), code=125).stderr
 
 
+@pytest.mark.slow
 def test_cp_files(ctl: Ctl, there: Path, tmp_path: Path) -> None:
     local = tmp_path / "local"
     local.write_bytes(os.urandom(MIB))
@@ -106,6 +108,7 @@ def test_cp_files(ctl: Ctl, there: Path, tmp_path: Path) -> None:
     assert "No such file" in ctl("cp", "/none", f":{there}/x", code=125).stderr
 
 
+@pytest.mark.slow
 def test_cp_directories(ctl: Ctl, there: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     make_tree(tree)
@@ -120,6 +123,7 @@ def test_cp_directories(ctl: Ctl, there: Path, tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path / "less")) == set(os.listdir(tree)) - {"sub"}
 
 
+@pytest.mark.slow
 def test_many_small_files(ctl: Ctl, there: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     for number in range(10_000):
@@ -131,6 +135,7 @@ def test_many_small_files(ctl: Ctl, there: Path, tmp_path: Path) -> None:
     assert listing(tmp_path / "back") == listing(tree)
 
 
+@pytest.mark.slow
 def test_cp_goes_on_where_it_was_ended(ctl: Ctl, there: Path, tmp_path: Path, proxy: CuttingProxy) -> None:
     local = tmp_path / "local"
     local.write_bytes(os.urandom(MIB) * 30)
@@ -147,6 +152,7 @@ def test_cp_goes_on_where_it_was_ended(ctl: Ctl, there: Path, tmp_path: Path, pr
     assert digest(tmp_path / "down") == digest(local)
 
 
+@pytest.mark.slow
 def test_progress_is_shown_on_a_terminal(
     terminal: Callable[..., Any], ctl: Ctl, there: Path, tmp_path: Path, proxy: CuttingProxy
 ) -> None:
@@ -163,6 +169,7 @@ def test_progress_is_shown_on_a_terminal(
     assert ctl("cp", f":{there}/up", str(tmp_path / "down")).stderr == ""
 
 
+@pytest.mark.slow
 def test_one_gigabyte_with_flat_memory(environ: dict[str, str], there: Path, tmp_path: Path) -> None:
     local = tmp_path / "local"
     with local.open("wb") as file:
@@ -186,6 +193,7 @@ def test_one_gigabyte_with_flat_memory(environ: dict[str, str], there: Path, tmp
         path.unlink()
 
 
+@pytest.mark.slow
 def test_sync(ctl: Ctl, there: Path, tmp_path: Path) -> None:
     tree, target = tmp_path / "tree", there / "target"
     make_tree(tree)
@@ -212,6 +220,7 @@ def test_sync(ctl: Ctl, there: Path, tmp_path: Path) -> None:
     assert listing(target) == listing(tree)
 
 
+@pytest.mark.slow
 def test_sync_watch(environ: dict[str, str], there: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()

@@ -51,6 +51,7 @@ def test_exit_codes(ctl: Ctl, arguments: tuple[str, ...], code: int) -> None:
     ctl("run", *arguments, code=code)
 
 
+@pytest.mark.slow
 def test_run_pipes_stdin_of_any_size(ctl: Ctl) -> None:
     data = "".join(f"{number}\n" for number in range(200_000))
     assert ctl("run", "-i", "cat", input=data).stdout == data
@@ -67,6 +68,7 @@ def test_output_comes_at_once(environ: dict[str, str], tmp_path: Path) -> None:
         assert process.wait(20) == 143
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_remote_tree(terminal: Callable[..., Any], tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     cmd = f"trap 'echo bye; exit 7' INT; (echo $$; exec setsid sh -c 'echo $$; sleep 300') >> {pids} & echo on; wait"
@@ -81,6 +83,7 @@ def test_ctrl_c_ends_the_remote_tree(terminal: Callable[..., Any], tmp_path: Pat
     assert not any(alive(int(pid)) for pid in pids.read_text().split())
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(terminal: Callable[..., Any], tmp_path: Path) -> None:
     child = terminal("run", f"trap '' INT; echo $$ > {tmp_path}/pid; echo on; while :; do sleep 1; done")
     child.expect("on")
@@ -108,6 +111,7 @@ def test_run_through_a_connection_that_breaks(ctl: Ctl, proxy: CuttingProxy) -> 
     assert done.stdout.split() == [str(number) for number in range(1, 9001)]
 
 
+@pytest.mark.slow
 def test_processes(ctl: Ctl, sandbox: Sandbox) -> None:
     id = ctl("start", "-e", "A=b", "seq 1 5; echo oops >&2; sleep 300").stdout.strip()
     assert sandbox.process(id).status == "running"
@@ -158,6 +162,7 @@ def test_logs_follow_through_a_connection_that_breaks(
     assert proxy.connections >= 4
 
 
+@pytest.mark.slow
 def test_ps_on_a_terminal(terminal: Callable[..., Any], sandbox: Sandbox) -> None:
     id = sandbox.start("sleep 300; echo '\x1b[31m'").id
     child = terminal("ps", "--running")

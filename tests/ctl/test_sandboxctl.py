@@ -26,6 +26,7 @@ def test_run_imports_little(ctl: Ctl, environ: dict[str, str]) -> None:
     assert {name for name in imported if name.partition(".")[0] in NOT_FOR_RUN} == set()
 
 
+@pytest.mark.slow
 def test_it_starts_fast(ctl: Ctl) -> None:
     def measure() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -37,6 +38,7 @@ def test_it_starts_fast(ctl: Ctl) -> None:
     assert min(measure() for _ in range(5)) < 0.3
 
 
+@pytest.mark.slow
 def test_help_and_version(ctl: Ctl) -> None:
     text = ctl("--help").stdout
     assert all(re.search(rf"^  {name} ", text, re.M) for name in COMMANDS)
