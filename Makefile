@@ -6,6 +6,7 @@ IMAGE ?= sandboxd
 TARGET ?= root
 PLATFORMS ?= linux/amd64,linux/arm64
 BASE_IMAGE ?= ubuntu:22.04
+RECORD = --chart docs/images --history benchmarks/history
 PREFIX ?= /opt/sandboxd
 UNITS ?= /etc/systemd/system
 CONFIG ?= /etc/sandboxd
@@ -50,8 +51,8 @@ soak: $(BIN)/twistd ## send 20,000 requests, many broken off, and check that the
 fuzz: $(BIN)/tox ## make up 5,000 examples for each test that is given made-up data; FUZZ=tests/test_x.py runs those of one
 	$(BIN)/tox run -e fuzz -- $(FUZZ)
 
-bench: $(BIN)/twistd ## measure how fast the daemon is; BENCH="--only 'run-*' --json FILE" passes options on
-	$(BIN)/python -m benchmarks $(BENCH)
+bench: $(BIN)/twistd ## measure how fast the daemon is, draw that, keep it as this version's; BENCH="--only 'run-*'": just measure
+	$(BIN)/python -m benchmarks $(or $(BENCH),$(RECORD))
 
 release: $(BIN)/tox ## make a release of VERSION=x.y.z: changelog, packages built and checked, commit, tag
 	$(BIN)/pip install --quiet --upgrade build twine

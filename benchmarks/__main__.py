@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from benchmarks import processes, table
+from benchmarks import chart, history, processes, table
 from benchmarks import rows as _rows  # noqa: F401  # registers them
 from benchmarks.client import Failed
 from benchmarks.measure import BENCHES, FULL, QUICK
 from benchmarks.runner import Result, run
 from benchmarks.server import Target
+from sandboxd import __version__
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -47,6 +48,10 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, help="measurements of each row (default: 5, with --quick 1)")
     parser.add_argument("--folder", type=Path, help="where to put files (default: that of tempfile)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured there")
+    parser.add_argument("--chart", type=Path, metavar="FOLDER", help="draw the table's ratios there, as SVG")
+    parser.add_argument(
+        "--history", type=Path, metavar="FOLDER", help="keep a file of this version there, and name rows that got worse"
+    )
     return parser.parse_args(arguments)
 
 
@@ -100,9 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     busy = others.cores()
     print(*table.lines(results, names), sep="\n")
     print(f"Other processes used {busy:.1f} of the machine's {os.cpu_count()} cores meanwhile.")
+    document = table.document(results, names) | {"repeat": repeat, "quick": chosen.quick, "other_cpu": busy}
     if chosen.json:
-        document = table.document(results, names) | {"repeat": repeat, "quick": chosen.quick, "other_cpu": busy}
         chosen.json.write_text(json.dumps(document, indent=2) + "\n")
+    if chosen.chart:
+        chart.write(document, chosen.chart)
+    if chosen.history:
+        print(*history.record(document, __version__, chosen.history), sep="\n")
     lost = [result for result in results if result.row.name.endswith("-lost") and any(result.values(0))]
     failed = [result for result in results if result.series[0].failed and not result.series[0].absent]
     return int(bool(lost or failed))

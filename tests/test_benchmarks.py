@@ -6,12 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks import chart, history
 from benchmarks.client import Failed
 from benchmarks.events import check, lost_lines
 from benchmarks.rows.streaming import numbers
+from sandboxd import __version__
 from tests.daemon import Daemon
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +31,7 @@ def test_rows_are_measured_beside_their_limits_and_a_peer(daemon: Daemon, tmp_pa
     file = tmp_path / "found.json"
     done = benchmarks(
         *("--quick", "--only", "run-p50", "logs-10", "memory-idle", "--json", str(file), "--secret", daemon.secret),
+        *("--chart", str(tmp_path / "images"), "--history", str(tmp_path / "history")),
         *("--url", daemon.url, "--proxy-port", str(daemon.proxy_port), "--pid", str(daemon.pid)),
         *("--peer-url", daemon.url, "--peer-proxy-port", str(daemon.proxy_port), "--names", "one", "other"),
     )
@@ -48,6 +53,12 @@ def test_rows_are_measured_beside_their_limits_and_a_peer(daemon: Daemon, tmp_pa
     assert "pid" in rows["memory-idle"]["peer"]["failed"]
     for text in ("/run, one at a time, p50", "FAILED: memory-idle, other: "):
         assert text in done.stdout
+    assert [path.name for path in (tmp_path / "history").iterdir()] == [f"{__version__}.json"]
+    assert json.loads((tmp_path / "history" / f"{__version__}.json").read_text())["rows"] == found["rows"]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
+        "performance-dark.svg",
+        "performance-light.svg",
+    ]
 
 
 def test_a_row_that_fails_is_told(daemon: Daemon) -> None:
@@ -102,3 +113,54 @@ def test_lost_lines_are_counted() -> None:
     for wrong in (stream(b"1", b"3", b"2"), stream(b"1", b"2", b"2", b"3")):
         with pytest.raises(Failed):
             lost_lines(wrong, numbers(3))
+
+
+def measured(name: str, values: list[float], limits: list[float], *, less: bool = False, **more: Any) -> dict[str, Any]:
+    """A row of a document."""
+    better = "less" if less else "more"
+    return {"name": name, "title": name, "values": values, "limits": limits, "better": better, **more}
+
+
+def test_the_chart_has_a_mark_for_each_ratio_in_both_schemes() -> None:
+    rows = [
+        measured("a <b>", [], [], limit_ratio=0.5, peer_ratio=1000.0),
+        measured("c", [], [], limit_ratio=2.0),
+        measured("d", [], [], limit_ratio=None),
+    ]
+    document = {"servers": ["one", "other & more"], "rows": rows}
+    pictures = [chart.svg(document, scheme) for scheme in ("light", "dark")]
+    assert pictures[0] != pictures[1]
+    for picture in pictures:
+        root = ElementTree.fromstring(picture)
+        texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+        circles = list(root.iter("{http://www.w3.org/2000/svg}circle"))
+        assert {"a <b>", "c", "to other & more", "0.50", "1000", "2.0"} <= set(texts)
+        assert "d" not in texts
+        assert len(circles) == 2 + 3  # a key and the marks
+        assert all(0 < float(circle.get("cx", "")) < float(root.get("width", "")) for circle in circles)
+
+
+def test_a_row_that_is_worse_than_its_noise_is_named(tmp_path: Path) -> None:
+    first = [
+        measured("steady", [100, 101, 99], [200, 200, 200]),
+        measured("fell", [100, 101, 99], [200, 200, 200]),
+        measured("noisy", [100, 150, 50], [200, 200, 200]),
+        measured("slower", [1.0, 1.0], [], less=True),
+        measured("slower-machine", [100, 100], [200, 200]),
+        measured("gone", [1], [1]),
+    ]
+    second = [
+        measured("steady", [95, 96, 94], [200, 200, 200]),
+        measured("fell", [80, 81, 79], [200, 200, 200]),
+        measured("noisy", [60, 60, 60], [200, 200, 200]),
+        measured("slower", [1.5, 1.5], [], less=True),
+        measured("slower-machine", [50, 50], [100, 100]),
+        measured("new", [1], [1]),
+    ]
+    for version, rows in (("0.9.0", first), ("0.8.0", [measured("fell", [1], [200])])):
+        assert not list(history.record({"rows": rows}, version, tmp_path))
+    assert list(history.record({"rows": second}, "0.10.0", tmp_path)) == [
+        "WORSE: fell has 0.80 of what 0.9.0 had (noise 0.10)",
+        "WORSE: slower has 0.67 of what 0.9.0 had (noise 0.10)",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.10.0.json", "0.8.0.json", "0.9.0.json"]
