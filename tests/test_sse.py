@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 from hypothesis import given, settings
@@ -176,7 +176,9 @@ class FollowResource(Resource):
 
     def render_GET(self, request: Request) -> int:
         streams = Streams(Clock(), TurnBudget(Clock()), 1, 15)
-        self.result = Deferred.fromCoroutine(follow(streams.open(request), streams, self.cursor, output_events))
+        self.result = Deferred.fromCoroutine(
+            follow(streams.open(cast(Any, request)), streams, self.cursor, output_events)
+        )
         return NOT_DONE_YET
 
 

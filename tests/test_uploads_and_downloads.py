@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from email import message_from_bytes
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_from_bytes
@@ -23,6 +24,8 @@ from urllib.parse import quote, quote_from_bytes
 import pytest
 from twisted.internet.threads import deferToThread
 
+from sandboxd.files.download import Opened
+from sandboxd.files.errors import FileError
 from sandboxd.files.root import Root
 from sandboxd.files.upload import Replacement
 from tests.client import Api, Response
@@ -286,6 +289,55 @@ async def test_a_file_that_shrinks_while_it_is_sent_breaks_the_connection(daemon
     with pytest.raises(ConnectionResetError):
         await deferToThread(read_all)
     connection.sock.close()
+
+
+async def test_a_reader_with_a_small_window_gets_every_byte_and_its_next_answer(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(DATA * 8)
+    half = len(DATA) * 4 + 1
+    connection = Connection(daemon)
+    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+
+    def response(headers: bytes = b"") -> bytes:
+        connection.send(f"GET {at(tmp_path / 'f')}", connection.auth + headers)
+        got = HTTPResponse(connection.sock)
+        got.begin()
+        body = b""
+        while piece := got.read(700_001):
+            body += piece
+        got.close()
+        return body
+
+    def read() -> None:
+        assert response() == DATA * 8
+        assert response(b"Range: bytes=%d-\r\n" % half) == (DATA * 8)[half:]
+        parts = response(b"Range: bytes=0-999999,2000000-2999999\r\n")
+        assert DATA[:1_000_000] in parts
+        assert DATA[2_000_000:3_000_000] in parts
+        assert len(parts) < 2_001_000
+        assert response(b"Range: bytes=5-6\r\n") == DATA[5:7]
+
+    await deferToThread(read)
+    connection.sock.close()
+
+
+def test_what_is_sent_by_the_kernel_stops_where_the_socket_is_full_or_the_file_ends(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(DATA)
+    file = Opened(Root(), str(tmp_path / "f"))
+    file.open()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        sent = file.send(os.dup(ours.fileno()), 7, len(DATA))
+        assert 0 < sent < len(DATA)
+        assert theirs.recv(sent, socket.MSG_WAITALL) == DATA[7 : 7 + sent]
+        assert file.send(os.dup(ours.fileno()), len(DATA) - 1, len(DATA) + 1) == 1
+        assert file.send(os.dup(ours.fileno()), len(DATA), len(DATA) + 1) == 0
+        file.close()
+        spare = os.dup(ours.fileno())
+        with pytest.raises(FileError):
+            file.send(spare, 0, 1)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(spare)
 
 
 async def test_five_gibibytes_take_no_memory(api: Api, daemon: Daemon, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
+from contextlib import suppress
 
 from sandboxd.files.errors import os_errors
 from sandboxd.files.etag import entity_tag
@@ -15,6 +16,9 @@ from sandboxd.files.steps import Steps
 
 #: Bytes that are read at a time.
 CHUNK = 512 * 1024
+
+#: Bytes that are sent by one call of :meth:`Opened.send`, at most.
+STEP = 8 * 1024 * 1024
 
 #: A file of no more than these is read when it is opened.
 SMALL = 64 * 1024
@@ -79,6 +83,29 @@ class Opened(Steps):
         """
         with os_errors("read", self._path), self._step():
             return os.pread(self._fd, min(CHUNK, end - start), start)
+
+    def send(self, socket: int, start: int, end: int) -> int:
+        """
+        Send what is between two offsets to a socket with sendfile(2), as far as that takes it at once.
+
+        :param socket: a non-blocking socket's descriptor, which is closed.
+        :return: how many bytes, at most :data:`STEP`; 0 if none can be sent so, whatever the reason.
+        :raise FileError: if it was closed.
+        """
+        try:
+            with os_errors("read", self._path), self._step():
+                return self._send(socket, start, min(end, start + STEP))
+        finally:
+            os.close(socket)
+
+    def _send(self, socket: int, start: int, end: int) -> int:
+        position = start
+        with suppress(
+            OSError
+        ):  # the socket is full, or such a file cannot be sent so: a read will meet its error again
+            while position < end and (count := os.sendfile(socket, self._fd, position, end - position)):
+                position += count
+        return position - start
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1

@@ -8,6 +8,7 @@ request is parsed when this one has been answered.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from typing import Any, cast
@@ -366,6 +367,27 @@ class Channel(Protocol):
                 data = data[sent:]  # if it failed, the reactor meets the error again
         if data:
             transport.write(data)
+
+    def drain(self) -> None:
+        """Pause the producer until the kernel has all that was written, and takes more."""
+        self.transport.producerPaused = True  # so the transport resumes it as soon as the socket can be written to
+        self.pauseProducing()
+        self.transport.startWriting()
+
+    def duplicate_socket(self) -> int | None:
+        """
+        Return a duplicate of the socket's descriptor, or None unless the kernel has all that was written.
+
+        A thread can write there: the original may be closed meanwhile, and its number be another file's.
+        """
+        transport: Any = self.transport
+        queued = transport.dataBuffer or transport._tempDataBuffer
+        if queued or self._aborted or transport.disconnecting or not transport.connected:
+            return None
+        try:
+            return os.dup(transport.fileno())
+        except OSError:  # no descriptor is left
+            return None
 
     def _send_continue(self) -> None:
         self.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -82,6 +82,12 @@ class Connection(Protocol):
     def write(self, data: bytes) -> None:
         """Send bytes."""
 
+    def drain(self) -> None:
+        """Pause the producer until the kernel has all that was written, and takes more."""
+
+    def duplicate_socket(self) -> int | None:
+        """Return a duplicate of the socket's descriptor, or None unless the kernel has all that was written."""
+
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """Let a producer know when the client has to catch up."""
 
@@ -351,6 +357,17 @@ class Request(TwistedRequest):
         behind = self.channel.upgrade(received)
         self.send_raw(head)
         return behind
+
+    def drain(self) -> None:
+        """Pause the producer until the kernel has all that was written, and takes more."""
+        if not self._disconnected:
+            self.channel.drain()
+
+    def duplicate_socket(self) -> int | None:
+        """Return a duplicate of the socket's descriptor if the next bytes of the body can be written there, or None."""
+        if self._disconnected or self._bodiless or self.chunked or not self.startedWriting:
+            return None
+        return self.channel.duplicate_socket()
 
     def send_raw(self, data: bytes) -> None:
         """Send bytes of the protocol that was switched to."""

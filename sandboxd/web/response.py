@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
-from twisted.web.server import Request
 from zope.interface import implementer
+
+from sandboxd.web.request import Request
 
 
 @implementer(IPushProducer)
@@ -35,6 +36,25 @@ class ResponseStream:
         """Send some of the body."""
         if not self._stopped:
             self._request.write(data)
+
+    async def when_drained(self) -> None:
+        """Wait until the kernel has all that was written, and takes more."""
+        if not self._stopped:
+            self._request.drain()
+        await self.when_ready()
+
+    def socket(self) -> int | None:
+        """
+        Return a descriptor of the client's socket to be closed by the caller, to whom the kernel writes the next bytes
+        of the body; None if something else has to be written first, or the body is sent in chunks.
+
+        What is written there is reported to :meth:`sent`; nothing else may be written meanwhile.
+        """
+        return None if self._stopped else self._request.duplicate_socket()
+
+    def sent(self, count: int) -> None:
+        """Count bytes that were written to :meth:`socket`."""
+        self._request.sentLength += count
 
     def finish(self) -> None:
         """No more will be written; the request itself is finished by whoever renders it."""

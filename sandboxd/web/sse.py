@@ -13,10 +13,10 @@ from twisted.application.service import Service
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.web.server import Request
 
 from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.web.ascii_json import dumps
+from sandboxd.web.request import Request
 from sandboxd.web.response import ResponseStream
 
 
