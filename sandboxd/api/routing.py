@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import encodings.idna  # noqa: F401 -- Werkzeug needs it at the first path with parameters, when no file may be had
 import errno
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -26,10 +27,12 @@ from sandboxd.api.dispatch import Dispatch, Endpoint
 from sandboxd.api.operations import Operation, RawBody
 from sandboxd.files.errors import FileError
 from sandboxd.messages.decoding import BadRequest, decode, decode_query
+from sandboxd.messages.strict import check_fields, check_parameters
 from sandboxd.processes.cgroup import CgroupError
 from sandboxd.web.ascii_json import dumps
 from sandboxd.web.body import BodyError
 from sandboxd.web.idempotency import KeyConflict
+from sandboxd.web.preferences import prefers_strict
 from sandboxd.web.request import Request, printable
 from sandboxd.web.response import ResponseStream
 from sandboxd.web.route_table import PREFIX, RouteTable, RouteTraits
@@ -130,15 +133,24 @@ class Routes:
             async def endpoint(request: Request, **parameters: Any) -> bytes | None:
                 request.template = path
                 body = None if type is None or streams else request.take_body()
+                strict = prefers_strict(request.joined_header("Prefer"))
 
                 def call() -> Awaitable[Answer]:
+                    if strict:
+                        request.setHeader(b"Preference-Applied", b"handling=strict")
+                        check_parameters(os.fsdecode(request.query), query)
                     if query is not None:
                         parameters["query"] = decode_query(request.query, query)
                     if streams:
                         return route(request, request.body_stream(), **parameters)
                     if body is None:
                         return route(request, **parameters)
-                    return route(request, body if type is bytes else decode(body, type), **parameters)
+                    if type is bytes:
+                        return route(request, body, **parameters)
+                    value = decode(body, type)
+                    if strict:
+                        check_fields(body, type)
+                    return route(request, value, **parameters)
 
                 return await _answered(request, call, status)
 

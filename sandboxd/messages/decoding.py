@@ -100,7 +100,7 @@ def decode_query(query: bytes, type: type[T]) -> T:
         standard, section 5.1).
     :raise BadRequest: if it is not of that type.
     """
-    fields = _fields(cast(Hashable, type))
+    fields = fields_of(cast(Hashable, type))
     given: dict[str, Any] = {}
     pairs = parse_qsl(os.fsdecode(query), keep_blank_values=True, errors="surrogateescape")
     for name, text in pairs:
@@ -121,7 +121,7 @@ def decode_query(query: bytes, type: type[T]) -> T:
 
 
 @cache
-def _fields(type: Any) -> Mapping[str, bool]:
+def fields_of(type: Any) -> Mapping[str, bool]:
     """Return the names of a type's fields, and whether each is a list."""
     found = msgspec.inspect.type_info(type)
     assert isinstance(found, msgspec.inspect.StructType)
