@@ -33,6 +33,7 @@ from sandboxd.processes.environment import MANAGER
 from sandboxd.processes.limits import prepare_process
 from sandboxd.reactor.clock import RunningTime
 from sandboxd.reactor.interfaces import Reactor
+from sandboxd.reactor.polling import poll_without_log_context
 from sandboxd.service import Sandboxd
 
 #: Signals that mean something to a companion only.
@@ -141,6 +142,7 @@ def makeService(options: Options) -> Sandboxd:
     """
     reactor = _reactor()
     _set_clock(reactor)
+    poll_without_log_context(reactor)
     root = _root(options["root"])
     http, proxy = _open_sockets(options)
     manager = ServiceManager(os.environ, reactor)

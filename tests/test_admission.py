@@ -145,3 +145,14 @@ def test_routes_are_found_by_path_with_and_without_the_prefix() -> None:
     assert table.methods(b"/koyeb-sandbox/ports/1/connect") == {b"GET": RouteTraits(websocket=True)}
     assert table.methods(b"/ports/1/2/connect") == {}
     assert table.methods(b"/aXb") == {}
+
+
+def test_what_is_known_of_a_path_is_forgotten_when_a_route_is_added() -> None:
+    table = RouteTable()
+    table.add(b"GET", "/a", RouteTraits())
+    assert table.look_up(b"GET", b"/a") == (RouteTraits(), False, False)
+    assert table.look_up(b"PUT", b"/koyeb-sandbox/a") == (None, False, False)
+    table.add(b"PUT", "/a", RouteTraits(open=True, success=True))
+    assert table.look_up(b"GET", b"/a") == (RouteTraits(), True, True)
+    assert table.look_up(b"PUT", b"/koyeb-sandbox/a") == (RouteTraits(open=True, success=True), True, True)
+    assert table.look_up(b"GET", b"/b") == (None, False, False)

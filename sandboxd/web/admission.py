@@ -43,10 +43,9 @@ class Admission:
 
         :param length: bytes of its body; None if that is chunked.
         """
-        methods = self._routes.methods(request.path)
-        request.route = route = self._routes.find(request.method, request.path)
-        request.success = any(each.success for each in methods.values())
-        if any(each.open for each in methods.values()):
+        route, is_open, request.success = self._routes.look_up(request.method, request.path)
+        request.route = route
+        if is_open:
             if length != 0:
                 return Refusal(413, f"{request.path.decode('ascii', 'replace')} takes no body")
         elif (refusal := self._authenticate(request, route)) is not None:

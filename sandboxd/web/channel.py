@@ -229,7 +229,7 @@ class Channel(Protocol):
         if request.stream is not None:
             if head.expects_continue:
                 request.stream.begin = self._send_continue
-            request.process()
+            self.site.process(request)
         elif head.expects_continue:
             self._send_continue()
         if self._buffer and self._arriving and not self.refused:
@@ -273,7 +273,7 @@ class Channel(Protocol):
         if request.stream is not None:
             request.stream.end()
         if not called:
-            request.process()
+            self.site.process(request)
 
     def _limit_arrival(self) -> None:
         if not self._begun:
@@ -331,14 +331,6 @@ class Channel(Protocol):
 
     # What a request asks for
 
-    def process(self, request: Request) -> None:
-        """Answer a request that has arrived, in its turn."""
-        self.site.process(request)
-
-    def ended(self, request: Request, status: int) -> None:
-        """Count a request that was answered, or whose client is gone."""
-        self.site.ended(request, status)
-
     def request_done(self) -> None:
         """The present request has been answered."""
         self._request = None
@@ -360,13 +352,16 @@ class Channel(Protocol):
         if self._aborted:
             return
         transport: Any = self.transport
-        idle = not (transport.dataBuffer or transport._tempDataBuffer)
-        if idle and transport.connected and not transport.disconnecting:
-            sent = transport.writeSomeData(data)
-            if isinstance(sent, int):
-                data = data[sent:]  # if it failed, the reactor meets the error again
-        if data:
-            transport.write(data)
+        queued = transport.dataBuffer or transport._tempDataBuffer or len(data) > SEND_LIMIT
+        if not queued and transport.connected and not transport.disconnecting:
+            try:
+                sent = transport.socket.send(data)
+            except OSError:  # the kernel's buffer is full, or an error that the reactor meets again
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
+        transport.write(data)
 
     def drain(self) -> None:
         """Pause the producer until the kernel has all that was written, and takes more."""

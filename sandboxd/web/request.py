@@ -52,7 +52,7 @@ class Connection(Protocol):
 
     @property
     def site(self) -> Any:
-        """The server, for what Twisted's own code asks of it."""
+        """The server: a :class:`sandboxd.web.site.Site`."""
 
     @property
     def transport(self) -> ITransport:
@@ -63,12 +63,6 @@ class Connection(Protocol):
 
     def getHost(self) -> IAddress:
         """Return the address that it has connected to."""
-
-    def process(self, request: Request) -> None:
-        """Answer a request that has arrived, in its turn."""
-
-    def ended(self, request: Request, status: int) -> None:
-        """Count a request that was answered, or whose client is gone."""
 
     def request_done(self) -> None:
         """Go on with the next request: this one has been answered."""
@@ -219,7 +213,7 @@ class Request(TwistedRequest):
     def connectionLost(self, reason: Failure) -> None:
         """The client is gone."""
         if not self.finished:
-            self.channel.ended(self, self.code if self.upgraded else HUNG_UP)
+            self.channel.site.ended(self, self.code if self.upgraded else HUNG_UP)
         self._disconnected = True
         del self.channel
         waiting, self.notifications = self.notifications, []
@@ -252,7 +246,7 @@ class Request(TwistedRequest):
         if not self.startedWriting:
             self.startedWriting = 1
             self._answered = perf_counter()
-            if self._incomplete and not self.duplex:
+            if self.stream is not None and self._incomplete and not self.duplex:
                 self.channel.cut_off()
             head = self._response_head()
         if self._bodiless or not data:
@@ -396,7 +390,7 @@ class Request(TwistedRequest):
             self.unregisterProducer()
         self.finished = 1
         channel = self.channel
-        channel.ended(self, self.code)
+        channel.site.ended(self, self.code)
         del self.channel
         channel.request_done()
         waiting, self.notifications = self.notifications, []
@@ -463,10 +457,6 @@ class Request(TwistedRequest):
     def content(self) -> BytesIO:  # type: ignore[override]
         """The body as a file."""
         return BytesIO(self.take_body())
-
-    def process(self) -> None:
-        """Have it answered: all of it has arrived, or its route reads the body as it arrives."""
-        self.channel.process(self)
 
     def call_route(self) -> None:
         """Call its route, or answer with its refusal."""

@@ -30,12 +30,27 @@ class RouteTraits(NamedTuple):
     success: bool = False
 
 
+class Found(NamedTuple):
+    """
+    What there is to know of a request before its route is called.
+
+    :ivar route: the traits of its route; None if there is none for its method and path.
+    :ivar open: whether a route of its path needs no token.
+    :ivar success: whether the replies of one have a ``success`` field.
+    """
+
+    route: RouteTraits | None
+    open: bool
+    success: bool
+
+
 class RouteTable:
     """The traits of all routes."""
 
     def __init__(self) -> None:
         self._fixed: dict[bytes, dict[bytes, RouteTraits]] = {}
         self._subtrees: dict[bytes, RouteTraits] = {}
+        self._known: dict[tuple[bytes, bytes], Found] = {}
         self._patterns: dict[re.Pattern[bytes], dict[bytes, RouteTraits]] = {}
 
     def add(self, method: bytes, path: str, traits: RouteTraits) -> None:
@@ -44,6 +59,7 @@ class RouteTable:
 
         :param path: with parameters as ``<name>``.
         """
+        self._known.clear()
         if "<" in path:
             pattern = re.compile(re.sub("<[a-z]+>", "[^/]+", path).encode("ascii"))
             self._patterns.setdefault(pattern, {})[method] = traits
@@ -52,8 +68,20 @@ class RouteTable:
 
     def add_subtree(self, prefix: str, traits: RouteTraits) -> None:
         """Add a route for all methods and all paths that begin with ``prefix``."""
+        self._known.clear()
         for start in (b"", PREFIX):
             self._subtrees[start + prefix.encode("ascii")] = traits
+
+    def look_up(self, method: bytes, path: bytes) -> Found:
+        """Return what there is to know of a request; see :meth:`methods`."""
+        found = self._known.get((method, path))
+        if found is None:
+            methods = self.methods(path)
+            is_open, success = (any(getattr(each, name) for each in methods.values()) for name in ("open", "success"))
+            found = Found(self.find(method, path), is_open, success)
+            if method in self._fixed.get(path.removeprefix(PREFIX), ()):  # no more than there are routes
+                self._known[method, path] = found
+        return found
 
     def find(self, method: bytes, path: bytes) -> RouteTraits | None:
         """Return the route of a request, or None; see :meth:`methods`."""
