@@ -12,6 +12,7 @@ from twisted.logger import Logger
 
 from sandboxd import __version__
 from sandboxd.api.archive import add_archive_routes
+from sandboxd.api.attach import add_attach_route
 from sandboxd.api.commands import CommandStarter, add_command_routes
 from sandboxd.api.downloads import add_download_routes
 from sandboxd.api.executions import add_execution_routes
@@ -155,6 +156,7 @@ class Sandboxd(Service):
         add_upload_routes(routes, files)
         add_port_routes(routes, self.forward, [sock.port for sock in proxy if sock.port is not None])
         add_listener_routes(routes, reactor, self.table, self.forward, poll, probe, self._aside, own_ports)
+        add_attach_route(routes, self.table, self.sockets, turns)
         add_tunnel_route(routes, reactor, self.sockets, own_ports)
         self.previews = Previews()
         add_preview_route(routes, reactor, self.previews, own_ports)

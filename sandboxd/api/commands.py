@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import pwd
 import signal as signals
 from collections.abc import Callable, Iterator
 from typing import TypedDict, TypeVar
@@ -24,9 +23,10 @@ from sandboxd.files.root import Root
 from sandboxd.messages.decoding import BadRequest, Error
 from sandboxd.messages.executions import CommandRequest, Complete, Output, RunResult, StreamQuery
 from sandboxd.processes.child import SpawnError
-from sandboxd.processes.command import Command, User
+from sandboxd.processes.command import Command
 from sandboxd.processes.trees import Survivors
 from sandboxd.reactor.oneshot import shielded
+from sandboxd.processes.users import find_user, own_shell
 from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.web.ascii_json import dumps, escaped
 from sandboxd.web.idempotency import IdempotencyStore, KeyConflict, KeyedResult
@@ -62,15 +62,26 @@ class CommandStarter:
         self._turns = turns
         self.store = store
 
-    async def check(self, body: CommandRequest) -> Command:
+    async def check(self, body: CommandRequest, interactive: bool = False) -> Command:
         """
         The command of a request.
 
+        :param interactive: whether a terminal without a command gets the user's login shell.
         :raise BadRequest: if it is malformed.
         :raise ApiError: if its working directory is not one.
         """
-        user = None if body.user is None else await self._files.threads("/", _look_up, body.user)
-        command = body.command(user)
+        body.check()
+        user, shell = None, None
+        if body.user is not None:
+            try:
+                user = await self._files.threads("/", find_user, body.user)
+            except ValueError as error:
+                raise BadRequest(f"user: {error}") from None
+        if not body.names_program:
+            if not (interactive and body.terminal()):
+                raise BadRequest("cmd: Command is required; give it or argv")
+            shell = await self._files.threads("/", own_shell) if user is None else user.shell
+        command = body.command(user, shell)
         if command.cwd is not None or self._files.root.confined:
             cwd = command.cwd or "."
             command = dataclasses.replace(command, cwd=await self._files.call(_directory, cwd))
@@ -95,7 +106,7 @@ class CommandStarter:
         return await (shielded(starting) if background or detached else starting)
 
     async def _start(self, request: Request, body: CommandRequest, background: bool) -> tuple[Execution, bool]:
-        command = await self.check(body)
+        command = await self.check(body, interactive=background)
         entry = self.once(request, lambda: self._table.start(command, background=background).id)
         assert entry.value is not None
         try:
@@ -139,27 +150,13 @@ class CommandStarter:
                 self.store.forget(entry)
             if error.at_cwd:
                 raise _bad_cwd(execution.command.cwd or "") from None
+            if error.at_exec:
+                raise _not_executable(execution.command, error) from None
             raise
         except CancelledError:
             if not entry.keyed:
                 execution.abandon()
             raise
-
-
-def _look_up(name: str) -> User:
-    """
-    What the system knows of a user. Blocks.
-
-    :raise BadRequest: if it knows none, or a command cannot run as that one.
-    """
-    try:
-        entry = pwd.getpwnam(name)
-    except (KeyError, ValueError):  # ValueError for a NUL in it
-        raise BadRequest(f"user: there is no user {name!r}") from None
-    if os.geteuid() != 0 and entry.pw_uid != os.geteuid():
-        raise BadRequest("user: the daemon does not run as root, so it cannot run commands as another user")
-    groups = tuple(os.getgrouplist(name, entry.pw_gid)) if os.geteuid() == 0 else ()
-    return User(name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir)
 
 
 def _directory(root: Root, cwd: str) -> str:
@@ -176,6 +173,13 @@ def _directory(root: Root, cwd: str) -> str:
 
 def _bad_cwd(cwd: str, where: str = "") -> ApiError:
     return ApiError(400, f"Invalid working directory: {cwd}{where}")
+
+
+def _not_executable(command: Command, error: SpawnError) -> ApiError:
+    if command.argv is None and command.shell is None:
+        return ApiError(500, f"Failed to start command: /bin/sh: {error}")
+    field, name = ("shell", command.shell) if command.argv is None else ("argv", command.argv[0])
+    return ApiError(400, f"{field}: cannot execute {name}: {str(error).lower()}")
 
 
 def cannot_start(error: SpawnError) -> ApiError:

@@ -15,16 +15,18 @@ from sandboxd.api.waits import Waits
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.log import Batch, DroppedRecords
 from sandboxd.execution.table import ProcessTable
-from sandboxd.messages.decoding import DoneWithMessage
+from sandboxd.messages.decoding import Done, DoneWithMessage
 from sandboxd.messages.executions import (
     ExecutionDetails,
     Logs,
     LogsQuery,
     OutputState,
     Record,
+    ResizeRequest,
     SignalRequest,
     StdinQuery,
     StdinWritten,
+    TerminalSize,
     Waited,
     WaitRequest,
 )
@@ -45,7 +47,9 @@ async def described(execution: Execution) -> ExecutionDetails:
         pid=execution.pid,
         status=execution.status,
         background=execution.background,
-        command=command.cmd,
+        command=command.text,
+        argv=None if command.argv is None else list(command.argv),
+        tty=None if execution.tty is None else TerminalSize(execution.tty.cols, execution.tty.rows),
         cwd=command.cwd,
         user=None if command.user is None else command.user.name,
         timeout=command.timeout,
@@ -142,6 +146,15 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
         except BrokenPipeError as error:
             raise ApiError(409, f"stdin of {id}: {error.strerror}") from None
         return StdinWritten(True, len(body))
+
+    @routes.post("/processes/<id>/resize", ResizeRequest, success=True, reply=Done, errors=(409,))
+    async def resize(request: Request, body: ResizeRequest, id: str) -> Done:
+        """Set the size of a process's terminal. Answers 409 if it has none, or has ended."""
+        try:
+            get(id).resize(body.cols, body.rows)
+        except OSError as error:
+            raise ApiError(409, f"{id}: {error.strerror}") from None
+        return Done(success=True)
 
     @routes.post("/processes/<id>/signal", SignalRequest, success=True, reply=DoneWithMessage, errors=(409,))
     async def signal(request: Request, body: SignalRequest, id: str) -> DoneWithMessage:

@@ -32,7 +32,7 @@ def listed(execution: Execution) -> Process:
         id=execution.id,
         pid=execution.pid,
         status=execution.status,
-        command=execution.command.cmd,
+        command=execution.command.text,
         started_at=timestamp(execution.started_at),
     )
     if execution.ended_at is not None and execution.exit_code is not None:
@@ -48,8 +48,8 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
         "/start_process", CommandRequest, reply=Started, status=201, errors=(409, 503), headers=("Idempotency-Key",)
     )
     async def start_process(request: Request, body: CommandRequest) -> Started:
-        """Start a background process."""
-        if not body.cmd:
+        """Start a background process. With `tty` and no command it is the user's login shell."""
+        if body.cmd == "":
             raise BadRequest("Command is required")
         try:
             execution, _ = await starter.start(request, body, background=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import signal
 import time
@@ -67,6 +68,7 @@ class Execution:
         self.id = id
         self.command = command
         self.background = background
+        self.tty = command.tty
         self.log = OutputLog()
         self.ended_at: float | None = None
         self.exit_code: int | None = None
@@ -91,7 +93,7 @@ class Execution:
         self.started_at = time.time()
         self._began = clock.seconds()
         self.pid: int | None = None
-        self._protocol = CaptureProtocol(self.log, clock, self._started, self._exited)
+        self._protocol = CaptureProtocol(self.log, clock, self._started, self._exited, command.flush_after)
         self._child: Child | None = spawner.spawn(self._protocol, command, self._mark, cgroup)
         self.log.register_producer(self._child)
         if command.timeout is not None:
@@ -204,6 +206,24 @@ class Execution:
         if close:
             self._child.closeStdin()
         return taken
+
+    def resize(self, cols: int, rows: int) -> None:
+        """
+        Set the size of its terminal.
+
+        :raise OSError: if it has none, or has ended.
+        """
+        if self.tty is None:
+            raise OSError(errno.ENOTTY, "the process has no terminal")
+        if self._child is None:
+            raise OSError(errno.EIO, "the process has ended")
+        self._child.resize(cols, rows)
+        self.tty = dataclasses.replace(self.tty, cols=cols, rows=rows)
+
+    @property
+    def has_stdin(self) -> bool:
+        """Whether its stdin can be written to now."""
+        return self._child is not None and (self.command.stdin or self.tty is not None)
 
     def abandon(self) -> None:
         """

@@ -70,9 +70,32 @@ class LineSplitter:
     def __init__(self) -> None:
         self._tail: list[bytes] = []
         self._tail_size = 0
+        self.begins = False
+
+    @property
+    def unfinished(self) -> bytes:
+        """The line that has begun, as far as it is in no piece yet."""
+        return b"".join(self._tail)
+
+    def take_unfinished(self) -> list[Lines]:
+        """Return the unfinished line as a piece, up to the last border between characters, or a ``\\r`` before it."""
+        data = self.unfinished
+        end = _last_border(data)
+        if end and data[end - 1] == 0x0D:
+            end -= 1  # the line end may follow it
+        if end == 0:
+            return []
+        self._tail = [data[end:]] if end < len(data) else []
+        self._tail_size = len(data) - end
+        return [Lines(data[:end], 1, (end,))]
 
     def feed(self, chunk: bytes) -> list[Lines]:
-        """Add what the pipe delivered; return the lines and pieces that are complete."""
+        """
+        Add what the pipe delivered; return the lines and pieces that are complete.
+
+        :attr:`begins` tells whether the unfinished line, or its next piece, begins with this chunk.
+        """
+        self.begins = not self._tail
         if self._tail_size + len(chunk) <= PIECE and b"\n" not in chunk:
             self._tail.append(chunk)
             self._tail_size += len(chunk)
@@ -82,6 +105,7 @@ class LineSplitter:
         position = _take_lines(data, found)
         if len(data) - position > PIECE:
             position = _take_pieces(data, position, len(data) - PIECE, found)
+        self.begins = True
         tail = data[position:]
         self._tail = [tail] if tail else []
         self._tail_size = len(tail)
@@ -141,3 +165,14 @@ def character_border(data: bytes, cut: int) -> int:
         if cut - back == len(data) or data[cut - back] & 0xC0 != 0x80:
             return cut - back
     return cut
+
+
+def _last_border(data: bytes) -> int:
+    """Return the end of the last whole UTF-8 character; bytes that cannot become one count as characters."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:
+            continue
+        size = 2 if byte & 0xE0 == 0xC0 else 3 if byte & 0xF0 == 0xE0 else 4 if byte & 0xF8 == 0xF0 else 1
+        return len(data) - back if size > back else len(data)
+    return len(data)

@@ -37,12 +37,14 @@ class Batch:
     :ivar time: seconds since the epoch.
     :ivar first: sequence number of the first record.
     :ivar lines: the records.
+    :ivar at: bytes of the stream before it.
     :ivar offset: sum of the :attr:`cost` of all batches before it.
     """
 
-    __slots__ = ("_encoded", "_new", "first", "lines", "offset", "stream", "time")
+    __slots__ = ("_encoded", "_new", "at", "first", "lines", "offset", "stream", "time")
 
-    def __init__(self, stream: Stream, time: float, first: int, lines: Lines, offset: int = 0) -> None:
+    def __init__(self, stream: Stream, time: float, first: int, lines: Lines, offset: int = 0, at: int = 0) -> None:
+        self.at = at
         self.stream: Stream = stream
         self.time = time
         self.first = first
@@ -80,7 +82,9 @@ class Batch:
         """Return the records from ``position`` on, a sequence number of this batch."""
         if position == self.first:
             return self
-        return Batch(self.stream, self.time, position, self.lines.since(position - self.first))
+        lines = self.lines.since(position - self.first)
+        at = self.at + len(self.lines.data) - len(lines.data)
+        return Batch(self.stream, self.time, position, lines, at=at)
 
     def encoded(self, encode: Callable[[Batch], bytes]) -> bytes:
         """Return ``encode(self)``, cached while the batch is among the newest."""
@@ -139,21 +143,31 @@ class OutputLog:
         self._splitters: dict[Stream, LineSplitter] = {"stdout": LineSplitter(), "stderr": LineSplitter()}
         self._cursors: set[Cursor] = set()
         self._waiting: list[Deferred[None]] = []
+        self._waiting_for_bytes: list[Deferred[None]] = []
+        self._recorded: dict[Stream, int] = {"stdout": 0, "stderr": 0}  # bytes that are in records
         self._producer: IPushProducer | None = None
         self.paused = False
         self.pauses = 0
 
-    def append(self, stream: Stream, chunk: bytes, time: float) -> None:
+    def append(self, stream: Stream, chunk: bytes, time: float) -> bool:
         """
         Append output.
 
         :param time: seconds since the epoch.
+        :return: whether an unfinished line, or the next piece of one, begins with this chunk.
         """
         if self.closed:
-            return
+            return False
         self.total_bytes += len(chunk)
         self.last_output = time
-        self._add(stream, self._splitters[stream].feed(chunk), time)
+        splitter = self._splitters[stream]
+        self._add(stream, splitter.feed(chunk), time)
+        self._wake_all(self._waiting_for_bytes)
+        return splitter.begins and bool(splitter.unfinished)
+
+    def flush(self, stream: Stream, time: float) -> None:
+        """Make a record of an unfinished line, as far as it has come."""
+        self._add(stream, self._splitters[stream].take_unfinished(), time)
 
     def close(self, time: float) -> None:
         """End the log, unless it has ended: later output is dropped. An unfinished last line becomes a record."""
@@ -173,14 +187,42 @@ class OutputLog:
         """Sequence number of the newest record; 0 if there is none."""
         return self.next - 1
 
-    def cursor(self, after: int = 0, lossless: bool = False) -> Cursor:
+    def before_last(self, count: int, stream: Stream | None = None) -> int:
+        """Return the sequence number after which the last ``count`` records are, those of ``stream`` if it is given."""
+        if count == 0:
+            return self.last
+        for batch in reversed(self._batches):
+            if batch.end <= self.first:
+                break
+            if stream not in (None, batch.stream):
+                continue
+            if batch.count >= count:
+                return max(batch.end - count, self.first) - 1
+            count -= batch.count
+        return self.first - 1
+
+    def bytes_cursor(self, after: int = 0, history: bool = True) -> BytesCursor:
+        """
+        Open a reader of the bytes as they came, unfinished lines included; close it when done.
+
+        :param after: the sequence number to read after.
+        :param history: whether it also reads an unfinished line that has begun already.
+        """
+        sent = {} if history else {name: self._arrived(name) for name in self._splitters}
+        return BytesCursor(self, self.cursor(after), sent)
+
+    def _arrived(self, stream: Stream) -> int:
+        return self._recorded[stream] + len(self._splitters[stream].unfinished)
+
+    def cursor(self, after: int = 0, lossless: bool = False, stream: Stream | None = None) -> Cursor:
         """
         Open a reader; close it when done.
 
         :param after: the sequence number to read after; :class:`DroppedRecords` stand for records that are not kept.
         :param lossless: whether the producer is paused while this reader is far behind.
+        :param stream: the only stream that it reads; None for both.
         """
-        cursor = Cursor(self, min(after + 1, self.next), self.first, lossless)
+        cursor = Cursor(self, min(after + 1, self.next), self.first, lossless, stream)
         self._cursors.add(cursor)
         return cursor
 
@@ -208,7 +250,8 @@ class OutputLog:
         if not found:
             return
         for lines in found:
-            batch = Batch(stream, time, self.next, lines, self._taken)
+            batch = Batch(stream, time, self.next, lines, self._taken, self._recorded[stream])
+            self._recorded[stream] += len(lines.data)
             self._batches.append(batch)
             self.next = batch.end
             self._taken += batch.cost
@@ -232,8 +275,13 @@ class OutputLog:
             del self._batches[:drop]
 
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for deferred in waiting:
+        self._wake_all(self._waiting)
+        self._wake_all(self._waiting_for_bytes)
+
+    def _wake_all(self, waiting: list[Deferred[None]]) -> None:
+        woken = waiting.copy()
+        waiting.clear()
+        for deferred in woken:
             if not deferred.called:  # an earlier callback may have cancelled it
                 deferred.callback(None)
 
@@ -268,7 +316,14 @@ class OutputLog:
         if position < oldest:
             cursor.position = oldest
             return DroppedRecords(oldest - position, oldest - 1)
-        batch = self._batches[self._find(position)].since(position)
+        index = self._find(position)
+        if cursor.stream is not None:
+            while self._batches[index].stream != cursor.stream:
+                position = cursor.position = self._batches[index].end
+                index += 1
+                if index == len(self._batches):
+                    return None
+        batch = self._batches[index].since(position)
         cursor.position = batch.end
         if cursor.lossless and self.paused:
             self._balance()
@@ -282,8 +337,7 @@ class OutputLog:
         return deferred
 
     def _waiting_cancelled(self, deferred: Deferred[None]) -> None:
-        if deferred in self._waiting:
-            self._waiting.remove(deferred)
+        _discard(self._waiting, deferred)
 
     def _close_cursor(self, cursor: Cursor) -> None:
         self._cursors.discard(cursor)
@@ -305,7 +359,10 @@ class Cursor:
     :ivar lossless: whether the producer is paused while this reader is far behind.
     """
 
-    def __init__(self, log: OutputLog, position: int, oldest: int, lossless: bool) -> None:
+    def __init__(
+        self, log: OutputLog, position: int, oldest: int, lossless: bool, stream: Stream | None = None
+    ) -> None:
+        self.stream: Stream | None = stream
         self.position = position
         self.oldest = oldest
         self.lossless = lossless
@@ -332,3 +389,59 @@ class Cursor:
     def close(self) -> None:
         """Stop reading: no record is kept, and no producer paused, for this reader any more."""
         self._log._close_cursor(self)
+
+
+class BytesCursor:
+    """
+    One reader's position in the bytes of an :class:`OutputLog`: of its records, and of the lines that are unfinished.
+
+    :param sent: how many bytes of each stream it has no need of.
+    """
+
+    def __init__(self, log: OutputLog, cursor: Cursor, sent: dict[Stream, int]) -> None:
+        self._log = log
+        self._cursor = cursor
+        self._sent = sent
+
+    def read(self) -> tuple[Stream, bytes] | DroppedRecords | None:
+        """Return what comes next, of one stream; None if there is nothing new."""
+        while isinstance(found := self._cursor.read(), Batch):
+            data = self._unsent(found.stream, found.at, found.data)
+            if data:
+                return found.stream, data
+        if found is not None:
+            return found
+        for stream, splitter in self._log._splitters.items():
+            data = self._unsent(stream, self._log._recorded[stream], splitter.unfinished)
+            if data:
+                return stream, data
+        return None
+
+    def _unsent(self, stream: Stream, at: int, data: bytes) -> bytes:
+        sent = self._sent.get(stream, 0)
+        self._sent[stream] = max(sent, at + len(data))
+        return data[max(0, sent - at) :]
+
+    @property
+    def ended(self) -> bool:
+        """Whether all has been read and no more will come."""
+        return self._cursor.ended
+
+    def when_more(self) -> Deferred[None]:
+        """Return a Deferred that fires when more has arrived, or the log was closed. Can be cancelled."""
+        log = self._log
+        unread = any(log._arrived(stream) > self._sent.get(stream, 0) for stream in log._splitters)
+        if log.closed or self._cursor.behind or unread:
+            return succeed(None)
+        deferred: Deferred[None] = Deferred(lambda cancelled: _discard(log._waiting_for_bytes, cancelled))
+        log._waiting_for_bytes.append(deferred)
+        return deferred
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._cursor.close()
+
+
+def _discard(waiting: list[Deferred[None]], deferred: Deferred[None]) -> None:
+    if deferred in waiting:
+        waiting.remove(deferred)

@@ -262,6 +262,8 @@ class ProcessTable(Service):
                 execution.abandon()
             with suppress(SpawnError):
                 await execution.when_started()
+            if execution.tty is not None and execution.ended_at is None:
+                await execution.send_signal(signal.SIGHUP)  # interactive shells ignore SIGTERM
         survivors = await self._trees.end_all(signal.SIGTERM, STOP_GRACE)
         if survivors:
             survivors = await self._trees.end_all(signal.SIGKILL, STOP_PATIENCE)

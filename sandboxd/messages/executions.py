@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal as signals
+from base64 import b64decode
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
@@ -10,8 +12,9 @@ from msgspec import UNSET, Meta, UnsetType
 
 from sandboxd.messages.decoding import NO_NUL, After, BadRequest, Count, Done, Seconds, Struct, Time, Yes, _no_nul
 from sandboxd.messages.listeners import HttpPath, PortNumber
-from sandboxd.processes.command import Command, User
+from sandboxd.processes.command import Command, Terminal, User
 from sandboxd.processes.limits import check_limits
+from sandboxd.processes.program import POSIX_SHELLS, script_is_long
 
 Signal = Annotated[
     str | int,
@@ -26,6 +29,10 @@ Signal = Annotated[
         },
     ),
 ]
+
+
+#: Seconds after which an unfinished line of a terminal becomes a record.
+TTY_FLUSH = 0.02
 
 
 class LimitsRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, rename={"as_": "as"}):
@@ -57,23 +64,63 @@ class LimitsRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
         return {name: value for name, value in given.items() if name not in self.of_tree()}
 
 
-class CommandRequest(msgspec.Struct):
-    """Body of ``/run``, ``/run_streaming`` and ``/start_process``."""
+Size = Annotated[int, Meta(ge=1, le=65535)]
 
-    cmd: Annotated[str, Meta(description="What sh -c is given.", extra_json_schema={"pattern": NO_NUL})]
+
+class TerminalRequest(msgspec.Struct):
+    """A pseudo-terminal, and what it is called in ``TERM``."""
+
+    cols: Size = 80
+    rows: Size = 24
+    term: Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]+$")] = "xterm-256color"
+
+
+class ResizeRequest(msgspec.Struct):
+    """Body of ``/processes/<id>/resize``."""
+
+    cols: Size
+    rows: Size
+
+
+class CommandRequest(msgspec.Struct):
+    """Body of ``/run``, ``/run_streaming`` and ``/start_process``: ``cmd`` or ``argv``, and how it is run."""
+
+    cmd: Annotated[str, Meta(description="What sh -c is given.", extra_json_schema={"pattern": NO_NUL})] | None = None
+    argv: (
+        Annotated[
+            list[Annotated[str, Meta(extra_json_schema={"pattern": NO_NUL})]],
+            Meta(min_length=1, description="In place of cmd: a program, looked for in PATH, and its arguments."),
+        ]
+        | None
+    ) = None
+    shell: (
+        Annotated[str, Meta(description="In place of /bin/sh.", extra_json_schema={"pattern": r"^/[^\x00]*$"})] | None
+    ) = None
+    login: Annotated[bool, Meta(description="Whether the shell is a login shell.")] = False
     cwd: Annotated[str, Meta(description="Working directory; the daemon's own if it is empty or left out.")] | None = (
         None
     )
     env: (
         Annotated[
-            dict[str, str],
+            dict[str, str | None],
             Meta(
-                description="Variables over the daemon's own.",
+                description="Variables over the daemon's own; null takes one away.",
                 extra_json_schema={"propertyNames": {"pattern": r"^[^\x00=]+$"}},
             ),
         ]
         | None
     ) = None
+    input: Annotated[str, Meta(description="What its stdin begins with, and ends, unless stdin is set.")] | None = None
+    input_base64: Annotated[str, Meta(description="The same in base64.")] | None = None
+    merge_stderr: Annotated[bool, Meta(description="Whether its stderr goes into its stdout, in order.")] = False
+    flush_after: (
+        Annotated[
+            float,
+            Meta(gt=0, le=366 * 86400, description="Seconds after which an unfinished line is sent; 0.02 with tty."),
+        ]
+        | None
+    ) = None
+    tty: Annotated[bool | TerminalRequest, Meta(description="Whether it gets a terminal, or which.")] | None = None
     timeout: Annotated[Seconds, Meta(description="Seconds that it may live; 0 for ever.")] | None = None
     idle_timeout: Annotated[Seconds, Meta(description="Seconds that it may go without output; 0 for ever.")] | None = (
         None
@@ -88,26 +135,83 @@ class CommandRequest(msgspec.Struct):
     detach: Annotated[bool, Meta(description="/run_streaming only: whether it outlives the connection.")] = False
     survive: Annotated[bool, Meta(description="Whether its processes may outlive a daemon that was killed.")] = False
     limits: LimitsRequest | None = None
-    user: Annotated[str, Meta(description="Whom to run as, if the daemon is root.")] | None = None
+    user: (
+        Annotated[
+            str | int,
+            Meta(
+                description="Whom to run as, if the daemon is root: a name or a uid, perhaps with :group.",
+                extra_json_schema={"minimum": 0, "maximum": (1 << 32) - 2},
+            ),
+        ]
+        | None
+    ) = None
 
-    def command(self, user: User | None = None) -> Command:
+    @property
+    def names_program(self) -> bool:
+        """Whether it says what to execute."""
+        return self.cmd is not None or self.argv is not None
+
+    def terminal(self) -> Terminal | None:
+        """Return the terminal that is asked for, or None."""
+        if isinstance(self.tty, TerminalRequest):
+            return Terminal(self.tty.cols, self.tty.rows, self.tty.term)
+        return Terminal() if self.tty else None
+
+    def check(self) -> None:
+        """
+        Check how the fields fit together, and what the operating system cannot take.
+
+        :raise BadRequest: naming the field.
+        """
+        if self.cmd is not None and self.argv is not None:
+            raise BadRequest("argv: give it or cmd, not both")
+        if self.argv is not None and (self.shell is not None or self.login):
+            raise BadRequest(f"{'login' if self.login else 'shell'}: argv is executed without a shell; give cmd")
+        if self.input is not None and self.input_base64 is not None:
+            raise BadRequest("input: give it or input_base64, not both")
+        if self.shell is not None and not self.shell.startswith("/"):
+            raise BadRequest("shell: must be an absolute path")
+        _no_nul("cmd", self.cmd or "")
+        _no_nul("shell", self.shell or "")
+        for argument in self.argv or ():
+            _no_nul("argv", argument)
+        posix = self.shell is None or os.path.basename(self.shell) in POSIX_SHELLS
+        if self.cmd is not None and not posix and script_is_long(self.cmd):
+            raise BadRequest(f"cmd: too long for {self.shell}")
+
+    def stdin_bytes(self) -> bytes | None:
+        """
+        Return what its stdin begins with, or None.
+
+        :raise BadRequest: if it is not base64.
+        """
+        if self.input_base64 is not None:
+            try:
+                return b64decode(self.input_base64, validate=True)
+            except ValueError as error:
+                raise BadRequest(f"input_base64: {error}") from None
+        return None if self.input is None else self.input.encode("utf-8", "surrogateescape")
+
+    def command(self, user: User | None = None, shell: str | None = None) -> Command:
         """
         The command that is asked for.
 
         :param user: what is known of the user that is named in it.
+        :param shell: what to execute if it names no program.
         :raise BadRequest: if the operating system could not take it.
         """
+        self.check()
         env = self.env or {}
+        tty = self.terminal()
         limits = {} if self.limits is None else self.limits.of_process()
         try:
             check_limits(limits)
         except ValueError as error:
             raise BadRequest(str(error)) from None
-        _no_nul("cmd", self.cmd)
         for name, value in env.items():
             if not name or "=" in name or "\0" in name:
                 raise BadRequest(f"env: {name!r} is not a variable name; it must not be empty or have '=' or NUL in it")
-            _no_nul(f"env.{name}", value)
+            _no_nul(f"env.{name}", value or "")
         if self.cwd:
             _no_nul("cwd", self.cwd)
         return Command(
@@ -121,6 +225,13 @@ class CommandRequest(msgspec.Struct):
             limits=limits,
             tree_limits={} if self.limits is None else self.limits.of_tree(),
             user=user,
+            argv=None if self.argv is None else tuple(self.argv),
+            shell=self.shell or shell,
+            login=self.login,
+            input=self.stdin_bytes(),
+            merge_stderr=self.merge_stderr,
+            flush_after=TTY_FLUSH if self.flush_after is None and tty is not None else self.flush_after,
+            tty=tty,
         )
 
 
@@ -324,6 +435,13 @@ class OutputState(Struct):
     followers: Annotated[int, Meta(description="Readers that are open.")]
 
 
+class TerminalSize(Struct):
+    """The size of a terminal, in characters."""
+
+    cols: int
+    rows: int
+
+
 class ExecutionDetails(Struct):
     """All that is known of an execution."""
 
@@ -332,6 +450,8 @@ class ExecutionDetails(Struct):
     status: Status
     background: bool
     command: str
+    argv: Annotated[list[str] | None, Meta(description="Its arguments, if it was started with them.")]
+    tty: Annotated[TerminalSize | None, Meta(description="Its terminal; null if it has none.")]
     cwd: str | None
     user: str | None
     timeout: float | None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -28,8 +28,10 @@ from sandboxd.processes.command import Command
 from sandboxd.processes.environment import Environment
 from sandboxd.processes.limits import LIMITS
 from sandboxd.processes.pipes import InputPipe, OutputPipe
-from sandboxd.processes.spawn_client import SpawnClient
-from sandboxd.processes.spawn_messages import StartRequest
+from sandboxd.processes.program import arguments
+from sandboxd.processes.spawn_client import SpawnClient, memfd
+from sandboxd.processes.spawn_messages import AT_CWD, AT_EXEC, AT_START, StartRequest
+from sandboxd.processes.terminal import open_terminal, set_size
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.turn_budget import TurnBudget
 
@@ -46,12 +48,14 @@ class SpawnError(Exception):
     :ivar errno: the error number.
     :ivar at_cwd: whether the working directory could not be entered.
     :ivar unknown: whether it may have been started all the same, and been ended then.
+    :ivar at_exec: whether the program could not be executed.
     """
 
-    def __init__(self, error: OSError, at_cwd: bool = False) -> None:
+    def __init__(self, error: OSError, step: int = AT_START) -> None:
         super().__init__(error.strerror or str(error))
         self.errno = error.errno
-        self.at_cwd = at_cwd
+        self.at_cwd = step == AT_CWD
+        self.at_exec = step == AT_EXEC
         self.unknown = error.errno == errno.EIO  # as from SpawnClient.break_off
 
 
@@ -71,7 +75,7 @@ class Spawner:
 
     def spawn(self, protocol: ProcessProtocol, command: Command, mark: int, cgroup: Cgroup | None = None) -> Child:
         """
-        Request the start of ``sh -c`` in a session of its own.
+        Request the start of a command in a session of its own.
 
         ``protocol`` gets ``connectionMade`` when it runs, its output as it comes, then ``processExited`` once the
         output in its pipes has been delivered, and ``processEnded`` when its pipes have no writer left. If it cannot be
@@ -83,21 +87,26 @@ class Spawner:
         """
         opened: list[int] = []
         try:
-            for _ in range(3 if command.stdin else 2):
-                opened.extend(os.pipe2(os.O_CLOEXEC))
-            stdout, stdout_end, stderr, stderr_end, *stdin = opened
-            theirs = [stdout_end, stderr_end, *stdin[:1]]
-            child = Child(self._reactor, self._turns, protocol, command, stdout, stderr, stdin[1] if stdin else None)
+            program, argv, script = arguments(command)
+            ours, theirs = self._descriptors(command, opened)
+            if script is not None:
+                opened.append(memfd(script))
+                theirs.append(opened[-1])
+            child = Child(self._reactor, self._turns, protocol, command, ours)
             user = command.user
             request = StartRequest(
-                [b"sh", b"-c", os.fsencode(command.cmd)],
+                argv,
                 self._environment.merged(command),
                 mark,
-                stdin=command.stdin,
+                stdin=command.has_stdin,
                 cwd=None if command.cwd is None else os.fsencode(command.cwd),
                 user=None if user is None else (user.uid, user.gid, user.groups),
                 cgroup=b"" if cgroup is None else os.fsencode(cgroup.path),
                 limits={LIMITS[name]: value for name, value in command.limits.items()},
+                program=program,
+                merge=command.merge_stderr,
+                script=script is not None,
+                tty=command.tty is not None,
             )
             child.send_signal = self._client.launch(child, request, theirs)
         except OSError as error:
@@ -105,6 +114,26 @@ class Spawner:
                 os.close(fd)
             raise SpawnError(error) from None
         return child
+
+    def _descriptors(self, command: Command, opened: list[int]) -> tuple[dict[int, int], list[int]]:
+        """
+        Open what is to be the stdin, stdout and stderr of a command.
+
+        :param opened: gets every descriptor, as soon as it is open.
+        :return: the daemon's ends, by the child's descriptor; the child's ends, in the order of the request.
+        :raise OSError: if that fails.
+        """
+        if command.tty is not None:
+            return open_terminal(command.tty, opened)
+        ours, theirs = {}, []
+        for number in (1, 2, 0):
+            if (number == 2 and command.merge_stderr) or (number == 0 and not command.has_stdin):
+                continue
+            ends = os.pipe2(os.O_CLOEXEC)
+            opened.extend(ends)
+            ours[number], end = ends[::-1] if number == 0 else ends
+            theirs.append(end)
+        return ours, theirs
 
 
 @implementer(IProcessTransport, IPushProducer)
@@ -122,10 +151,13 @@ class Child:
         turns: TurnBudget,
         protocol: ProcessProtocol,
         command: Command,
-        stdout: int,
-        stderr: int,
-        stdin: int | None,
+        ends: Mapping[int, int],
     ) -> None:
+        """
+        Take over the daemon's ends of its pipes, or of its terminal.
+
+        :param ends: by the child's own descriptor.
+        """
         self.pid: int | None = None
         self.send_signal: Callable[[int], None] = _nothing
         self._reactor = reactor
@@ -134,9 +166,13 @@ class Child:
             descriptor: OutputPipe(
                 reactor, turns, fd, partial(self._received, descriptor), partial(self._closed, descriptor)
             )
-            for descriptor, fd in ((1, stdout), (2, stderr))
+            for descriptor, fd in ends.items()
+            if descriptor != 0
         }
-        self._stdin = None if stdin is None else InputPipe(reactor, stdin)
+        self._stdin = InputPipe(reactor, ends[0]) if 0 in ends else None
+        self._terminal = ends[1] if command.tty is not None else -1
+        self._input = command.input
+        self._keep_stdin = command.stdin or command.tty is not None
         self._status: int | None = None
         self._exit_reported = False
         self._quiet: IDelayedCall | None = None
@@ -149,13 +185,18 @@ class Child:
         self.pid = pid
         self._protocol.makeConnection(self)
         self.resumeProducing()
+        if self._input is not None:
+            self.write(self._input)
+            self._input = None
+            if not self._keep_stdin:
+                self.closeStdin()
 
-    def failed(self, error: OSError, at_cwd: bool) -> None:
+    def failed(self, error: OSError, step: int) -> None:
         """Report that it could not be started."""
         self._exit_reported = True
         self.closeStdin()
         self.loseConnection()
-        self._protocol.processExited(Failure(SpawnError(error, at_cwd)))
+        self._protocol.processExited(Failure(SpawnError(error, step)))
 
     def exited(self, status: int) -> None:
         """Deliver what is in its pipes, then report its exit."""
@@ -271,6 +312,16 @@ class Child:
         """Stop reading."""
         self.loseConnection()
 
+    def resize(self, cols: int, rows: int) -> None:
+        """
+        Set the size of its terminal; its foreground processes get SIGWINCH if that has changed.
+
+        :raise OSError: ENOTTY if it has none.
+        """
+        if self._terminal < 0:
+            raise OSError(errno.ENOTTY, "it has no terminal")
+        set_size(self._terminal, cols, rows)
+
     # OutputPipe
 
     def _received(self, descriptor: int, data: bytes) -> None:
@@ -280,6 +331,7 @@ class Child:
 
     def _closed(self, descriptor: int) -> None:
         del self._pipes[descriptor]
+        self._terminal = -1
         self._protocol.childConnectionLost(descriptor)
         if not self._pipes and self._status is not None:
             self._report_exit()

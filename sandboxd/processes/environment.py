@@ -54,11 +54,12 @@ class Environment:
         """
         english = _LOCALE.isdisjoint(command.env)
         user = command.user
-        if user is None and not command.env:
+        if user is None and not command.env and command.tty is None:
             return (self._english_entries if english else self._inherited_entries).copy()
         login = {} if user is None else {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}
-        return _entries({**(self._english if english else self.inherited), **login, **command.env})
+        terminal = {} if command.tty is None else {"TERM": command.tty.term}
+        return _entries({**(self._english if english else self.inherited), **login, **terminal, **command.env})
 
 
-def _entries(environ: Mapping[str, str]) -> list[bytes]:
-    return [os.fsencode(f"{name}={value}") for name, value in environ.items() if name]
+def _entries(environ: Mapping[str, str | None]) -> list[bytes]:
+    return [os.fsencode(f"{name}={value}") for name, value in environ.items() if name and value is not None]

@@ -52,7 +52,7 @@ def _close_all(reactor: Reactor) -> None:
 
 @implementer(IReadDescriptor)
 class OutputPipe:
-    """The read end of a child's stdout or stderr, read within the reactor's :class:`.TurnBudget`."""
+    """The read end of a child's stdout or stderr, or its terminal, read within the reactor's :class:`.TurnBudget`."""
 
     def __init__(
         self,
@@ -117,6 +117,8 @@ class OutputPipe:
             data = os.read(self._fd, self._size)
         except BlockingIOError:
             return
+        except OSError:  # EIO: nobody has the other end of the terminal open
+            data = b""
         if not data:
             self.close()
             return
@@ -138,7 +140,10 @@ class OutputPipe:
 
     def drain(self) -> None:
         """Read what is in the pipe now, at most its capacity: a fast writer must not keep the reactor here."""
-        left = fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ)
+        try:
+            left = fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ)
+        except OSError:  # a terminal
+            left = READ_SIZE
         while left > 0 and self._fd >= 0:
             try:
                 data = os.read(self._fd, READ_SIZE)
@@ -198,7 +203,7 @@ class ExitWatch:
 
 @implementer(IWriteDescriptor)
 class InputPipe:
-    """The write end of a child's stdin."""
+    """The write end of a child's stdin, or its terminal."""
 
     def __init__(self, reactor: Reactor, fd: int) -> None:
         os.set_blocking(fd, False)

@@ -26,7 +26,7 @@ import sandboxd
 from sandboxd.processes.limits import own_nofile
 from sandboxd.processes.pipes import ExitWatch, close_later
 from sandboxd.processes.spawn_messages import (
-    AT_CWD,
+    AT_START,
     EXITED,
     FAILED,
     FORK,
@@ -75,8 +75,12 @@ class ChildListener(Protocol):
     def started(self, pid: int) -> None:
         """Called when it runs."""
 
-    def failed(self, error: OSError, at_cwd: bool) -> None:
-        """Called when it could not be started; ``EIO`` means that it may have run."""
+    def failed(self, error: OSError, step: int) -> None:
+        """
+        Called when it could not be started; ``EIO`` means that it may have run.
+
+        :param step: what failed: ``AT_CWD`` or another of :mod:`.spawn_messages`.
+        """
 
     def exited(self, status: int) -> None:
         """Called when it has exited, with its wait status, as of waitpid(2)."""
@@ -193,7 +197,7 @@ class SpawnClient:
         payload = request.pack()
         message = pack_request(START, launch.number, payload)
         if len(message) > INLINE:
-            fds.append(_memfd(payload))
+            fds.append(memfd(payload))
             message = pack_request(START_LONG, launch.number)
         self._send(launch, message, fds)
         return launch.signal
@@ -244,7 +248,7 @@ class SpawnClient:
                     os.close(fd)
                 if launch is not None:
                     launch.server = None
-                    launch.child.failed(OSError(error.errno, error.strerror), False)
+                    launch.child.failed(OSError(error.errno, error.strerror), AT_START)
 
     def died(self, server: _Server, reason: str) -> None:
         """Deal with the end of a spawn server: its children are this process's own now."""
@@ -266,9 +270,9 @@ class SpawnClient:
         launch.server = None
         error = OSError(errno.EIO, "the process that starts commands has died")
         if isinstance(launch.child, _Fork):
-            launch.child.failed(error, False)
+            launch.child.failed(error, AT_START)
         else:
-            self._end_tree(launch.mark).addBoth(lambda _: launch.child.failed(error, False))
+            self._end_tree(launch.mark).addBoth(lambda _: launch.child.failed(error, AT_START))
 
 
 def _load(server: _Server) -> tuple[bool, int, int]:
@@ -286,7 +290,7 @@ class _Fork:
         """Use it."""
         self._server.forked(pid)
 
-    def failed(self, error: OSError, at_cwd: bool) -> None:
+    def failed(self, error: OSError, step: int) -> None:
         """Have it replaced."""
         self._client.give_up(self._server, f"it cannot be forked: {error.strerror}")
 
@@ -471,7 +475,7 @@ class _Server:
                 launch.child.exited(value)
             elif kind == FAILED:
                 launch.server = None
-                launch.child.failed(OSError(value, os.strerror(value)), detail == AT_CWD)
+                launch.child.failed(OSError(value, os.strerror(value)), detail)
             else:
                 launch.pid = value
                 self.running[number] = launch
@@ -535,12 +539,13 @@ class _Server:
             self._pidfd = -1
 
 
-def _memfd(data: bytes) -> int:
+def memfd(data: bytes) -> int:
     """Return a file in memory."""
     fd = os.memfd_create("sandboxd")
     try:
         with open(fd, "wb", closefd=False) as file:
             file.write(data)
+        os.lseek(fd, 0, os.SEEK_SET)
     except OSError:
         os.close(fd)
         raise

@@ -21,8 +21,8 @@ START, START_LONG, SIGNAL, FORK = range(4)
 #: Kinds of records: a child was forked and has yet to execute its program; it executes it; it has failed to; it exited.
 FORKED, STARTED, FAILED, EXITED = range(4)
 
-#: What has failed, in a FAILED record.
-AT_START, AT_CWD = range(2)
+#: What has failed, in a FAILED record: something else, entering the working directory, executing the program.
+AT_START, AT_CWD, AT_EXEC = range(3)
 
 #: Most bytes of a message; a longer request goes through a memfd.
 INLINE = 64 * 1024
@@ -32,10 +32,13 @@ _MAX = {FORKED: 1 << 22, STARTED: 1 << 22, FAILED: 4095, EXITED: 0xFFFF}
 
 _REQUEST = Struct("<BQ")
 _RECORD = Struct("<QBiB")
-_START = Struct("<QBBHIIII")
+_START = Struct("<QBBHIIIII")
 _LIMIT = Struct("<BQ")
 
-_STDIN, _USER, _CWD = 1, 2, 4
+_STDIN, _USER, _CWD, _MERGE, _SCRIPT, _TTY = 1, 2, 4, 8, 16, 32
+
+#: The descriptor of a child at which its shell finds a script that is too long for an argument.
+SCRIPT_FD = 9
 
 
 class Malformed(Exception):
@@ -46,7 +49,8 @@ class StartRequest:
     """
     What a spawn server needs to start a child; its descriptors travel beside it.
 
-    :ivar argv: the arguments, of which the shell is executed.
+    :ivar argv: the arguments.
+    :ivar program: what is executed; it is looked for in the child's PATH if it has no slash.
     :ivar env: ``NAME=value``, each.
     :ivar mark: the mark of its process tree.
     :ivar stdin: whether a descriptor for stdin is among those that are sent.
@@ -54,9 +58,12 @@ class StartRequest:
     :ivar user: uid, gid and groups, or None for the server's own.
     :ivar cgroup: the directory of the cgroup that it joins, or empty.
     :ivar limits: soft and hard value of resource limits, by their numbers.
+    :ivar merge: whether its stderr is its stdout, so that none is sent.
+    :ivar script: whether a descriptor for :data:`SCRIPT_FD` is among those that are sent.
+    :ivar tty: whether one terminal is sent for stdin, stdout and stderr, to control the child's session.
     """
 
-    __slots__ = ("argv", "cgroup", "cwd", "env", "limits", "mark", "stdin", "user")
+    __slots__ = ("argv", "cgroup", "cwd", "env", "limits", "mark", "merge", "program", "script", "stdin", "tty", "user")
 
     def __init__(
         self,
@@ -68,6 +75,10 @@ class StartRequest:
         user: tuple[int, int, Sequence[int]] | None = None,
         cgroup: bytes = b"",
         limits: Mapping[int, int] | None = None,
+        program: bytes = b"/bin/sh",
+        merge: bool = False,
+        script: bool = False,
+        tty: bool = False,
     ) -> None:
         self.argv = argv
         self.env = env
@@ -77,6 +88,18 @@ class StartRequest:
         self.user = user
         self.cgroup = cgroup
         self.limits = {} if limits is None else limits
+        self.program = program
+        self.merge = merge
+        self.script = script
+        self.tty = tty
+
+    @property
+    def targets(self) -> list[tuple[int, ...]]:
+        """The child's own descriptors for each that is sent, in this order."""
+        if self.tty:
+            return [(0, 1, 2), *([(SCRIPT_FD,)] if self.script else [])]
+        output: list[tuple[int, ...]] = [(1, 2)] if self.merge else [(1,), (2,)]
+        return [*output, *([(0,)] if self.stdin else []), *([(SCRIPT_FD,)] if self.script else [])]
 
     def pack(self) -> bytes:
         """
@@ -84,16 +107,21 @@ class StartRequest:
 
         :raise OSError: EINVAL if a string has a NUL in it.
         """
-        for text in (*self.argv, *self.env):
+        for text in (*self.argv, *self.env, self.program):
             if b"\0" in text:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         argv, env, cwd = b"\0".join(self.argv), b"\0".join(self.env), self.cwd or b""
         groups = () if self.user is None else (self.user[0], self.user[1], *self.user[2])
         flags = _STDIN * self.stdin | _USER * (self.user is not None) | _CWD * (self.cwd is not None)
-        counts = (len(self.limits), len(groups), len(argv), len(env), len(cwd), len(self.cgroup))
+        flags |= _MERGE * self.merge | _SCRIPT * self.script | _TTY * self.tty
+        sizes = (len(argv), len(env), len(cwd), len(self.cgroup), len(self.program))
         limits = b"".join(_LIMIT.pack(*limit) for limit in self.limits.items())
-        packed = (_START.pack(self.mark, flags, *counts), limits, pack(f"<{len(groups)}I", *groups))
-        return b"".join((*packed, argv, env, cwd, self.cgroup))
+        packed = (
+            _START.pack(self.mark, flags, len(self.limits), len(groups), *sizes),
+            limits,
+            pack(f"<{len(groups)}I", *groups),
+        )
+        return b"".join((*packed, argv, env, cwd, self.cgroup, self.program))
 
     @classmethod
     def unpack(cls, data: bytes) -> StartRequest:
@@ -120,7 +148,7 @@ class StartRequest:
             position += size
         if position != len(data) or (bool(flags & _USER) != (group_count >= 2)):
             raise Malformed("a start request whose parts do not add up")
-        argv, env, cwd, cgroup = texts
+        argv, env, cwd, cgroup, program = texts
         user = (groups[0], groups[1], groups[2:]) if flags & _USER else None
         return cls(
             argv.split(b"\0"),
@@ -131,6 +159,10 @@ class StartRequest:
             user,
             cgroup,
             limits,
+            program,
+            bool(flags & _MERGE),
+            bool(flags & _SCRIPT),
+            bool(flags & _TTY),
         )
 
 
@@ -167,6 +199,6 @@ def unpack_record(message: bytes) -> tuple[int, int, int, int]:
     number, kind, value, detail = _RECORD.unpack(message)
     if kind not in _MAX or not (0 if kind == EXITED else 1) <= value <= _MAX[kind]:
         raise Malformed(f"a record of kind {kind} with the value {value}")
-    if detail not in (AT_START, AT_CWD):
+    if detail not in (AT_START, AT_CWD, AT_EXEC):
         raise Malformed(f"a record with the detail {detail}")
     return number, kind, value, detail

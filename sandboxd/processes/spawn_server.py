@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import gc
 import os
 import resource
@@ -35,12 +36,14 @@ from sandboxd.processes.limits import inherited_nofile
 from sandboxd.processes.marks import guard, inherited_mark, mark_variable, marks_by_limit
 from sandboxd.processes.spawn_messages import (
     AT_CWD,
+    AT_EXEC,
     AT_START,
     EXITED,
     FAILED,
     FORK,
     FORKED,
     INLINE,
+    SCRIPT_FD,
     SIGNAL,
     START,
     START_LONG,
@@ -51,8 +54,25 @@ from sandboxd.processes.spawn_messages import (
     unpack_request,
 )
 
-#: The shell, by its full path: a command's PATH must not change it.
-SH = "/bin/sh"
+#: Directories in which a program is looked for, and from which it is executed, without a process that may block.
+STANDARD_PATH = (b"/usr/local/sbin", b"/usr/local/bin", b"/usr/sbin", b"/usr/bin", b"/sbin", b"/bin")
+
+#: Errors of execve(2) that are the program's.
+_EXEC_ERRORS = (
+    errno.EACCES,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELIBBAD,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOEXEC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.ETXTBSY,
+)
+
+_TIOCSCTTY = 0x540E
 
 #: Most requests that are served before exits are looked for.
 BURST = 8
@@ -198,21 +218,34 @@ class SpawnServer:
             self._record(number, FAILED, errno.EINVAL)
 
     def _start(self, number: int, request: StartRequest, fds: list[int]) -> None:
-        if len(fds) < 2 + request.stdin:  # they did not fit under RLIMIT_NOFILE
+        if len(fds) < len(request.targets):  # they did not fit under RLIMIT_NOFILE
             raise OSError(errno.EMFILE, "")
-        if request.cwd is None and request.user is None and not request.cgroup and not request.limits:
-            # Nothing that it touches can block: vfork(2), which suspends this process until the shell is executed.
-            self._started(number, self._posix_spawn(request, fds))
-        else:
-            self._fork(number, request, fds)
-
-    def _posix_spawn(self, request: StartRequest, fds: list[int]) -> int:
         if self._env[0] != request.env:
             self._env = (list(request.env), dict(entry.split(b"=", 1) for entry in request.env))
+        plain = request.cwd is None and request.user is None and not (request.cgroup or request.limits or request.tty)
+        program = _standard(request.program, self._env[1]) if plain else None
+        if program is None:
+            self._fork(number, request, fds)
+            return
+        # Nothing that it touches can block: vfork(2), which suspends this process until the program is executed.
+        try:
+            pid = self._posix_spawn(program, request, fds)
+        except OSError as error:
+            if error.errno not in _EXEC_ERRORS:
+                raise
+            self._record(number, FAILED, error.errno, AT_EXEC)
+        else:
+            self._started(number, pid)
+
+    def _posix_spawn(self, program: bytes, request: StartRequest, fds: list[int]) -> int:
+        ends = [
+            (os.POSIX_SPAWN_DUP2, fd, target)
+            for fd, targets in zip(fds, request.targets)  # noqa: B905
+            for target in targets
+        ]
         env = self._env[1] if marks_by_limit() else _marked(self._env[1], request.mark)
-        ends = [(os.POSIX_SPAWN_DUP2, fd, target) for fd, target in zip(fds, (1, 2, 0))]  # noqa: B905
         with inherited_mark(request.mark), inherited_nofile(self._nofile):
-            return os.posix_spawn(SH, request.argv, env, file_actions=ends, setsid=True)
+            return os.posix_spawn(program, request.argv, env, file_actions=ends, setsid=True)
 
     def _fork(self, number: int, request: StartRequest, fds: list[int]) -> None:
         """Start a child by fork(2): what it has to do before it executes the shell may block, or fail."""
@@ -326,8 +359,14 @@ def _execute(request: StartRequest, fds: list[int], nofile: int, errors: int) ->
     step, number = AT_START, errno.EINVAL
     try:
         os.setsid()
-        for fd, target in zip(fds, (1, 2, 0)):  # noqa: B905
-            os.dup2(fd, target)
+        errors = fcntl.fcntl(errors, fcntl.F_DUPFD_CLOEXEC, SCRIPT_FD + 1)  # not where the script is to be
+        if request.tty:
+            fcntl.ioctl(fds[0], _TIOCSCTTY, 0)
+            if request.user is not None and os.geteuid() == 0:
+                os.fchown(fds[0], request.user[0], -1)  # as login(1) does, for who opens it by its name
+        for fd, targets in zip(fds, request.targets):  # noqa: B905
+            for target in targets:
+                os.dup2(fd, target) if fd != target else os.set_inheritable(fd, True)
         if request.cgroup:
             with open(os.path.join(request.cgroup, b"cgroup.procs"), "wb", buffering=0) as procs:
                 procs.write(b"0")
@@ -345,7 +384,8 @@ def _execute(request: StartRequest, fds: list[int], nofile: int, errors: int) ->
         resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         for limit, value in request.limits.items():
             resource.setrlimit(limit, (value, value))
-        os.execve(SH, request.argv, env)
+        step = AT_EXEC
+        os.execvpe(request.program, request.argv, env)
     except OSError as error:
         number = error.errno or errno.EIO
     except BaseException:
@@ -358,6 +398,21 @@ def _execute(request: StartRequest, fds: list[int], nofile: int, errors: int) ->
 def _marked(env: dict[bytes, bytes], mark: int) -> dict[bytes, bytes]:
     """Return an environment with the variable of a mark, if it needs one."""
     return {**env, **{name.encode("ascii"): value.encode("ascii") for name, value in mark_variable(mark).items()}}
+
+
+def _standard(program: bytes, env: dict[bytes, bytes]) -> bytes | None:
+    """
+    Return the path of a program if it is in one of the standard directories; None if the child has to look for it.
+    """
+    if b"/" in program:
+        return program if os.path.dirname(program) in STANDARD_PATH else None
+    for directory in env.get(b"PATH", os.fsencode(os.defpath)).split(b":"):
+        if directory not in STANDARD_PATH:
+            return None
+        path = os.path.join(directory, program)
+        if os.access(path, os.X_OK) and not os.path.isdir(path):
+            return path
+    return None
 
 
 def _name(pid: int) -> bytes:

@@ -1,0 +1,155 @@
+"""``/processes/<id>/attach``: a process over one WebSocket, with the framing of Kubernetes' remote command protocol."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import msgspec
+
+from sandboxd.api.commands import name_execution
+from sandboxd.api.routing import ApiError, Routes
+from sandboxd.execution.execution import Execution
+from sandboxd.execution.log import BytesCursor, DroppedRecords
+from sandboxd.execution.table import ProcessTable
+from sandboxd.messages.attach import AttachQuery, Cause, Causes, ExitStatus, TerminalSizeMessage
+from sandboxd.reactor.first_to_end import first_to_end
+from sandboxd.reactor.turn_budget import TurnBudget
+from sandboxd.web.ascii_json import dumps
+from sandboxd.web.request import Request
+from sandboxd.web.websocket import NORMAL, POLICY_VIOLATION, WebSocket, WebSocketClosed, WebSockets, check_handshake
+
+V5, V4 = "v5.channel.k8s.io", "v4.channel.k8s.io"
+
+#: Channels: the first byte of each message.
+STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
+
+#: Most bytes of one message.
+MESSAGE = 64 * 1024
+
+#: A message is not as the protocol has it.
+MALFORMED = 1003
+
+
+class _Refused(Exception):
+    """The client has sent what cannot be done: the WebSocket is closed with a code and a reason."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def add_attach_route(routes: Routes, table: ProcessTable, sockets: WebSockets, turns: TurnBudget) -> None:
+    """Add it to the API."""
+
+    @routes.get("/processes/<id>/attach", query=AttachQuery, websocket=True, status=101, errors=(426,))
+    async def attach(request: Request, id: str, query: AttachQuery) -> None:
+        """
+        Attach to a process: its output as it is written, its stdin, the size of its terminal, and how it ends.
+
+        The subprotocol is `v5.channel.k8s.io` or `v4.channel.k8s.io`. The first byte of a binary message is the
+        channel: 0 is stdin, 1 stdout, 2 stderr, 3 the exit status at the end, 4 the terminal's size, 255 closes one.
+        Closing the WebSocket does not end the process.
+        """
+        try:
+            execution = table.get(id)
+        except KeyError:
+            raise ApiError(404, f"process not found: {id}") from None
+        check_handshake(request, [V5, V4])
+        name_execution(request, execution)
+        log = execution.log
+        after = log.before_last(query.tail) if query.tail is not None else query.after or 0
+        cursor = log.bytes_cursor(after, history=query.tail != 0)
+        try:
+            socket = sockets.accept(request, "attach", [V5, V4], V5)
+            await _serve(execution, socket, cursor, query.events, turns)
+        finally:
+            cursor.close()
+
+
+async def _serve(execution: Execution, socket: WebSocket, cursor: BytesCursor, events: bool, turns: TurnBudget) -> None:
+    """Carry output and input until the process has ended and its output is sent, or the client closes."""
+    code, reason = NORMAL, ""
+    try:
+        if events:
+            tty = execution.tty
+            size = None if tty is None else {"cols": tty.cols, "rows": tty.rows}
+            await socket.send(_text({"event": "started", "id": execution.id, "pid": execution.pid, "tty": size}))
+        await first_to_end(_output(execution, socket, cursor, events, turns), _input(execution, socket))
+    except WebSocketClosed:
+        pass
+    except _Refused as refused:
+        code, reason = refused.code, str(refused)
+    await socket.close(code, reason)
+
+
+async def _output(
+    execution: Execution, socket: WebSocket, cursor: BytesCursor, events: bool, turns: TurnBudget
+) -> None:
+    """Send what the process writes, as fast as the client takes it, then how it has ended."""
+    while not cursor.ended:
+        await socket.when_ready()
+        await turns.turn()
+        found = cursor.read()
+        if found is None:
+            await cursor.when_more()
+        elif isinstance(found, DroppedRecords):
+            if events:
+                await socket.send(_text({"event": "gap", "dropped": found.dropped}))
+        else:
+            stream, data = found
+            channel = bytes([STDOUT if stream == "stdout" else STDERR])
+            for start in range(0, len(data), MESSAGE):
+                await socket.send(channel + data[start : start + MESSAGE])
+    await execution.when_ended()
+    await socket.send(bytes([ERROR]) + msgspec.json.encode(exit_status(execution)))
+
+
+def exit_status(execution: Execution) -> ExitStatus:
+    """Return how an execution has ended; a signal is 128 and its number, as shells have it."""
+    code = execution.exit_code
+    if execution.signal is not None:
+        code = 128 + execution.signal
+    if code == 0:
+        return ExitStatus("Success")
+    text = f"command terminated with non-zero exit code: {code}"
+    causes = Causes([Cause("ExitCode", str(code))])
+    return ExitStatus("Failure", message=text, reason="NonZeroExitCode", details=causes)
+
+
+async def _input(execution: Execution, socket: WebSocket) -> None:
+    """Do what the client's messages say, until it closes."""
+    while (message := await socket.receive()) is not None:
+        if not message:
+            continue
+        channel, data = message[0], message[1:]
+        if channel == STDIN:
+            await _feed(execution, data, close=False)
+        elif channel == RESIZE:
+            _resize(execution, data)
+        elif channel == CLOSE and socket.subprotocol == V5:
+            if data == bytes([STDIN]):
+                await _feed(execution, b"", close=True)
+        else:
+            raise _Refused(MALFORMED, f"channel {channel} takes no messages")
+
+
+async def _feed(execution: Execution, data: bytes, close: bool) -> None:
+    if not execution.has_stdin:
+        if execution.ended_at is None:
+            raise _Refused(POLICY_VIOLATION, "the process was started without stdin")
+        return  # its end is about to be reported
+    with suppress(BrokenPipeError):  # nobody reads it any more
+        await execution.feed(data, close and execution.tty is None)  # a terminal is for all who are attached
+
+
+def _resize(execution: Execution, data: bytes) -> None:
+    try:
+        size = msgspec.json.decode(data, type=TerminalSizeMessage)
+    except msgspec.DecodeError as error:
+        raise _Refused(MALFORMED, f"resize: {error}"[:100]) from None
+    if execution.tty is not None and execution.ended_at is None:
+        execution.resize(size.Width, size.Height)
+
+
+def _text(message: dict[str, object]) -> str:
+    return dumps(message).decode("ascii")

@@ -1,0 +1,54 @@
+"""Query and messages of ``/processes/<id>/attach``: those of Kubernetes' remote command protocol."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from sandboxd.messages.decoding import Count
+
+StreamSize = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class AttachQuery(msgspec.Struct):
+    """Query of ``/processes/<id>/attach``."""
+
+    after: Annotated[Count, Meta(description="Output behind this record; all that is kept by default.")] | None = None
+    tail: Annotated[Count, Meta(description="The output of the last records; 0 for what is new.")] | None = None
+    events: Annotated[bool, Meta(description="Whether text messages tell of the start, and of gaps.")] = False
+
+    def __post_init__(self) -> None:
+        if self.tail is not None and self.after is not None:
+            raise ValueError("tail: give it or after, not both")
+
+
+class TerminalSizeMessage(msgspec.Struct):
+    """Channel 4: the size of the client's terminal."""
+
+    Width: StreamSize
+    Height: StreamSize
+
+
+class Cause(msgspec.Struct):
+    """Why a command has failed."""
+
+    reason: Literal["ExitCode"]
+    message: str
+
+
+class Causes(msgspec.Struct):
+    """Why a command has failed, in Kubernetes' form."""
+
+    causes: list[Cause]
+
+
+class ExitStatus(msgspec.Struct):
+    """Channel 3: how a command has ended, in Kubernetes' form."""
+
+    status: Literal["Success", "Failure"]
+    metadata: dict[str, str] = msgspec.field(default_factory=dict)
+    message: str | UnsetType = UNSET
+    reason: Literal["NonZeroExitCode"] | UnsetType = UNSET
+    details: Causes | UnsetType = UNSET
