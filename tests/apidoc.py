@@ -19,6 +19,7 @@ FAMILIES = {
     "commands": "Commands",
     "processes": "Background processes",
     "executions": "Executions",
+    "attach": "",
     "files": "Files as text",
     "downloads": "Files as bytes",
     "uploads": "",

@@ -94,7 +94,7 @@ def test_a_record_is_unpacked_as_it_was_packed(kind: int, value: int) -> None:
         (EXITED, -1, 0),
         (EXITED, 0x10000, 0),
         (4, 1, 0),
-        (EXITED, 0, 2),
+        (EXITED, 0, 3),
     ],
 )
 def test_a_record_out_of_bounds_is_malformed(kind: int, value: int, detail: int) -> None:

@@ -304,6 +304,7 @@ def test_a_side_that_does_not_read_stops_the_other_and_costs_no_memory(
         assert daemon.memory() - before < 24 * 1024 * 1024
         release.set()
         tunnel.socket.shutdown(socket.SHUT_RDWR)
+        tunnel.socket.close()
 
 
 def test_stopping_closes_with_1001(start_daemon: Callable[..., Daemon]) -> None:

@@ -77,9 +77,7 @@ class CommandStarter:
                 user = await self._files.threads("/", find_user, body.user)
             except ValueError as error:
                 raise BadRequest(f"user: {error}") from None
-        if not body.names_program:
-            if not (interactive and body.terminal()):
-                raise BadRequest("cmd: Command is required; give it or argv")
+        if interactive and body.terminal() and not body.names_program:
             shell = await self._files.threads("/", own_shell) if user is None else user.shell
         command = body.command(user, shell)
         if command.cwd is not None or self._files.root.confined:

@@ -49,7 +49,7 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
     )
     async def start_process(request: Request, body: CommandRequest) -> Started:
         """Start a background process. With `tty` and no command it is the user's login shell."""
-        if body.cmd == "":
+        if body.cmd == "" and body.argv is None:
             raise BadRequest("Command is required")
         try:
             execution, _ = await starter.start(request, body, background=True)

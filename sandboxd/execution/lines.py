@@ -71,6 +71,7 @@ class LineSplitter:
         self._tail: list[bytes] = []
         self._tail_size = 0
         self.begins = False
+        self._cut = False  # whether what is in the tail has waited already
 
     @property
     def unfinished(self) -> bytes:
@@ -85,6 +86,7 @@ class LineSplitter:
             end -= 1  # the line end may follow it
         if end == 0:
             return []
+        self._cut = True
         self._tail = [data[end:]] if end < len(data) else []
         self._tail_size = len(data) - end
         return [Lines(data[:end], 1, (end,))]
@@ -95,7 +97,8 @@ class LineSplitter:
 
         :attr:`begins` tells whether the unfinished line, or its next piece, begins with this chunk.
         """
-        self.begins = not self._tail
+        self.begins = self._cut or not self._tail
+        self._cut = False
         if self._tail_size + len(chunk) <= PIECE and b"\n" not in chunk:
             self._tail.append(chunk)
             self._tail_size += len(chunk)

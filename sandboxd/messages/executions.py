@@ -165,6 +165,8 @@ class CommandRequest(msgspec.Struct):
         """
         if self.cmd is not None and self.argv is not None:
             raise BadRequest("argv: give it or cmd, not both")
+        if self.argv is not None and not self.argv[0]:
+            raise BadRequest("argv: its first item is the program, and must not be empty")
         if self.argv is not None and (self.shell is not None or self.login):
             raise BadRequest(f"{'login' if self.login else 'shell'}: argv is executed without a shell; give cmd")
         if self.input is not None and self.input_base64 is not None:
@@ -201,6 +203,8 @@ class CommandRequest(msgspec.Struct):
         :raise BadRequest: if the operating system could not take it.
         """
         self.check()
+        if not self.names_program and shell is None:
+            raise BadRequest("cmd: Command is required; give it or argv")
         env = self.env or {}
         tty = self.terminal()
         limits = {} if self.limits is None else self.limits.of_process()

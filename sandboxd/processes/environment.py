@@ -1,4 +1,4 @@
-"""The environment of commands: the daemon's own without its secrets and its service manager's variables."""
+"""The environment of commands: the daemon's own without its secrets, its settings and its manager's variables."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ MANAGER = frozenset(
 #: Variables that no child gets: those, and the daemon's secrets.
 PRIVATE = MANAGER | {"SANDBOX_SECRET", "SANDBOX_SECRET_FILE", "SANDBOX_SECRET_PATH", "CREDENTIALS_DIRECTORY"}
 
+#: The daemon's own settings: a command's server that listens on ``PORT`` would collide with it.
+SETTINGS = frozenset({"PORT", "PROXY_PORT", "LOG_LEVEL", "LOG_FORMAT"})
+SETTINGS_PREFIX = "SANDBOX_"
+
 _LOCALE = frozenset({"LANG", "LANGUAGE", "LC_ALL", "LC_MESSAGES"})
 
 
@@ -32,11 +36,11 @@ class Environment:
     Make the environment of each child.
 
     :param environ: the daemon's own environment.
-    :ivar inherited: the same without the :data:`PRIVATE` variables.
+    :ivar inherited: the same without the :data:`PRIVATE` variables and the daemon's settings.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self.inherited = {name: value for name, value in environ.items() if name not in PRIVATE}
+        self.inherited = {name: value for name, value in environ.items() if not _is_withheld(name)}
         # The clients match English messages ("No such file"), so those stay English; the encoding is kept.
         self._english = {name: value for name, value in self.inherited.items() if name not in ("LANGUAGE", "LC_ALL")}
         if everything := self.inherited.get("LC_ALL"):  # empty is as good as absent
@@ -59,6 +63,10 @@ class Environment:
         login = {} if user is None else {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}
         terminal = {} if command.tty is None else {"TERM": command.tty.term}
         return _entries({**(self._english if english else self.inherited), **login, **terminal, **command.env})
+
+
+def _is_withheld(name: str) -> bool:
+    return name in PRIVATE or name in SETTINGS or name.startswith(SETTINGS_PREFIX)
 
 
 def _entries(environ: Mapping[str, str | None]) -> list[bytes]:
