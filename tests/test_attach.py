@@ -450,3 +450,4 @@ def test_the_official_kubernetes_client_reads_and_writes(daemon: Daemon) -> None
     assert client.read_stdout() == "got hello\n"
     assert client.read_stderr() == "err\n"
     assert client.returncode == 5
+    client.sock.shutdown()
