@@ -25,8 +25,8 @@ from sandboxd.messages.executions import CommandRequest, Complete, Output, RunRe
 from sandboxd.processes.child import SpawnError
 from sandboxd.processes.command import Command
 from sandboxd.processes.trees import Survivors
-from sandboxd.reactor.oneshot import shielded
 from sandboxd.processes.users import find_user, own_shell
+from sandboxd.reactor.oneshot import shielded
 from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.web.ascii_json import dumps, escaped
 from sandboxd.web.idempotency import IdempotencyStore, KeyConflict, KeyedResult
