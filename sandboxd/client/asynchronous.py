@@ -322,6 +322,7 @@ class AsyncEvents(Generic[T]):
         follow, backoff = self._follow, Backoff(self._sandbox.patience)
         while not follow.ended:
             try:
+                await self._sandbox.carry_out(follow.prepare())
                 async with self._sandbox.open_stream(follow.open()) as response:
                     if response.status_code >= 400:
                         raise error_of(response.status_code, await response.aread())

@@ -334,6 +334,7 @@ class Events(Generic[T]):
         follow, backoff = self._follow, Backoff(self._sandbox.patience)
         while not follow.ended:
             try:
+                self._sandbox.carry_out(follow.prepare())
                 with self._sandbox.open_stream(follow.open()) as response:
                     if response.status_code >= 400:
                         raise error_of(response.status_code, response.read())

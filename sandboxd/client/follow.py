@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar
 
 from sandboxd.client.errors import NotFound, SandboxError
-from sandboxd.client.flow import ConnectionLost, Request, Response, target
-from sandboxd.client.operations import Cmd, CommandOptions, command_body, new_key, operation, post
+from sandboxd.client.flow import ConnectionLost, Flow, Request, Response, target
+from sandboxd.client.operations import Cmd, CommandOptions, command_body, new_key, operation, post, process
 from sandboxd.client.replies import Change, Complete, Gap, Output, Record, decode
 from sandboxd.client.sse import Event, EventParser
 
@@ -40,6 +40,10 @@ class Follow(Generic[T]):
     def may_resume(self, error: SandboxError) -> bool:
         """Return whether it can be opened again after an error."""
         return self._request.repeatable or not (isinstance(error, ConnectionLost) and error.sent)
+
+    def prepare(self) -> Flow[None]:
+        """Find out what has to be known before it is opened."""
+        yield from ()
 
     def open(self) -> Request:
         """Return the request for what is behind the last event that was seen."""
@@ -105,7 +109,24 @@ class CommandFollow(Follow["Output | Gap"]):
 
 
 class LogFollow(Follow["Record | Gap"]):
-    """The log of a process."""
+    """
+    The log of a process.
+
+    :param tail: how many of the last records to begin with. The number of the first one is asked for once: if the
+        connection broke before the first record, the last ones would be others by then.
+    """
+
+    def __init__(self, request: Request, id: str, beginning: Mapping[str, object], tail: int | None) -> None:
+        super().__init__(request, beginning)
+        self._process = id
+        self._tail = tail
+
+    def prepare(self) -> Flow[None]:
+        """Find out with which record it begins."""
+        if self._tail is not None:
+            found = yield from process(self._process)
+            self._beginning = {"after": max(0, found.output.records - self._tail)}
+            self._tail = None
 
     def _take(self, event: Event) -> Iterator[Record | Gap]:
         if event.name == "log":
@@ -164,7 +185,9 @@ def follow_log(
     :param follow: whether to go on with new lines as they come.
     """
     path = target("/process_logs_streaming", id=id, stream=stream, follow=None if follow else "false")
-    return LogFollow(Request("GET", path), {"after": after, "tail": tail})
+    # The records of one stream have gaps in their numbers: only the daemon can count them.
+    counted = tail if stream is None else None
+    return LogFollow(Request("GET", path), id, {"after": after, "tail": tail if counted is None else None}, counted)
 
 
 @operation("GET /watch", Change)

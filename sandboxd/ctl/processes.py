@@ -119,10 +119,8 @@ def logs(session: Session, id: str, follow: bool, tail: int | None, timestamps: 
 
     sandbox = session.sandbox
     id = full_id(sandbox, id)
-    # A number, rather than the route's own tail: it stays right if the connection breaks before the first line.
-    after = None if tail is None else max(0, sandbox.process(id).output.records - tail)
     continues = {"stdout": False, "stderr": False}
-    with sandbox.logs(id, after=after, follow=follow) as records:
+    with sandbox.logs(id, tail=tail, follow=follow) as records:
         for record in records:
             if as_json:
                 click.echo(json.dumps(msgspec.to_builtins(record)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.client import (
+    AsyncSandbox,
     BadRequest,
     CommandFailed,
     CommandTimeout,
@@ -177,6 +179,28 @@ def test_logs_without_follow_and_from_a_position(sandbox: Sandbox) -> None:
     sandbox.kill(id)
 
 
+def test_only_what_is_new_though_the_connection_breaks_before_it_comes(
+    connect: Connect, proxy: CuttingProxy, daemon: Daemon, tmp_path: Path
+) -> None:
+    sandbox = connect(proxy.url)
+    id = sandbox.start(f"seq 1 10; while ! [ -e {tmp_path}/go ]; do sleep 0.02; done; echo new; sleep 0.5").id
+    wait_for(lambda: sandbox.process(id).output.records == 10)
+
+    def cut() -> None:
+        wait_for(lambda: sandbox_seen.process(id).output.followers == 1)
+        proxy.cuts = [1] * 5
+        proxy.cut()
+        (tmp_path / "go").touch()
+
+    with Sandbox(daemon.url, daemon.secret) as sandbox_seen:
+        thread = threading.Thread(target=cut)
+        thread.start()
+        records = [record.data for record in sandbox.logs(id, tail=0) if isinstance(record, Record)]
+        thread.join()
+    assert records == ["new"]
+    assert [record.data for record in sandbox.logs(id, tail=2) if isinstance(record, Record)] == ["10", "new"]
+
+
 def test_lost_lines_are_reported(sandbox: Sandbox) -> None:
     id = sandbox.start("seq 1 30000").id
     sandbox.wait(id)
@@ -256,3 +280,25 @@ def test_a_start_whose_answer_is_lost_starts_one_process(connect: Connect, proxy
     sandbox.wait(started.id)
     assert (tmp_path / "runs").read_text() == "x\n"
     assert proxy.connections == 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_task_that_is_cancelled_ends_its_command(daemon: Daemon, tmp_path: Path, streaming: bool) -> None:
+    file = tmp_path / "pid"
+    cmd = f"echo $$ > {file}.new; mv {file}.new {file}; echo on; exec sleep 300"
+
+    async def follow(sandbox: AsyncSandbox) -> None:
+        async with sandbox.stream(cmd) as stream:
+            async for _ in stream:
+                pass
+
+    async def cancel() -> None:
+        async with AsyncSandbox(daemon.url, daemon.secret) as sandbox:
+            task = asyncio.ensure_future(follow(sandbox) if streaming else sandbox.run(cmd))
+            while not file.exists():
+                await asyncio.sleep(0.02)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(cancel(), 20))
+    wait_for(lambda: not alive(int(file.read_text())))
