@@ -145,7 +145,7 @@ class Sandboxd(Service):
         add_command_routes(routes, starter, self.streams)
         add_process_routes(routes, self.table, starter, self.streams)
         poll = ListenerPoll(reactor, self._aside)
-        probe = HttpProbe(reactor, self._aside)
+        probe = HttpProbe(reactor)
         waits = Waits(reactor, turns, poll, probe, self._aside)
         add_execution_routes(routes, self.table, waits)
         add_file_routes(routes, files, store)

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.protocol import Protocol
+import httptools
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.error import ConnectError
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from sandboxd.processes.listeners import INTERVAL
+from sandboxd.proxy.outgoing import connect
 from sandboxd.reactor.interfaces import Reactor
-from sandboxd.reactor.threads import ThreadPool
-
-if TYPE_CHECKING:  # imported with the first probe: it costs as much as a third of a start
-    from treq.client import HTTPClient
 
 #: Seconds that one answer may take.
 PATIENCE = 5
 
+#: Bytes that the head of an answer may have.
+HEAD = 64 * 1024
+
 
 class HttpProbe:
-    """
-    Sends requests to ports of the loopback interface. Redirects are answers, and not followed.
-
-    :param blocking: runs a blocking function off the reactor's thread.
-    """
+    """Sends requests to ports of the loopback interface. Redirects are answers, and not followed."""
 
     _log = Logger()
 
-    def __init__(self, reactor: Reactor, blocking: ThreadPool) -> None:
+    def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
-        self._blocking = blocking
-        self._client: HTTPClient | None = None
 
     async def when_answered(self, port: int, path: str) -> None:
         """Ask every :data:`~sandboxd.processes.listeners.INTERVAL` seconds until the answer is 2xx or 3xx."""
@@ -50,47 +41,44 @@ class HttpProbe:
 
         :param path: with its query, as it stands in a request's first line.
         """
-        asking = Deferred.fromCoroutine(self._get(f"http://127.0.0.1:{port}{path}")).addTimeout(PATIENCE, self._reactor)
+        try:
+            status = await Deferred.fromCoroutine(self._status(port, path)).addTimeout(PATIENCE, self._reactor)
+        except (ConnectError, TimeoutError, httptools.HttpParserError) as error:
+            self._log.debug("port {port} does not answer: {error}", port=port, error=error)
+            return False
+        return 200 <= status < 400
 
-        def cancelled(answer: Deferred[bool]) -> None:
-            answer.errback(CancelledError())  # or what Agent makes of the cancellation would pass for an answer
-            asking.cancel()
-
-        answer: Deferred[bool] = Deferred(cancelled)
-        asking.addErrback(self._not_ready, port).addCallback(
-            lambda code: None if answer.called else answer.callback(200 <= code < 400)
-        )
-        return await answer
-
-    def _not_ready(self, failure: Failure, port: int) -> int:
-        self._log.debug("port {port} does not answer: {error}", port=port, error=failure.value)
-        return 0
-
-    async def _get(self, url: str) -> int:
-        if self._client is None:
-            self._client = (await self._blocking(_client))(self._reactor)
-        response = await self._client.get(url, allow_redirects=False, unbuffered=True)
-        response.deliverBody(_HangUp())
-        return int(response.code)
-
-
-class _HangUp(Protocol):
-    """Reads no body."""
-
-    def connectionMade(self) -> None:
-        """The body begins."""
-        assert self.transport is not None
-        self.transport.loseConnection()
+    async def _status(self, port: int, path: str) -> int:
+        """Return the status of the final answer; 0 if none has come when the connection ends, or a head too long."""
+        connection = await connect(self._reactor, port)
+        try:
+            await connection.write(
+                f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: sandboxd\r\n"
+                "Accept: */*\r\nConnection: close\r\n\r\n".encode("ascii")
+            )
+            answer = _Answer()
+            size = 0
+            while not answer.status and size < HEAD and (data := await connection.read()):
+                size += len(data)
+                answer.parser.feed_data(data)
+            return answer.status
+        finally:
+            connection.close()
 
 
-def _client() -> Callable[[Reactor], HTTPClient]:
-    """Import what makes an HTTP client. Blocks: that takes a fifth of a second."""
-    from treq.client import HTTPClient
-    from twisted.web.client import Agent, HTTPConnectionPool
+class _Answer:
+    """
+    An answer, as far as it has come.
 
-    def client(reactor: Reactor) -> HTTPClient:
-        pool = HTTPConnectionPool(reactor, persistent=False)
-        pool._factory.noisy = False  # or each probe would be logged twice
-        return HTTPClient(Agent(reactor, connectTimeout=PATIENCE, pool=pool))
+    :ivar status: that of the first head that is complete and not interim (1xx); 0 until then.
+    """
 
-    return client
+    def __init__(self) -> None:
+        self.parser = httptools.HttpResponseParser(self)
+        self.status = 0
+
+    def on_headers_complete(self) -> None:
+        """Take the status: a head is complete."""
+        code = self.parser.get_status_code()
+        if code >= 200 and not self.status:
+            self.status = code
