@@ -160,8 +160,8 @@ class ServiceOptions(usage.Options):
         """
         Where the tokens come from: the command line, the environment, or a credential of systemd's, in this order.
 
-        :raise BadTokens: if a file has none.
-        :raise usage.UsageError: if it is not said, or said twice.
+        :raise BadTokens: if a token file cannot be used.
+        :raise usage.UsageError: if there is none, or more than one.
         """
         mode = self["auth-mode"] or self.environ.get("SANDBOX_AUTH_MODE") or "static"
         if mode.lower() not in ("static", "pool"):

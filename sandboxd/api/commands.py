@@ -48,7 +48,7 @@ EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIME
 
 class CommandStarter:
     """
-    Starts what a request asks for.
+    Start the command of a request.
 
     :param table: where executions live.
     :param files: the files that requests reach.
@@ -64,11 +64,11 @@ class CommandStarter:
 
     async def check(self, body: CommandRequest, interactive: bool = False) -> Command:
         """
-        The command of a request.
+        Return the command of a request.
 
         :param interactive: whether a terminal without a command gets the user's login shell.
         :raise BadRequest: if it is malformed.
-        :raise ApiError: if its working directory is not one.
+        :raise ApiError: if its working directory is not a directory.
         """
         body.check()
         user, shell = None, None
@@ -116,7 +116,7 @@ class CommandStarter:
 
     def once(self, request: Request, start: Callable[[], T]) -> KeyedResult[T]:
         """
-        What ``start`` makes of the request, or has made when it came before.
+        Return the result of ``start``, called now or when the request came for the first time.
 
         :raise KeyConflict: if the request's key is another's.
         """
@@ -124,7 +124,7 @@ class CommandStarter:
 
     def buffered(self, command: Command, limit: int) -> BufferedOutput:
         """
-        Start it, and keep its output.
+        Start a command, and keep its output.
 
         :param limit: bytes of each stream to keep, at most.
         :raise SpawnError: if that cannot even be tried.
@@ -159,9 +159,9 @@ class CommandStarter:
 
 def _directory(root: Root, cwd: str) -> str:
     """
-    A command's working directory; one in a root without links, for a command is not confined by it. Blocks.
+    Return a command's working directory; within a root, the real path, as commands are not confined by it. Blocks.
 
-    :raise ApiError: if it is none, or not in the root.
+    :raise ApiError: if it is not a directory, or not in the root.
     """
     if not root.is_directory(cwd):
         where = f" (it has to be in {root.directory})" if root.confined else ""
@@ -181,7 +181,7 @@ def _not_executable(command: Command, error: SpawnError) -> ApiError:
 
 
 def cannot_start(error: SpawnError) -> ApiError:
-    """The answer to a command that could not be started."""
+    """Return the error for a command that could not be started."""
     if error.errno == errno.E2BIG:
         return ApiError(400, "cmd or env: too long for the operating system; write it to a file and run that")
     status = 503 if error.errno in EXHAUSTED else 500
@@ -226,7 +226,7 @@ def code_of(execution: Execution) -> int:
 
 
 def signal_name(signum: int) -> str:
-    """The name of a signal, as kill(1) has it."""
+    """Return the name of a signal, as in signal(7)."""
     try:
         return signals.Signals(signum).name
     except ValueError:  # Python has no names for most of the real-time ones
@@ -234,7 +234,7 @@ def signal_name(signum: int) -> str:
 
 
 def name_execution(request: Request, execution: Execution) -> None:
-    """Tell the client which execution this is, for the routes under ``/processes``."""
+    """Set ``X-Execution-Id``, the id for the routes under ``/processes``."""
     request.setHeader(b"X-Execution-Id", execution.id.encode("ascii"))
 
 

@@ -1,4 +1,4 @@
-"""Finds the endpoint of a request."""
+"""Find the endpoint of a request, and run it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Endpoint = Callable[..., Coroutine[Any, Any, "bytes | None"]]
 
 class Dispatch(Resource):
     """
-    Calls the endpoint of a request's path if that has no parameters, as those in a hurry have not; else asks Klein.
+    Call the endpoint of a request's path if that has no parameters; else have Klein find it.
 
     Klein matches a path with Werkzeug, which costs as much as all the rest that is done for a small request.
     """

@@ -96,7 +96,7 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
 
     @routes.get("/processes/<id>", reply=ExecutionDetails)
     async def process(request: Request, id: str) -> ExecutionDetails:
-        """All that is known of an execution: of ``/run`` and ``/run_streaming`` too, by their ``X-Execution-Id``."""
+        """The details of an execution, also one of ``/run`` or ``/run_streaming``, by its ``X-Execution-Id``."""
         return await described(get(id))
 
     @routes.get("/processes/<id>/logs", query=LogsQuery, reply=Logs)

@@ -64,7 +64,7 @@ def gauge(name: str, help: str, value: float) -> Family:
 
 class Metrics:
     """
-    Reads off the parts of the daemon how it is doing.
+    Collect the figures of the daemon's parts.
 
     :param table: its executions.
     :param streams: its event streams.
@@ -191,7 +191,7 @@ class Metrics:
 
 
 def measured(families: Iterable[Family]) -> Iterator[Metric]:
-    """What :meth:`Metrics.families` has found as Prometheus has it, and the process itself. Blocks."""
+    """Return the families, and those of the process itself, as Prometheus metrics. Blocks."""
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
     from prometheus_client.process_collector import ProcessCollector
 
@@ -214,7 +214,7 @@ def measured(families: Iterable[Family]) -> Iterator[Metric]:
 
 
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
-    """How often a value was at most each bound."""
+    """Return how many values were at most each bound."""
     total = 0
     found = []
     for bound, number in zip((*map(str, histogram.bounds), "+Inf"), histogram.counts, strict=True):
@@ -240,7 +240,7 @@ def exposed(families: Iterable[Family], accept: str) -> tuple[bytes, str]:
 
 
 class _Collected:
-    """Families as the registry that the exposition wants to have."""
+    """Families in the form of a Prometheus registry."""
 
     def __init__(self, families: Iterable[Family]) -> None:
         self._families = families

@@ -1,7 +1,7 @@
 """
 ``/openapi.json``: the API as an OpenAPI 3.1 document, made from the routes and the types of their messages.
 
-OpenAPI 3.1 has no schema for event streams; the types of their events are told as ``x-events``.
+OpenAPI 3.1 has no schema for event streams; the types of their events are in ``x-events``.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ answered only when nothing was executed. Every reply has an `X-Request-Id`: the 
 #: The schemas of headers that are not just text.
 _HEADERS = {"Last-Event-ID": {"type": "string", "pattern": "^[0-9]{0,18}$"}}
 
-#: What any error is answered with, whichever the route.
+#: The error statuses of every route.
 _ANY_ERROR = (401, 500)
 
 
 def _parts(body: Any) -> tuple[Any, ...]:
-    """The alternatives that a body may be."""
+    """Return the alternative types of a body."""
     return body if isinstance(body, tuple) else () if body is None else (body,)
 
 
 def _types(operation: Operation) -> Iterator[Any]:
-    """The types whose JSON schemas an operation needs."""
+    """Return the types whose JSON schemas an operation needs."""
     for part in (*_parts(operation.body), *_parts(operation.reply), *_parts(operation.query)):
         if isinstance(part, Events):
             yield from part.types.values()
@@ -54,7 +54,7 @@ def _types(operation: Operation) -> Iterator[Any]:
 
 
 def _path(path: str) -> str:
-    """A path in OpenAPI's notation."""
+    """Return a path in OpenAPI's notation."""
     return re.sub("<(?:[a-z]+:)?([a-z]+)>", r"{\1}", path)
 
 
@@ -64,7 +64,7 @@ class _Writer:
 
     :param operations: all of them.
     :ivar components: the schemas that they refer to, by name.
-    :ivar responses: likewise the responses.
+    :ivar responses: the responses that they refer to, by name.
     """
 
     def __init__(self, operations: Iterable[Operation]) -> None:
@@ -77,7 +77,7 @@ class _Writer:
                 schema["description"] = _prose(schema["description"])
 
     def operation(self, operation: Operation) -> dict[str, object]:
-        """An Operation Object."""
+        """Return an Operation Object."""
         summary, _, description = _prose(inspect.getdoc(operation.route) or "").partition("\n\n")
         statuses = {*_ANY_ERROR, *operation.errors} - ({401} if operation.is_open else set())
         if operation.body is not None:
@@ -112,7 +112,7 @@ class _Writer:
         return found
 
     def _other(self, status: int, success: bool) -> dict[str, object]:
-        """A reference to the response of a status that has no reply of its own."""
+        """Return a reference to the response of a status without a reply of its own."""
         name = f"{status}{'Failure' if success and status >= 400 else ''}"
         content = {"application/json": {"schema": self._schemas[Failure if success else Error]}}
         phrase = {"description": HTTPStatus(status).phrase}
@@ -120,7 +120,7 @@ class _Writer:
         return {"$ref": f"#/components/responses/{name}"}
 
     def _content(self, body: Any) -> dict[str, object]:
-        """The ``content`` of a body, by media type."""
+        """Return the ``content`` of a body, by media type."""
         content: dict[str, object] = {}
         json = []
         for part in _parts(body):
@@ -161,12 +161,12 @@ class _Writer:
 
 
 def _required(type: Any) -> list[str]:
-    """The names of the fields that a struct cannot do without."""
+    """Return the names of a struct's required fields."""
     return [field.encode_name for field in msgspec.structs.fields(type) if field.required]
 
 
 def _prose(docstring: str) -> str:
-    """A docstring without its field list, with Markdown's code marks."""
+    """Return a docstring without its field list, with Markdown's code marks."""
     return re.split(r"\n\n?:(?:param|ivar|raise|return)", docstring)[0].strip().replace("``", "`")
 
 
@@ -174,7 +174,7 @@ def document(operations: Iterable[Operation]) -> dict[str, object]:
     """
     The OpenAPI document.
 
-    :param operations: what is said of the routes.
+    :param operations: the descriptions of the routes.
     """
     operations = list(operations)
     writer = _Writer(operations)

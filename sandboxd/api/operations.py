@@ -1,4 +1,4 @@
-"""What is said of a route, for the OpenAPI document: what it takes, what it answers. Declared where it is added."""
+"""The description of a route for the OpenAPI document: what it takes and answers. Given where the route is added."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 @dataclass(frozen=True)
 class RawBody:
     """
-    A body that is no JSON.
+    A body that is not JSON.
 
     :ivar media_type: its ``Content-Type``.
     """
@@ -38,10 +38,10 @@ class Operation(NamedTuple):
     :ivar route: the function that answers; its docstring is the description, its module the tag.
     :ivar body: the type that the body is decoded to, :class:`RawBody`, or None.
     :ivar query: the type that the query is decoded to, or None.
-    :ivar reply: the type of what is answered, :class:`RawBody`, :class:`Events`, a tuple of such, or None for no body.
+    :ivar reply: the type of the reply, :class:`RawBody`, :class:`Events`, a tuple of such, or None for no body.
     :ivar status: the status of that answer.
     :ivar errors: the statuses that it answers errors with, beside those that any route may.
-    :ivar headers: the names of headers that it heeds, beside those that every route does.
+    :ivar headers: the names of headers that it evaluates, beside those that every route does.
     :ivar success: whether its errors have a ``success`` field.
     :ivar is_open: whether it needs no token.
     """

@@ -1,4 +1,4 @@
-"""The proxy's target: bind, unbind, ask."""
+"""Bind, unbind and show the port that the proxy forwards to."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-How a route becomes a reply: bodies in, JSON out, and every kind of error answered in one place.
+Add routes to the app: decode their bodies, encode their replies, answer every kind of error in one place.
 
 A route is an ``async`` function of the request (and of its decoded body) that returns a reply's
 :class:`~sandboxd.messages.decoding.Struct`, sent with the status that the route declares; a :class:`Reply` where the
@@ -70,7 +70,8 @@ class Routes:
     The routes, on one Klein app.
 
     :ivar app: the app, complete once every family has added its own.
-    :ivar operations: what is said of each.
+    :ivar operations: the description of each, for the OpenAPI document.
+    :ivar table: the traits of each, for the HTTP server.
     """
 
     def __init__(self) -> None:
@@ -198,7 +199,7 @@ class Routes:
         return Dispatch(self.app.resource(), self._fixed, self._subtrees)
 
     def _http_exception(self, request: Request, failure: Failure) -> bytes:
-        """No route, or not with this method."""
+        """Answer 404 or 405."""
         error = failure.value
         path = request.path.decode("utf-8", "replace")
         if isinstance(error, MethodNotAllowed):

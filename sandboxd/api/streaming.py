@@ -16,18 +16,18 @@ from sandboxd.web.sse import EventStream, Streams, event
 
 
 def output_events(batch: Batch) -> bytes:
-    """The records of a batch as ``output`` events, for ``/run_streaming``."""
+    """Encode the records of a batch as ``output`` events, for ``/run_streaming``."""
     return _events(batch, "output", f'{{"stream":"{batch.stream}","data":')
 
 
 def log_events(batch: Batch) -> bytes:
-    """The records of a batch as ``log`` events, for ``/process_logs_streaming``."""
+    """Encode the records of a batch as ``log`` events, for ``/process_logs_streaming``."""
     time = timestamp(batch.time)
     return _events(batch, "log", f'{{"timestamp":"{time}","stream":"{batch.stream}","data":')
 
 
 def timestamp(seconds: float) -> str:
-    """Seconds since the epoch as RFC 3339 in UTC, with microseconds."""
+    """Format seconds since the epoch as RFC 3339 in UTC, with microseconds."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
@@ -37,10 +37,10 @@ _DIGITS = [b"%03d" % number for number in range(1000)]
 
 def _events(batch: Batch, name: str, prefix: str) -> bytes:
     """
-    The records of a batch as events.
+    Encode the records of a batch as events.
 
     Sequence numbers are put together from the thousands, which are the same for many, and the last three digits, which
-    are there already: to make a million numbers is most of what it takes to make a million events.
+    are encoded in advance: formatting the numbers would take most of the time.
     """
     head = f"event: {name}\nid: ".encode("ascii")
     middle = f'\ndata: {prefix}"'.encode("ascii")
@@ -69,7 +69,7 @@ def texts(batch: Batch, count: int) -> list[str]:
 
 def _escaped(batch: Batch) -> list[bytes]:
     """
-    :func:`texts` as the insides of JSON strings.
+    Encode the texts of the records as the insides of JSON strings.
 
     All are encoded with one call, unless a backslash makes it ambiguous where one ends.
     """
@@ -88,9 +88,7 @@ def _escaped(batch: Batch) -> list[bytes]:
 
 def check_streams(streams: Streams) -> None:
     """
-    Make sure that an event stream can be opened.
-
-    :raise ApiError: if there are too many.
+    Raise a 503 :class:`ApiError` if as many event streams are open as may be.
     """
     if streams.full:
         raise ApiError(503, f"{len(streams)} event streams are open, which is the limit; try again later")
@@ -98,9 +96,9 @@ def check_streams(streams: Streams) -> None:
 
 def resume_after(request: Request, after: int | None) -> int:
     """
-    The sequence number behind which a stream is to go on; 0 for its beginning.
+    Return the sequence number after which a stream begins; 0 for its beginning.
 
-    :param after: what the query says; else the header ``Last-Event-ID`` counts.
+    :param after: that of the query; if None, the header ``Last-Event-ID`` counts.
     :raise BadRequest: if that is not a number.
     """
     text = request.text_header(b"Last-Event-ID")

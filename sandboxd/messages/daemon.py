@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from sandboxd.messages.decoding import BadRequest, DoneWithMessage, Struct, Yes
 
-#: Likewise a port.
+#: A port, as a regular expression for the OpenAPI document.
 PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 
 
@@ -26,9 +26,9 @@ class BindPortRequest(msgspec.Struct):
 
     def number(self) -> int:
         """
-        The port.
+        Return the port.
 
-        :raise BadRequest: if it is not one.
+        :raise BadRequest: if it is not a number from 1 to 65535.
         """
         return _port(self.port)
 
@@ -40,9 +40,9 @@ class UnbindPortRequest(msgspec.Struct):
 
     def number(self) -> int | None:
         """
-        The port, if one is given.
+        Return the port, or None.
 
-        :raise BadRequest: if it is not one.
+        :raise BadRequest: if it is not a number from 1 to 65535.
         """
         return None if self.port in (None, "") else _port(self.port)
 

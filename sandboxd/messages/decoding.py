@@ -1,5 +1,5 @@
 """
-The requests of the API as values: a body is decoded and checked here, or refused with the field's name.
+Decode bodies and queries, or refuse them with the name of the field; the types that all families of routes share.
 
 The rules are those of the HTTP contract; unknown fields are ignored, because the official clients send some.
 """
@@ -19,7 +19,7 @@ from msgspec import Meta
 
 
 class BadRequest(Exception):
-    """The request is malformed; the text says which field, and what to do."""
+    """The request is malformed; the text names the field and says what to do."""
 
 
 #: What has no NUL in it, as a regular expression.
@@ -33,7 +33,7 @@ Count = Annotated[int, Meta(ge=0, le=(1 << 62))]
 After = Annotated[Count, Meta(description="Records behind this number; wins over Last-Event-ID.")] | None
 
 
-#: Said in the OpenAPI document, and checked by code of ours, whose errors say more.
+#: The pattern is for the OpenAPI document; check_path raises errors that say more.
 Path = Annotated[str, Meta(extra_json_schema={"minLength": 1, "pattern": NO_NUL})]
 
 
@@ -54,9 +54,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 def check_path(field: str, path: str) -> None:
     """
-    Check what no file system takes.
-
-    :raise ValueError: if it is empty or has a NUL in it.
+    Raise ValueError if a path is empty or contains NUL.
     """
     if not path:
         raise ValueError(f"{field}: must not be empty")
@@ -66,7 +64,7 @@ def check_path(field: str, path: str) -> None:
 
 def decode(body: bytes, type: type[T]) -> T:
     """
-    A request's body as a value.
+    Decode a request's body.
 
     :param body: JSON; empty means ``{}``. ``\\udc80`` to ``\\udcff`` alone are bytes 80 to ff that are not UTF-8.
     :raise BadRequest: if it is not JSON, or not of that type.
@@ -129,15 +127,15 @@ def fields_of(type: Any) -> Mapping[str, bool]:
 
 
 def _bare(type: msgspec.inspect.Type) -> msgspec.inspect.Type:
-    """A type without what is said of it."""
+    """Return a type without its metadata."""
     return type.type if isinstance(type, msgspec.inspect.Metadata) else type
 
 
 def _with_surrogates(body: bytes) -> object:
     """
-    A body that has halves of surrogate pairs in it, decoded.
+    Decode a body with lone surrogates.
 
-    :raise BadRequest: if one is not a byte.
+    :raise BadRequest: if one does not stand for a byte.
     """
     value: object = json.loads(body)
     try:
@@ -148,7 +146,7 @@ def _with_surrogates(body: bytes) -> object:
 
 
 def _validation(text: str) -> str:
-    """msgspec's words, with the field first: ``cmd: Expected `str`, got `int```."""
+    """Return an error of msgspec with the field first: ``cmd: Expected `str`, got `int```."""
     text, _, path = text.partition(" - at `$")
     field = path.strip("`.")
     return f"{field}: {text}" if field else text
@@ -195,6 +193,6 @@ class Done(Struct):
 
 
 class DoneWithMessage(Done):
-    """It was done, with a word about it."""
+    """It was done, with a message for people."""
 
     message: Text

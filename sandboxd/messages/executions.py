@@ -54,12 +54,12 @@ class LimitsRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     cpus: Annotated[float, Meta(gt=0, le=4096)] | None = None
 
     def of_tree(self) -> dict[str, float]:
-        """Those that need a cgroup."""
+        """Return the limits of the whole tree, which need a cgroup."""
         found = {"memory": self.memory, "pids": self.pids, "cpus": self.cpus}
         return {name: value for name, value in found.items() if value is not None}
 
     def of_process(self) -> dict[str, int]:
-        """Those that are rlimits."""
+        """Return the limits of each process, which are rlimits."""
         given: dict[str, int] = msgspec.to_builtins(self)
         return {name: value for name, value in given.items() if name not in self.of_tree()}
 
@@ -196,9 +196,9 @@ class CommandRequest(msgspec.Struct):
 
     def command(self, user: User | None = None, shell: str | None = None) -> Command:
         """
-        The command that is asked for.
+        Return the command.
 
-        :param user: what is known of the user that is named in it.
+        :param user: the entry of its ``user`` in passwd.
         :param shell: what to execute if it names no program.
         :raise BadRequest: if the operating system could not take it.
         """
@@ -252,9 +252,9 @@ class KillProcessRequest(msgspec.Struct):
 
     def signum(self) -> int:
         """
-        The signal to send first.
+        Return the signal to send first.
 
-        :raise BadRequest: if there is none of that name or number.
+        :raise BadRequest: if there is no signal of that name or number.
         """
         return signals.SIGKILL if self.signal is None else _signum(self.signal)
 
@@ -266,9 +266,9 @@ class SignalRequest(msgspec.Struct):
 
     def signum(self) -> int:
         """
-        The signal to send.
+        Return the signal to send.
 
-        :raise BadRequest: if there is none of that name or number.
+        :raise BadRequest: if there is no signal of that name or number.
         """
         return _signum(self.signal)
 
@@ -378,7 +378,7 @@ class Record(LogLine, kw_only=True):
 
 
 class Gap(Struct):
-    """Lines that can no longer be had."""
+    """Lines that were dropped from the log."""
 
     dropped: int
 
@@ -447,7 +447,7 @@ class TerminalSize(Struct):
 
 
 class ExecutionDetails(Struct):
-    """All that is known of an execution."""
+    """The details of an execution."""
 
     id: Id
     pid: int
@@ -474,7 +474,7 @@ class ExecutionDetails(Struct):
 
 
 class Waited(ExecutionDetails):
-    """All that is known of an execution when the wait is over, and why that is."""
+    """The details of an execution when a wait is over, and its reason."""
 
     reason: Literal["output", "port", "http", "exit", "timeout"]
     seq: Annotated[int, Meta(description="For output: the record in which the text ends.")] | UnsetType = UNSET
@@ -485,7 +485,7 @@ class Logs(Struct):
     """Records of an execution's log."""
 
     records: list[Record]
-    dropped: Annotated[int, Meta(description="Records that were asked for and are gone.")]
+    dropped: Annotated[int, Meta(description="Records after `after` that the log no longer has.")]
     last: Annotated[int, Meta(description="Ask for what is after this number next.")]
     ended: Annotated[bool, Meta(description="Whether there will be no more.")]
 

@@ -1,4 +1,4 @@
-"""Who may call: whoever has a token that is known, as a bearer token (RFC 6750)."""
+"""Bearer tokens (RFC 6750): check them, claim the daemon with one, read them again."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ class BearerAuth:
         self.replace(tokens)
 
     def replace(self, tokens: Iterable[str]) -> None:
-        """Accept these from now on, and no others."""
+        """Accept these tokens from now on, and no others."""
         self._digests = [sha256(token.encode("utf-8")).digest() for token in tokens]
 
     def allows(self, header: bytes | None) -> bool:
         """
-        Whether a header's value has one of the tokens. Takes the same time whichever it is and however much is right.
+        Return whether a header has one of the tokens, in a time that depends neither on which nor on how much is right.
 
         :param header: the value of ``Authorization``, or None if there is none.
         """
@@ -98,8 +98,8 @@ class Gate(BearerAuth):
     """
     The daemon's own: its tokens can change while it runs.
 
-    :param credentials: what it knows at the start.
-    :param in_thread: runs a blocking function off the reactor's thread.
+    :param credentials: the tokens at the start, and where they come from.
+    :param in_thread: calls a blocking function in a thread.
     :ivar unclaimed: whether the first token that comes will be taken.
     """
 
@@ -113,17 +113,17 @@ class Gate(BearerAuth):
         self.unclaimed = credentials.pool and not credentials.tokens
 
     def may_claim(self, header: bytes | None) -> bool:
-        """Whether a header's value has a token that can be taken: visible ASCII, at most 4096 of it."""
+        """Return whether a header has a token that can claim the daemon: visible ASCII, at most 4096 of it."""
         token = (bearer_token(header) if self.unclaimed else None) or b""
         return 0 < len(token) <= MAX_TOKEN and all(0x21 <= byte <= 0x7E for byte in token)
 
     async def claim(self, header: bytes | None) -> bool:
         """
-        Take the token of a header, if none was taken before, and store it first.
+        Accept the token of a header from now on, unless one was accepted before; it is stored first.
 
-        :return: whether it is the one that is accepted from now on.
+        :return: whether it is accepted.
         :raise OSError: if it could not be stored; then nothing was claimed.
-        :raise BadTokens: if something that is no token was put where it is stored.
+        :raise BadTokens: if the file that it is stored in appeared meanwhile and holds no valid token.
         """
         assert self._path is not None
         await self._claiming.acquire()
@@ -145,9 +145,9 @@ class Gate(BearerAuth):
 
     async def reload(self) -> None:
         """
-        Read the tokens again, if they came from a file.
+        Read the tokens again if they come from a file.
 
-        :raise BadTokens: if that has none; what was accepted before still is.
+        :raise BadTokens: if it cannot be read, holds no token, or holds an invalid one; then none is replaced.
         """
         if self._path is None:
             return

@@ -12,9 +12,9 @@ HIGH_WATER = 1024 * 1024
 
 class BodyError(Exception):
     """
-    The body cannot be had.
+    The body cannot be read.
 
-    :ivar status: what to answer.
+    :ivar status: the status to answer.
     """
 
     def __init__(self, status: int, error: str) -> None:
@@ -24,12 +24,12 @@ class BodyError(Exception):
 
 class BodyStream:
     """
-    A body on its way. One reader awaits :meth:`read` until it is empty.
+    A body that is still arriving. One reader awaits :meth:`read` until that returns nothing.
 
     The reader being cancelled is how it ends when the client hangs up: a disconnect cancels the route's Deferred, and
     so what the route awaits. A route that answers without having read all closes the connection.
 
-    :param length: bytes that will come, or None if that is not said.
+    :param length: bytes of the body, or None if that is not known.
     :param limit: bytes that may come, or None for any number.
     :param hold: called with whether the client has to wait.
     :ivar patient: whether it may come as slowly as it likes.
@@ -60,7 +60,7 @@ class BodyStream:
 
     async def read(self) -> bytes:
         """
-        Some more of the body, all that has come; nothing at its end.
+        Return what has arrived since the last call, at least one byte; nothing at the end.
 
         :raise BodyError: if it is too long, malformed, or came too slowly.
         """
@@ -79,7 +79,7 @@ class BodyStream:
         return data
 
     def feed(self, data: bytes) -> None:
-        """Some of it has arrived."""
+        """Add bytes that have arrived."""
         self._received += len(data)
         if self._limit is not None and self._received > self._limit:
             self.fail(BodyError(413, f"the request body is over the limit of {self._limit} bytes"))
@@ -91,12 +91,12 @@ class BodyStream:
         self._wake()
 
     def end(self) -> None:
-        """All has arrived."""
+        """Mark it as complete."""
         self.complete = True
         self._wake()
 
     def fail(self, error: BodyError) -> None:
-        """No more will come, and what has come is of no use."""
+        """Fail the reader with an error, and drop what it has not read."""
         self._error = self._error or error
         self._waiting.clear()
         self._set_held(False)
@@ -114,7 +114,7 @@ class BodyStream:
 
 
 def whole(data: bytes) -> BodyStream:
-    """A body that has already arrived."""
+    """Return a body that has arrived as a whole."""
     body = BodyStream(len(data))
     body.feed(data)
     body.end()

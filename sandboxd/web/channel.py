@@ -298,13 +298,13 @@ class Channel(Protocol):
     # Refusing
 
     def refuse(self, request: Request, refusal: Refusal) -> None:
-        """Answer now, take no notice of the rest of the request, and close."""
+        """Answer at once, drop the rest of the request, and close."""
         if not self.refused:
             self.cut_off()
             request.answer(refusal)
 
     def cut_off(self) -> None:
-        """Take no notice of the rest of a request, which is about to be answered, and close when it is."""
+        """Drop the rest of a request that is about to be answered, and close after that."""
         self._deadline.clear()
         self.refused = True
         self.persistent = False

@@ -1,4 +1,4 @@
-"""Conditional requests, RFC 9110 section 13: whether what a client knows of a file is still so."""
+"""Conditional requests, RFC 9110 section 13: evaluate If-Match, If-None-Match, If-(Un)Modified-Since, If-Range."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _TAG = re.compile(r'[ \t,]*(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"[ \t]*(?=,|$)
 
 
 class Malformed(ValueError):
-    """A header is not what its rule says; the text names it."""
+    """A header is malformed; the text names it."""
 
 
 def http_date(seconds: float) -> str:
-    """A time as in ``Last-Modified``; RFC 9110 section 5.6.7."""
+    """Return a time as an HTTP-date, RFC 9110 section 5.6.7."""
     return formatdate(max(0, min(seconds, 253_402_300_799)), usegmt=True)
 
 
 def _seconds(text: str | None) -> int | None:
-    """A date in seconds since 1970; what is no date counts as none, as the RFC has it."""
+    """Return an HTTP-date in seconds since 1970; None for a malformed one, which the RFC says to ignore."""
     if text is None:
         return None
     try:

@@ -18,14 +18,14 @@ T = TypeVar("T")
 
 
 class KeyConflict(Exception):
-    """The key was used for another request, or what became of its request is no longer kept."""
+    """The key was used for another request, or the result of its request is not known any more."""
 
 
 class KeyedResult(Generic[T]):
     """
-    What a request has started.
+    The result of a request.
 
-    :ivar value: that; None once it was dropped to save memory, or is unknown.
+    :ivar value: what it has started; None once it was dropped to save memory, or is unknown.
     :ivar why_lost: what is answered to a request that comes again when there is no value any more.
     :ivar keyed: whether the request has a key that is remembered, so that it may come again.
     """
@@ -41,9 +41,9 @@ class KeyedResult(Generic[T]):
 
 class IdempotencyStore:
     """
-    Remembers what was started for which key.
+    The results of requests by their keys.
 
-    :param clock: tells the time.
+    :param clock: gives the time.
     :param count: how many keys are remembered.
     :param seconds: for how long.
     :param max_bytes: how much the answers may hold together; beyond it the oldest are dropped, not their keys.
@@ -61,10 +61,10 @@ class IdempotencyStore:
 
     def once(self, key: str | None, request: bytes, start: Callable[[], T]) -> KeyedResult[T]:
         """
-        What ``start`` returned, now or when the key was first used.
+        Return the result of ``start``, called now or when the key was first used.
 
-        :param key: the header's value, or None: then it is started, and not remembered.
-        :param request: all that makes this request different from another.
+        :param key: the header's value, or None for a result that is not remembered.
+        :param request: what distinguishes this request from others.
         :raise KeyConflict: if the key cannot be used for this request.
         """
         now = self._clock.seconds()
@@ -85,7 +85,7 @@ class IdempotencyStore:
         return cast(KeyedResult[T], known)
 
     def forget(self, entry: KeyedResult[T]) -> None:
-        """Nothing has come of a request after all: the same key may be used again."""
+        """Forget an entry whose request has had no effect: its key may be used again."""
         if entry.keyed:
             entry.keyed = False
             self._bytes -= entry.size
@@ -101,7 +101,7 @@ class IdempotencyStore:
         entry.value, entry.size = None, 0
 
     def holds(self, entry: KeyedResult[T], size: int) -> None:
-        """Tell how many bytes of memory an entry's value holds."""
+        """Set the bytes of memory that an entry's value holds; drop the oldest values if all together hold too many."""
         if not entry.keyed or entry.value is None:
             return
         self._bytes += size - entry.size
@@ -114,7 +114,7 @@ class IdempotencyStore:
                 oldest.value, oldest.size = None, 0
 
     def _forget(self, now: float, count: int) -> None:
-        """Forget what is too old, and the oldest of more than ``count``."""
+        """Forget entries that are too old, and the oldest of more than ``count``."""
         while self._entries:
             oldest = next(iter(self._entries.values()))
             if len(self._entries) <= count and now - oldest.time < self._seconds:

@@ -20,24 +20,24 @@ class Span(NamedTuple):
     end: int
 
     def of(self, size: int) -> str:
-        """As the value of ``Content-Range``."""
+        """Return it as the value of ``Content-Range``."""
         return f"bytes {self.start}-{self.end - 1}/{size}"
 
 
 class Unsatisfiable(Exception):
-    """No range is in the file, or there are too many: 416. The text says which."""
+    """No range overlaps the file, or there are too many: answer 416. The text says which."""
 
 
 def parse_range(text: str | None, size: int) -> list[Span] | None:
     """
-    What of a file is asked for, in the order in which it is.
+    Return the ranges that a request asks for, in its order.
 
     Where ranges overlap or touch, those that do are sent as one, so that a file is never sent more than once.
 
     :param text: the value of ``Range``, or None.
     :param size: bytes of the file.
-    :return: None for all of it: if nothing was asked, or not in bytes, or what the RFC does not allow.
-    :raise Unsatisfiable: if there is nothing to be sent.
+    :return: None for the whole file: without the header, in another unit than bytes, or if it is malformed.
+    :raise Unsatisfiable: if no range overlaps the file, or there are more than :data:`MAX_RANGES`.
     """
     unit, separator, rest = (text or "").partition("=")
     if not separator or unit.strip().lower() != "bytes":
@@ -69,7 +69,7 @@ def parse_range(text: str | None, size: int) -> list[Span] | None:
 
 
 def _merged(spans: list[Span]) -> list[Span]:
-    """The same bytes, in spans that do not overlap."""
+    """Return the same bytes in spans that do not overlap."""
     ordered = sorted(spans)
     if all(one.end < other.start for one, other in itertools.pairwise(ordered)):
         return spans
@@ -84,10 +84,10 @@ def _merged(spans: list[Span]) -> list[Span]:
 
 def part_heads(spans: list[Span], size: int, media_type: str, boundary: str) -> tuple[list[bytes], bytes]:
     """
-    What stands before each part of a multipart/byteranges body, and what after the last.
+    Return the headers before each part of a multipart/byteranges body, and the end after the last.
 
     :param size: bytes of the file.
-    :param boundary: what parts them; must not occur in the file, so it is to be random.
+    :param boundary: the delimiter; must not occur in the file, so it has to be random.
     """
     heads = [
         f"\r\n--{boundary}\r\nContent-Type: {media_type}\r\nContent-Range: {span.of(size)}\r\n\r\n".encode("ascii")
@@ -97,7 +97,7 @@ def part_heads(spans: list[Span], size: int, media_type: str, boundary: str) -> 
 
 
 class ContentRange(NamedTuple):
-    """Where a part belongs: bytes ``start`` to before ``end`` of ``size``, which may not be known."""
+    """The position of a part: bytes ``start`` to before ``end`` of ``size``, which is None if unknown."""
 
     start: int
     end: int
@@ -105,7 +105,7 @@ class ContentRange(NamedTuple):
 
 
 def parse_content_range(text: str) -> ContentRange | None:
-    """The value of ``Content-Range``, or None if it is no such."""
+    """Parse the value of ``Content-Range``; return None if it is malformed."""
     found = _CONTENT_RANGE.fullmatch(text.strip())
     if found is None:
         return None

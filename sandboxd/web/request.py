@@ -1,4 +1,4 @@
-"""A request of the API: its body, its answer, and what is known of it before a route is called."""
+"""A request of the API: its head, its body, its response."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _field_name(name: bytes) -> bytes:
     """
     Return a header's name as it is sent.
 
-    :raise InvalidHeaderName: if it is none.
+    :raise InvalidHeaderName: if it is malformed.
     """
     return next(Headers({name: [b""]}).getAllRawHeaders())[0]
 
@@ -403,11 +403,11 @@ class Request(TwistedRequest):
         return self.stream is not None and not self.stream.complete and not self._disconnected
 
     def body_stream(self) -> BodyStream:
-        """The body as a stream, even if it came as a whole."""
+        """Return the body as a stream, also if it has arrived as a whole."""
         return self.stream or whole(self.take_body())
 
     def take_body(self) -> bytes:
-        """The whole body, which is kept as :attr:`body`."""
+        """Return the whole body, which is kept as :attr:`body`."""
         if self._rest is not None:
             self.body = self._rest.getvalue()  # shares the memory, where read() would copy it
             self._rest = None
@@ -419,18 +419,18 @@ class Request(TwistedRequest):
         return self.text_header(b"Idempotency-Key") or None
 
     def text_header(self, name: bytes) -> str | None:
-        """A header's value; what is not UTF-8 in it is escaped."""
+        """Return a header's value, or None; bytes that are not UTF-8 are escaped."""
         value = self.getHeader(name)
         return None if value is None else value.decode("utf-8", "backslashreplace")
 
     def joined_header(self, name: str) -> str | None:
-        """All values of a header that may be a list; what is not UTF-8 in them is escaped."""
+        """Return all values of a header joined by commas, or None; bytes that are not UTF-8 are escaped."""
         values = self.requestHeaders.getRawHeaders(name.encode("ascii"))
         return None if values is None else b", ".join(values).decode("utf-8", "backslashreplace")
 
     @property
     def fingerprint(self) -> bytes:
-        """What makes this request different from another: its path, without the prefix, and its body."""
+        """What distinguishes this request from others: its path without the prefix, and its body."""
         return self.path.removeprefix(PREFIX) + b"\0" + self.body
 
     @cached_property
@@ -483,7 +483,7 @@ class Request(TwistedRequest):
         return reason
 
     def send_rest(self, body: bytes | None) -> None:
-        """Send what a route has returned, if it has not sent all by itself, and end the response."""
+        """Send the body that a route has returned, None if it has sent all by itself, and end the response."""
         if self._disconnected:
             return
         if body is not None:
@@ -492,7 +492,7 @@ class Request(TwistedRequest):
 
     @property
     def on_error(self) -> dict[str, object]:
-        """What an error has beside its text."""
+        """The fields of an error beside its text."""
         return {"success": False} if self.success else {}
 
     def answer(self, refusal: Refusal) -> None:
@@ -533,12 +533,12 @@ def _cookies(values: Iterable[bytes]) -> dict[bytes, bytes]:
 
 
 def too_large(limit: int) -> Refusal:
-    """The answer to a body over ``limit`` bytes."""
+    """Return the refusal of a body over ``limit`` bytes."""
     return Refusal(413, f"the request body is over the limit of {limit} bytes")
 
 
 def printable(text: bytes) -> str:
-    """Part of a request's first line, as it can be shown on a terminal."""
+    """Return part of a request's first line in printable characters, for the log."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:1000].decode("ascii", "replace"))
 
 
@@ -553,7 +553,7 @@ _numbers = count(1)
 
 def request_id(given: bytes | None) -> bytes:
     """
-    The id that a request came with, or a new one if that is none: up to 128 letters, digits and ``._~+/=:@-``.
+    Return the id that a request came with, or a new one if that is not 1 to 128 letters, digits and ``._~+/=:@-``.
 
     :param given: the header ``X-Request-Id``, or None.
     """

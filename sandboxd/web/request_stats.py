@@ -1,4 +1,4 @@
-"""What is counted as requests come and go, in constant time each. Whoever wants to see it reads it."""
+"""Count requests, in constant time each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Answer(NamedTuple):
     A kind of answer.
 
     :ivar method: the request's; empty if there is no such route, for the client may have invented it.
-    :ivar route: the route's path with its parameters as ``<name>``; empty if there is none, or none was asked.
+    :ivar route: the route's path with parameters as ``<name>``; empty if no route was called.
     :ivar code: the status.
     """
 
@@ -51,7 +51,7 @@ class RequestStats:
 
     def answered(self, answer: Answer, seconds: float, sent: int) -> None:
         """
-        One was answered.
+        Count a request that was answered.
 
         :param seconds: until the first byte of it.
         :param sent: bytes of its body.
@@ -64,6 +64,6 @@ class RequestStats:
         latency.observe(seconds)
 
     def closed(self) -> None:
-        """One of those that are :attr:`open` is over."""
+        """Count the end of one of the :attr:`open` requests."""
         self.open -= 1
         self.last = self._clock.seconds()

@@ -1,4 +1,4 @@
-"""Writes a long response at the pace at which its client reads."""
+"""Write a long response at the pace at which its client reads."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ResponseStream:
         self._request.sentLength += count
 
     def finish(self) -> None:
-        """No more will be written; the request itself is finished by whoever renders it."""
+        """Stop producing. The caller finishes the request itself."""
         if not self._stopped:
             self._stopped = True
             self._request.unregisterProducer()

@@ -58,7 +58,7 @@ class EventStream(ResponseStream):
         self._written = False
 
     def finish(self) -> None:
-        """The stream has ended."""
+        """End the stream."""
         self._streams.closed(self)
         super().finish()
 
@@ -92,7 +92,7 @@ class Streams(Service):
 
     @property
     def open_streams(self) -> Collection[EventStream]:
-        """Those that are open."""
+        """The open streams."""
         return self._open
 
     @property
@@ -101,13 +101,13 @@ class Streams(Service):
         return len(self._open) >= self._limit
 
     def open(self, request: Request) -> EventStream:
-        """Make a request's response an event stream."""
+        """Turn a request's response into an event stream."""
         stream = EventStream(request, self)
         self._open.add(stream)
         return stream
 
     def closed(self, stream: EventStream) -> None:
-        """One has ended."""
+        """Forget a stream that has ended."""
         self._open.discard(stream)
 
     def startService(self) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 #: Most bytes of such a file.
 MAX_FILE = 64 * 1024
 
-#: What file systems without hard links say of one.
+#: errno of link(2) on file systems without hard links.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 #: Most characters of a token that claims the daemon.
@@ -25,15 +25,15 @@ MAX_TOKEN = 4096
 
 
 class BadTokens(Exception):
-    """There are no usable tokens where they should be; the text says where and why."""
+    """A token file cannot be used; the text names it and says why."""
 
 
 @dataclass(frozen=True)
 class Credentials:
     """
-    Whom the daemon knows when it starts.
+    The tokens that are accepted when the daemon starts.
 
-    :ivar tokens: the tokens that are accepted; none if it waits to be claimed.
+    :ivar tokens: those; empty if the daemon waits to be claimed.
     :ivar path: the file that they came from, or None.
     :ivar pool: whether the first token that is sent claims the daemon, and is stored at ``path``.
     """
@@ -45,9 +45,9 @@ class Credentials:
 
 def check_token(token: str) -> str:
     """
-    A token that can be sent in a header.
+    Return a token that can be sent in a header.
 
-    :raise ValueError: if it cannot.
+    :raise ValueError: if it cannot be sent.
     """
     if not token:
         raise ValueError("must not be empty")
@@ -58,12 +58,12 @@ def check_token(token: str) -> str:
 
 def read_tokens(path: Path) -> tuple[str, ...]:
     """
-    The tokens of a file.
+    Return the tokens of a file. Blocks.
 
-    :raise BadTokens: if it cannot be read, has none, or has one that is none.
+    :raise BadTokens: if it cannot be read, holds no token, or holds an invalid one.
     """
     try:
-        # Not to wait for whoever would write into a FIFO.
+        # O_NONBLOCK: opening a FIFO would wait for a writer.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
                 raise BadTokens(f"{path}: is a FIFO, which cannot be read again")
@@ -90,20 +90,20 @@ def read_tokens(path: Path) -> tuple[str, ...]:
 
 def stored_tokens(path: Path) -> tuple[str, ...]:
     """
-    What is stored where a claim is kept; nothing if there was none yet.
+    Return the tokens that a claim has stored; none if there was no claim.
 
-    :raise BadTokens: if something is there, but no token.
+    :raise BadTokens: if the file exists but cannot be used.
     """
-    # A path that leads through what is no directory is no claim either: it is told when one cannot be stored.
+    # A path through a file that is not a directory is no claim either; storing one there fails, and says so.
     return read_tokens(path) if os.path.lexists(path) else ()
 
 
 def store_token(path: Path, token: str) -> bool:
     """
-    Keep a token, with mode 0600, so that a crash at any moment leaves all of it or nothing.
+    Store a token with mode 0600, so that a crash at any moment leaves all of it or nothing. Blocks.
 
-    :return: whether it was kept; False if there is something else by now.
-    :raise OSError: if it could not be kept.
+    :return: whether it was stored; False if the file exists by now.
+    :raise OSError: if it could not be stored.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
