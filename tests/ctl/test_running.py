@@ -85,12 +85,12 @@ def test_ctrl_c_ends_the_remote_tree(terminal: Callable[..., Any], tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(terminal: Callable[..., Any], tmp_path: Path) -> None:
-    child = terminal("run", f"trap '' INT; echo $$ > {tmp_path}/pid; echo on; while :; do sleep 1; done")
+    child = terminal("run", f"trap 'echo got it' INT; echo $$ > {tmp_path}/pid; echo on; while :; do sleep 1; done")
     child.expect("on")
     pid = int((tmp_path / "pid").read_text())
     begun = time.monotonic()
     child.sendintr()
-    time.sleep(0.2)
+    child.expect("got it")
     child.sendintr()
     child.wait()
     assert child.exitstatus == 130

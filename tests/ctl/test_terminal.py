@@ -1,0 +1,117 @@
+"""``shell`` and ``attach``, in a real pseudo-terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+from sandboxd.client import Sandbox
+from sandboxd.ctl.terminal import Escapes
+from tests.clients.cutting import CuttingProxy
+from tests.ctl.conftest import PROGRAM, Ctl
+from tests.daemon import Daemon
+
+
+@pytest.fixture
+def sandbox(daemon: Daemon) -> Iterator[Sandbox]:
+    with Sandbox(daemon.url, daemon.secret) as sandbox:
+        yield sandbox
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent", "left"),
+    [
+        (["ls\r"], b"ls\r", False),
+        (["~."], b"", True),
+        (["~", "."], b"", True),
+        (["a~.\r~~b\r"], b"a~.\r~b\r", False),
+        (["~a"], b"~a", False),
+        (["x\r~.y"], b"x\r", True),
+    ],
+)
+def test_escapes(typed: list[str], sent: bytes, left: bool) -> None:
+    escapes = Escapes()
+    assert b"".join(escapes.feed(text.encode()) for text in typed) == sent
+    assert escapes.left is left
+
+
+def test_shell(terminal: Callable[..., Any]) -> None:
+    child = terminal("shell", "-e", "PS1=ready> ", "-C", "/", "sh")
+    child.expect("ready> ")
+    child.sendline("tty; stty size; pwd; echo $TERM")
+    child.expect(r"/dev/pts/\d+\r\n40 120\r\n/\r\nxterm-256color\r\n")
+    child.setwinsize(30, 100)
+    child.expect("ready> ")
+    child.sendline("sleep 0.3; stty size")
+    child.expect("30 100")
+    child.expect("ready> ")
+    child.sendline("echo begun; sleep 300")
+    child.expect("\nbegun\r\n")
+    child.sendintr()
+    child.expect("ready> ")
+    child.sendline("exit 7")
+    child.expect("$")
+    child.wait()
+    assert child.exitstatus == 7
+
+
+def test_shell_without_a_terminal(ctl: Ctl) -> None:
+    assert "sandboxctl run" in ctl("shell", code=2).stderr
+
+
+def test_leaving_and_coming_back(terminal: Callable[..., Any], sandbox: Sandbox) -> None:
+    child = terminal("shell", "-e", "PS1=ready> ", "sh")
+    child.expect("ready> ")
+    child.sendline("MARK=here; echo first")
+    child.expect("first\r\nready> ")
+    child.send("~?")
+    child.expect("~.  leave")
+    child.send("\r~.")
+    child.expect(r"sandboxctl attach ([0-9a-f]{8})")
+    id = child.match[1]
+    child.wait()
+    assert child.exitstatus == 0
+    again = terminal("attach", id)
+    again.expect("first\r\nready> ")  # its history
+    again.sendline("echo $MARK$MARK")
+    again.expect("herehere")
+    again.sendeof()
+    again.expect("$")
+    again.wait()
+    assert again.exitstatus == 0
+
+
+def test_shell_through_a_connection_that_breaks(terminal: Callable[..., Any], proxy: CuttingProxy) -> None:
+    child = terminal("shell", "-e", "PS1=ready> ", "sh", env={"SANDBOX_URL": proxy.url})
+    child.expect("ready> ")
+    child.sendline("echo before; sleep 0.5; echo after")
+    child.expect("\nbefore\r\n")
+    proxy.cut()
+    child.expect("after\r\nready> ")
+    assert "before" not in child.before  # nothing is shown twice
+    child.sendline("echo $((40 + 2))")
+    child.expect("42\r\nready> ")
+    proxy.cut()
+    child.sendline("exit 3")
+    child.expect("$")
+    child.wait()
+    assert child.exitstatus == 3
+
+
+def test_the_terminal_is_as_it_was(environ: dict[str, str], tmp_path: Path) -> None:
+    command = f"stty -a > {tmp_path}/before; {' '.join(PROGRAM)} shell sh -c 'exit 5'; echo code $?; stty -a"
+    child = pexpect.spawn("sh", ["-c", command], env=environ, encoding="utf-8", timeout=20)
+    child.expect("code 5\r\n")
+    after = child.read().replace("\r\n", "\n")
+    child.close()
+    assert after == (tmp_path / "before").read_text()
+
+
+def test_attach_to_output(ctl: Ctl, sandbox: Sandbox) -> None:
+    id = sandbox.start("echo out; printf err >&2; read line; echo got $line; exit 4", stdin=True).id
+    done = ctl("attach", "-i", id[:8], input="this\n", code=4)
+    assert (done.stdout, done.stderr) == ("out\ngot this\n", "err")
