@@ -126,6 +126,7 @@ class Sandboxd(Service):
         self.stalls = LagMeter(reactor)
         self.watches = Watches(reactor, settings.max_watches, settings.watch_linger)
         self.sockets = WebSockets(reactor, settings.heartbeat)
+        self.previews = Previews()
         own_ports = frozenset(sock.port for sock in (*http, *proxy) if sock.port is not None)
         store = IdempotencyStore(reactor)
         starter = CommandStarter(self.table, files, turns, store)
@@ -139,7 +140,17 @@ class Sandboxd(Service):
             log_access=log_access,
         )
         ready = ReadyCheck(reactor, self.table, lambda: bool(self.running and self._listening))
-        metrics = Metrics(reactor, self.table, self.streams, self.forward, self.stalls, self.site, ready.why_not)
+        metrics = Metrics(
+            reactor,
+            self.table,
+            self.streams,
+            self.forward,
+            self.stalls,
+            self.site,
+            ready.why_not,
+            self.sockets,
+            self.previews,
+        )
         add_health_routes(routes, reactor, self.proxy_port, ready)
         add_status_route(routes, reactor, self.table, self.streams, self.forward, self.stalls, metrics)
         add_command_routes(routes, starter, self.streams)
@@ -158,7 +169,6 @@ class Sandboxd(Service):
         add_listener_routes(routes, reactor, self.table, self.forward, poll, probe, self._aside, own_ports)
         add_attach_route(routes, self.table, self.sockets, turns)
         add_tunnel_route(routes, reactor, self.sockets, own_ports)
-        self.previews = Previews()
         add_preview_route(routes, reactor, self.previews, own_ports)
         add_openapi_route(routes, self._aside)
         add_metrics_routes(routes, metrics, self._aside, open_metrics)

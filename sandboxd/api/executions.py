@@ -104,7 +104,9 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
         """Some of an execution's log, at once."""
         execution = get(id)
         limit = MAX_RECORDS if query.limit is None else min(query.limit, MAX_RECORDS)
-        cursor = execution.log.cursor(query.after)
+        log = execution.log
+        after = query.after or 0 if query.tail is None else log.before_last(query.tail, query.stream)
+        cursor = log.cursor(after, stream=query.stream)
         parts: list[tuple[Batch, int]] = []  # batches, and how many records of each
         left, size, dropped = limit, 0, 0
         ended = False
@@ -118,10 +120,10 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
                 left -= count
                 size += len(item.data)
                 ended = count == item.count
-            ended = (ended or not parts) and execution.log.closed and cursor.ended
+            ended = (ended or not parts) and log.closed and cursor.ended
         finally:
             cursor.close()
-        last = min(query.after + dropped, execution.log.last)
+        last = min(after + dropped, log.last)
         if parts:
             last = parts[-1][0].first + parts[-1][1] - 1
         reply = Logs([], dropped, last, ended)

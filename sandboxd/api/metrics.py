@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from sandboxd import __version__
 from sandboxd.api.operations import RawBody
+from sandboxd.api.preview import Previews
 from sandboxd.api.routing import Routes
 from sandboxd.execution.table import ProcessTable
 from sandboxd.messages import daemon as messages
@@ -27,6 +28,7 @@ from sandboxd.reactor.threads import ThreadPool
 from sandboxd.web.request import Request
 from sandboxd.web.site import Site
 from sandboxd.web.sse import Streams
+from sandboxd.web.websocket import WebSockets
 
 if TYPE_CHECKING:  # importing it costs more than all the rest of a start
     from prometheus_client.metrics_core import Metric
@@ -72,6 +74,8 @@ class Metrics:
     :param stalls: measures how long its reactor was kept from its work.
     :param site: its HTTP server.
     :param why_not_ready: why it would not take a command now, or None.
+    :param sockets: its WebSockets.
+    :param previews: the requests that it forwards.
     """
 
     def __init__(
@@ -83,7 +87,11 @@ class Metrics:
         stalls: LagMeter,
         site: Site,
         why_not_ready: Callable[[], str | None],
+        sockets: WebSockets,
+        previews: Previews,
     ) -> None:
+        self._sockets = sockets
+        self._previews = previews
         self._clock = clock
         self._table = table
         self._streams = streams
@@ -123,6 +131,7 @@ class Metrics:
             gauge("sandboxd_proxy_connections", "Clients of the proxy.", len(self._forward.connections)),
             counter("sandboxd_proxy_accepted", "Clients that the proxy has had.", self._forward.accepted),
             counter("sandboxd_proxy_bytes", "Bytes that it has forwarded, both ways.", self._forward.forwarded),
+            *self._of_reach(),
             gauge("sandboxd_reactor_delay_longest_seconds", "Longest delay of the reactor.", self._stalls.longest),
             Family(
                 "sandboxd_reactor_delay_seconds",
@@ -173,6 +182,25 @@ class Metrics:
             {(status,): table.ended[status] for status in ("completed", "failed", "killed", "unstarted")},
         )
         yield counter("sandboxd_output_bytes", "Bytes that commands have written.", table.output_bytes)
+
+    def _of_reach(self) -> Iterator[Family]:
+        kinds = ("attach", "tunnel")
+        yield Family(
+            "sandboxd_websockets",
+            "WebSockets that are open: clients attached to processes, and tunnels to ports.",
+            "gauge",
+            ("kind",),
+            {(kind,): self._sockets.count(kind) for kind in kinds},
+        )
+        yield Family(
+            "sandboxd_websockets_opened",
+            "WebSockets that were opened.",
+            "counter",
+            ("kind",),
+            {(kind,): self._sockets.opened[kind] for kind in kinds},
+        )
+        yield gauge("sandboxd_previews", "Requests that are being forwarded to the sandbox.", self._previews.open)
+        yield counter("sandboxd_previews_forwarded", "Requests that were forwarded.", self._previews.total)
 
     def _of_streams(self) -> Iterator[Family]:
         lags = [stream.backlog() for stream in self._streams.open_streams]

@@ -100,6 +100,8 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
         Every event has an ``id``, with which a stream that broke can be resumed.
         """
         after = resume_after(request, query.after)
+        if query.tail is not None and request.text_header(b"Last-Event-ID"):
+            raise BadRequest("tail: give it or Last-Event-ID, not both")
         check_streams(streams)
         try:
             execution = table.get(query.id)
@@ -108,7 +110,9 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
             stream.write(event("error", Error(f"process not found: {query.id}"), 0))
             stream.finish()
             return
-        cursor = execution.log.cursor(after)
+        if query.tail is not None:
+            after = execution.log.before_last(query.tail, query.stream)
+        cursor = execution.log.cursor(after, stream=query.stream)
         stream = streams.open(request)
         try:
             if request.method != b"HEAD":

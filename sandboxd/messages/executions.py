@@ -273,11 +273,26 @@ class SignalRequest(msgspec.Struct):
         return _signum(self.signal)
 
 
+Tail = Annotated[Count, Meta(description="The last so many records of those that are asked for.")] | None
+
+OneStream = Annotated[Literal["stdout", "stderr"], Meta(description="Records of this stream only.")] | None
+
+
+def _not_both(tail: int | None, after: int | None) -> None:
+    if tail is not None and after is not None:
+        raise ValueError("tail: give it or after, not both")
+
+
 class LogsQuery(msgspec.Struct):
     """Query of ``/processes/<id>/logs``."""
 
-    after: Annotated[Count, Meta(description="Records behind this sequence number.")] = 0
+    after: Annotated[Count, Meta(description="Records behind this sequence number.")] | None = None
     limit: Annotated[Count, Meta(description="How many at most; 10,000 by default, and no more.")] | None = None
+    tail: Tail = None
+    stream: OneStream = None
+
+    def __post_init__(self) -> None:
+        _not_both(self.tail, self.after)
 
 
 class ProcessLogsQuery(msgspec.Struct):
@@ -286,6 +301,11 @@ class ProcessLogsQuery(msgspec.Struct):
     id: Annotated[str, Meta(min_length=1)]
     after: After = None
     follow: Annotated[bool, Meta(description="Whether to go on with new lines as they come.")] = True
+    tail: Tail = None
+    stream: OneStream = None
+
+    def __post_init__(self) -> None:
+        _not_both(self.tail, self.after)
 
 
 class StreamQuery(msgspec.Struct):
