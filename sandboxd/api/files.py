@@ -15,8 +15,10 @@ from sandboxd.files.access import Files
 from sandboxd.files.errors import FileError
 from sandboxd.files.line_range import LineRange
 from sandboxd.files.root import Root
-from sandboxd.messages.decoding import Done, Error, Failure, PathRequest
+from sandboxd.files.text import write
+from sandboxd.messages.decoding import BadRequest, Done, Error, Failure, PathRequest
 from sandboxd.messages.files import Content, Entries, FileEntry, Lines, ReadFileRequest, Stat, WriteFileRequest
+from sandboxd.messages.long_text import LongText, cut_out
 from sandboxd.reactor.oneshot import OneShot
 from sandboxd.web.ascii_json import escaped
 from sandboxd.web.idempotency import IdempotencyStore
@@ -82,13 +84,20 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
         reply=(Done, Failure),
         errors=(409,),
         headers=("Idempotency-Key",),
+        # In the threads of the root directory's file system, for which one the file is on is in the body.
+        cut=lambda body: files.threads("/", cut_out, body),
     )
-    async def write_file(request: Request, body: WriteFileRequest) -> Struct:
+    async def write_file(request: Request, body: WriteFileRequest, text: LongText | None = None) -> Struct:
         """Make a file, or replace one; a reader sees the old text or the new."""
+        content: str | Callable[[], Iterator[bytes]] = body.content
+        if text is not None and body.content == text.mark:
+            content = text.pieces
+        elif text is not None and body.path == text.mark:
+            raise BadRequest("path: too long")
 
         def start() -> OneShot[None]:
             written: OneShot[None] = OneShot()
-            files.call(text.write, body.path, body.content).addBoth(written.fire)
+            files.call(write, body.path, content).addBoth(written.fire)
             return written
 
         entry = store.once(request.idempotency_key, request.fingerprint, start)

@@ -46,6 +46,10 @@ Route: TypeAlias = "Callable[..., Awaitable[Answer]]"
 #: Adds a route, as a decorator of the function.
 Adder: TypeAlias = Callable[[Route], None]
 
+#: Bytes from which on a body is cut before it is decoded, where a route does so. It takes twice as long as to decode
+#: it in one go, which holds the reactor for less than 30 ms up to here.
+LARGE = 16 * 1024 * 1024
+
 _log = Logger()
 
 
@@ -102,6 +106,7 @@ class Routes:
         status: int = 200,
         errors: tuple[int, ...] = (),
         headers: tuple[str, ...] = (),
+        cut: Callable[[bytes], Awaitable[tuple[bytes, object]]] | None = None,
         success: bool = False,
         websocket: bool = False,
         open: bool = False,
@@ -119,6 +124,8 @@ class Routes:
         :param status: likewise.
         :param errors: likewise.
         :param headers: likewise.
+        :param cut: makes a smaller body of one of :data:`LARGE` bytes or more, before that is decoded; the route gets
+            what it has cut out as ``text``.
         :param success: a trait, as :class:`~sandboxd.web.route_table.RouteTraits` has it.
         :param websocket: likewise.
         :param open: likewise.
@@ -148,10 +155,19 @@ class Routes:
                         return route(request, **parameters)
                     if type is bytes:
                         return route(request, body, **parameters)
+                    if cut is not None and len(body) >= LARGE:
+                        return cut_first(cut, body)
+                    return route(request, decoded(body), **parameters)
+
+                def decoded(body: bytes) -> Any:
                     value = decode(body, type)
                     if strict:
                         check_fields(body, type)
-                    return route(request, value, **parameters)
+                    return value
+
+                async def cut_first(cut: Callable[[bytes], Awaitable[tuple[bytes, object]]], body: bytes) -> Answer:
+                    small, text = await cut(body)
+                    return await route(request, decoded(small), text=text, **parameters)
 
                 return await _answered(request, call, status)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime, timezone
 from time import time_ns
@@ -84,7 +85,7 @@ def read_all(fd: int, size: int) -> bytes | None:
     return b"".join(pieces)
 
 
-def write(root: Root, path: str, content: str) -> None:
+def write(root: Root, path: str, content: str | Callable[[], Iterable[bytes]]) -> None:
     """
     Replace a file's contents, or make a new one with mode 0644.
 
@@ -93,20 +94,26 @@ def write(root: Root, path: str, content: str) -> None:
     :data:`_CANNOT_REPLACE`) the file is overwritten in place. Devices, and files of the kernel's own file systems such
     as /proc and /sys, are always written to, with one write(2), and never replaced.
 
+    :param content: text, or what returns the bytes in pieces each time it is called; what that raises ends it.
     :raise FileError: if it cannot be written, or is there and is neither a regular file nor a device.
     """
-    data = content.encode("utf-8", "surrogateescape")
-    if len(data) <= SMALL and _write_small(root, path, data):
-        return
+    if isinstance(content, str):
+        data = content.encode("utf-8", "surrogateescape")
+        if len(data) <= SMALL and _write_small(root, path, data):
+            return
+        pieces: Callable[[], Iterable[bytes]] = lambda: (data,)  # noqa: E731
+    else:
+        pieces = content
     if _is_written_in_place(root, path):
-        _write_in_place(root, path, data)
+        _write_in_place(root, path, pieces())
         return
     try:
-        _write(Replacement(root, path, lambda old: None, durable=False), data)
+        _write(Replacement(root, path, lambda old: None, durable=False), pieces())
     except FileError as error:
         if error.errno not in _CANNOT_REPLACE or not _is_file(root, path):
             raise
-        _write(Patch(root, path, lambda old: None, offset=0, size=len(data), durable=False), data)
+        size = sum(map(len, pieces()))
+        _write(Patch(root, path, lambda old: None, offset=0, size=size, durable=False), pieces())
 
 
 def _write_small(root: Root, path: str, data: bytes) -> bool:
@@ -173,24 +180,26 @@ def _is_written_in_place(root: Root, path: str) -> bool:
         os.close(fd)
 
 
-def _write_in_place(root: Root, path: str, data: bytes) -> None:
+def _write_in_place(root: Root, path: str, pieces: Iterable[bytes]) -> None:
     with os_errors("open", path):
         fd = root.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY)
     with os_errors("write", path):
         try:
-            left = memoryview(data)
-            while True:
-                left = left[os.write(fd, left) :]
-                if not left:
-                    return
+            for piece in pieces:
+                left = memoryview(piece)
+                while True:
+                    left = left[os.write(fd, left) :]
+                    if not left:
+                        break
         finally:
             os.close(fd)
 
 
-def _write(upload: Upload, data: bytes) -> None:
+def _write(upload: Upload, pieces: Iterable[bytes]) -> None:
     try:
         upload.open(None)
-        upload.write(data)
+        for piece in pieces:
+            upload.write(piece)
         upload.commit()
     finally:
         upload.close()
