@@ -122,6 +122,10 @@ class Connection:
                 self._say(f"{each.dropped} lines are no longer kept")
             else:
                 self._say("connected again; what was written meanwhile is lost")
+                if self._terminal:  # another size for a moment has a program that uses the whole screen draw it anew
+                    size = shutil.get_terminal_size()
+                    await self._attachment.resize(size.columns, max(1, size.lines - 1))
+                    await self._resize()
 
     def _say(self, text: str) -> None:
         sys.stderr.write(f"\r\n[sandboxctl: {text}]\r\n" if self._terminal else f"sandboxctl: {text}\n")

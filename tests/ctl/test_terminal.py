@@ -102,6 +102,17 @@ def test_shell_through_a_connection_that_breaks(terminal: Callable[..., Any], pr
     assert child.exitstatus == 3
 
 
+def test_a_long_shell_is_drawn_anew(terminal: Callable[..., Any], proxy: CuttingProxy) -> None:
+    cmd = "trap 'echo size $(stty size)' WINCH; seq 1 30000; echo all; while :; do sleep 0.1; done"
+    child = terminal("shell", cmd, env={"SANDBOX_URL": proxy.url}, timeout=40)
+    child.expect("\nall\r\n")
+    proxy.cut()
+    child.expect("what was written meanwhile is lost")
+    child.expect("size 40 120")
+    child.send("\r~.")
+    child.expect("to come back")
+
+
 def test_the_terminal_is_as_it_was(environ: dict[str, str], tmp_path: Path) -> None:
     command = f"stty -a > {tmp_path}/before; {' '.join(PROGRAM)} shell sh -c 'exit 5'; echo code $?; stty -a"
     child = pexpect.spawn("sh", ["-c", command], env=environ, encoding="utf-8", timeout=20)
