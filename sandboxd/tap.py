@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import atexit
 import errno
+import gc
 import os
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import ILogObserver, Logger, LogLevel
@@ -34,7 +35,9 @@ from sandboxd.processes.limits import prepare_process
 from sandboxd.reactor.clock import RunningTime
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.polling import poll_without_log_context
-from sandboxd.service import Sandboxd
+
+if TYPE_CHECKING:  # see _import_service
+    from sandboxd.service import Sandboxd
 
 #: Signals that mean something to a companion only.
 FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGWINCH)
@@ -162,7 +165,7 @@ def makeService(options: Options) -> Sandboxd:
     # Until the reactor runs. Not sys.exit: the reactor would catch that while it starts, and go on.
     signal.signal(signal.SIGTERM, lambda signum, frame: reactor.callWhenRunning(_stop_now))
     signal.signal(signal.SIGHUP, lambda signum, frame: None)  # likewise; what it would read again was just read
-    service = Sandboxd(
+    service = _import_service()(
         reactor,
         http,
         proxy,
@@ -189,6 +192,22 @@ def makeService(options: Options) -> Sandboxd:
     reactor.addSystemEventTrigger("before", "shutdown", manager.stopping, "ending what runs")
     atexit.register(_exit, service)
     return service
+
+
+def _import_service() -> type[Sandboxd]:
+    """
+    Import what the daemon is made of, when it is needed: ``--help`` does not need it.
+
+    Nothing of it is ever garbage, but looking for some would take a third of the time. Frozen, it is not looked at
+    later either, when each full collection would stop the reactor for as long as that takes.
+    """
+    gc.disable()
+    try:
+        from sandboxd.service import Sandboxd
+    finally:
+        gc.enable()
+    gc.freeze()
+    return Sandboxd
 
 
 def _root(directory: str | None) -> Root:

@@ -379,3 +379,16 @@ async def test_the_secret_of_the_environment_is_hidden_when_an_option_wins(
     stdout = (await api.run("env"))["stdout"]
     assert "SANDBOX_SECRET" not in stdout
     assert "from-the" not in stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "late"),
+    [
+        ("sandboxd.tap", ["klein", "sandboxd.service", "twisted.web.server"]),
+        ("sandboxd.service", ["prometheus_client", "treq", "twisted.web.client", "websockets"]),
+    ],
+)
+def test_what_a_start_does_not_need_is_not_imported(module: str, late: list[str]) -> None:
+    code = f"import sys, {module}; print(*sorted(set({late!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "\n"
