@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from twisted.internet.task import Clock
+from twisted.internet import reactor
+from twisted.internet.task import Clock, deferLater
+from twisted.internet.threads import deferToThread
 
+from sandboxd.api.operations import RawBody
+from sandboxd.api.routing import Reply
+from sandboxd.daemon.sockets import ListeningSocket
 from sandboxd.reactor.deadline import Deadline
+from sandboxd.service import Sandboxd
+from sandboxd.web.body import HIGH_WATER, BodyStream
+from sandboxd.web.request import Request
+from sandboxd.web.tokens import Credentials
 from tests.daemon import Daemon, alive
 from tests.http_cases import AUTH, BODY
 from tests.http_client import Responses
@@ -174,6 +184,49 @@ def test_slow_requests_and_idle_connections_end(start_daemon: Callable[..., Daem
             assert answer is not None
             assert answer.status == status
             assert responses.next() is None
+
+
+def test_a_chunked_body_over_the_limit_is_refused_in_the_middle_of_a_piece(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon("--max-body=1000")
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=10) as sock:
+        head = b"POST /read_file HTTP/1.1\r\nHost: x\r\n" + AUTH + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+        sock.sendall(head + b"64\r\n%s\r\n" % (b" " * 100) * 200 + b"0\r\n\r\n")
+        responses = Responses(sock)
+        answer = responses.next()
+        assert answer is not None
+        assert (answer.status, answer.headers["connection"]) == (413, "close")
+        assert responses.next() is None
+    assert "Traceback" not in daemon.log.read_text()
+
+
+async def test_a_connection_goes_on_behind_a_body_that_its_route_has_not_read() -> None:
+    http, proxy = (ListeningSocket(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
+    service = Sandboxd(cast(Any, reactor), [http], [proxy], Credentials(("secret",)), os.environ)
+
+    @service.routes.route("PUT", "/unread", RawBody())
+    async def unread(request: Request, body: BodyStream) -> Reply:
+        while not body.complete:
+            await deferLater(reactor, 0.01)
+        assert body.held
+        return Reply({}, 400)
+
+    def exchange() -> list[int]:
+        head = b"PUT /unread HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: %d\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", cast(int, http.port)), timeout=10) as sock:
+            sock.sendall(head % HIGH_WATER + bytes(HIGH_WATER))
+            responses = Responses(sock)
+            first = responses.next()
+            sock.sendall(HEALTH)
+            second = responses.next()
+        assert first is not None
+        assert second is not None
+        return [first.status, second.status]
+
+    service.startService()
+    try:
+        assert await deferToThread(exchange) == [400, 200]
+    finally:
+        await service.stopService()
 
 
 def test_a_deadline_expires_once_and_at_the_time_that_was_set_last() -> None:

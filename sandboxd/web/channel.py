@@ -221,7 +221,7 @@ class Channel(Protocol):
         self._arriving = True
         self._left = head.length or 0
         if head.length is None:
-            self._decoder = ChunkedDecoder(request.body_received, self.site.settings.max_header)
+            self._decoder = ChunkedDecoder(self._decoded, self.site.settings.max_header)
         if request.stream is not None and request.stream.patient:
             self._deadline.clear()
         else:
@@ -263,6 +263,10 @@ class Channel(Protocol):
             self._complete(request)
         elif request.stream is not None and not request.stream.patient:
             self._deadline.set(self.site.settings.request_timeout)
+
+    def _decoded(self, piece: bytes) -> None:
+        if self._request is not None and not self.refused:  # as it may be by the chunk before
+            self._request.body_received(piece)
 
     def _complete(self, request: Request) -> None:
         """All of a request has arrived."""
@@ -334,6 +338,7 @@ class Channel(Protocol):
     def request_done(self) -> None:
         """The present request has been answered."""
         self._request = None
+        self._held = False  # by a route that has not read all of its body
         if self.refused or not self.persistent:
             self._buffer = b""
             self.loseConnection()
