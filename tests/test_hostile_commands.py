@@ -55,7 +55,8 @@ async def test_a_command_that_changes_limits_of_its_spawn_server_changes_no_othe
     shown = "ulimit -a; grep -i realtime.timeout /proc/self/limits | cut -c 1-22"
     before = (await api.run(shown))["stdout"]
     # Of the server that has not started it: the other one's loss could also be that of this command.
-    await all_run(api, [f"prlimit --pid {pid} {limit}" for pid in spawners])
+    replies = await all_run(api, [f"prlimit --pid {pid} {limit}" for pid in spawners])
+    assert [reply.status for reply in replies] == [200, 200]
     after = [(await api.run(shown))["stdout"] for _ in range(10)]
     assert after == [before] * 10
     assert set(await guardians_of(daemon)).isdisjoint(spawners)
@@ -121,12 +122,17 @@ async def test_requests_that_a_dead_spawn_server_has_not_received_are_executed_o
     for pid in spawners:
         os.kill(pid, signal.SIGSTOP)
     file = tmp_path / "ran"
-    requests = [Deferred.fromCoroutine(api.post("/run", {"cmd": f"echo {n} >> {file}"})) for n in range(20)]
+    cmds = [f"echo {number} >> {file}" for number in range(20)]
+    requests = [Deferred.fromCoroutine(api.post("/start_process", {"cmd": cmd})) for cmd in cmds]
     await until(lambda: descriptors_in_flight(daemon.pid, requests))
     for pid in spawners:
         os.kill(pid, signal.SIGKILL)
     replies = await within(20, _all(requests))
-    assert [reply.status for reply in replies] == [200] * 20
+    assert [reply.status for reply in replies] == [201] * 20
+    for reply in replies:
+        assert (await api.post(f"/processes/{reply.json()['id']}/wait", {"timeout": 10})).json()[
+            "status"
+        ] == "completed"
     assert sorted(map(int, file.read_text().split())) == list(range(20))
 
 

@@ -9,14 +9,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sandboxd.processes.spawn_messages import (
+    DONE,
     EXITED,
     FAILED,
     FORKED,
+    MAX_OUTPUT,
     STARTED,
     Malformed,
     StartRequest,
+    pack_done,
     pack_record,
     pack_request,
+    unpack_done,
     unpack_record,
     unpack_request,
 )
@@ -34,6 +38,7 @@ REQUESTS = st.builds(
     user=st.none() | st.tuples(U32, U32, st.lists(U32, max_size=5).map(tuple)),
     cgroup=TEXT,
     limits=st.dictionaries(st.integers(0, 15), U64, max_size=8),
+    collect=st.booleans(),
 )
 
 
@@ -93,7 +98,8 @@ def test_a_record_is_unpacked_as_it_was_packed(kind: int, value: int) -> None:
         (FAILED, 4096, 0),
         (EXITED, -1, 0),
         (EXITED, 0x10000, 0),
-        (4, 1, 0),
+        (5, 1, 0),
+        (DONE, 0, 0),
         (EXITED, 0, 3),
     ],
 )
@@ -102,9 +108,23 @@ def test_a_record_out_of_bounds_is_malformed(kind: int, value: int, detail: int)
         unpack_record(pack_record(5, kind, value, detail))
 
 
+@given(st.integers(0, 0xFFFF), st.binary(max_size=100), st.binary(max_size=100))
+def test_a_record_of_all_output_is_unpacked_as_it_was_packed(status: int, stdout: bytes, stderr: bytes) -> None:
+    record = pack_done(5, 7, status, stdout, stderr)
+    assert unpack_record(record) == (5, DONE, 7, 0)
+    assert unpack_done(record) == (status, stdout, stderr)
+
+
+def test_more_output_than_a_record_may_have_is_malformed() -> None:
+    unpack_done(pack_done(5, 7, 0, b"x" * MAX_OUTPUT, b""))
+    with pytest.raises(Malformed):
+        unpack_done(pack_done(5, 7, 0, b"x" * MAX_OUTPUT, b"x"))
+
+
 @given(st.binary(max_size=40))
 def test_bytes_are_a_record_or_malformed(data: bytes) -> None:
-    try:
-        unpack_record(data)
-    except Malformed:
-        return
+    for unpack in (unpack_record, unpack_done):
+        try:
+            unpack(data)
+        except Malformed:
+            continue

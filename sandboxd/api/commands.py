@@ -129,7 +129,7 @@ class CommandStarter:
         :param limit: bytes of each stream to keep, at most.
         :raise SpawnError: if that cannot even be tried.
         """
-        return BufferedOutput(self._table.start(command, background=False), limit)
+        return BufferedOutput(self._table.start(command, background=False, collect=True), limit)
 
     async def until_started(self, execution: Execution, entry: KeyedResult[T]) -> None:
         """

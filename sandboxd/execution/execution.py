@@ -58,9 +58,12 @@ class Execution:
         spawner: Spawner,
         ended: Callable[[Execution], None],
         cgroup: Cgroup | None = None,
+        collect: bool = False,
     ) -> None:
         """
         Request its start.
+
+        :param collect: whether its output may come some milliseconds late; see :meth:`.Spawner.spawn`.
 
         :param ended: called when it has ended, or could not be started.
         :raise SpawnError: if the request itself fails.
@@ -94,7 +97,7 @@ class Execution:
         self._began = clock.seconds()
         self.pid: int | None = None
         self._protocol = CaptureProtocol(self.log, clock, self._started, self._exited, command.flush_after)
-        self._child: Child | None = spawner.spawn(self._protocol, command, self._mark, cgroup)
+        self._child: Child | None = spawner.spawn(self._protocol, command, self._mark, cgroup, collect)
         self.log.register_producer(self._child)
         if command.timeout is not None:
             self._timers.append(clock.callLater(command.timeout, self._time_out))

@@ -138,11 +138,12 @@ class ProcessTable(Service):
         self._cgroups = cgroups
         self._housekeeping = LoopingCall(self._housekeep)
 
-    def start(self, command: Command, *, background: bool) -> Execution:
+    def start(self, command: Command, *, background: bool, collect: bool = False) -> Execution:
         """
         Run a command.
 
         :param background: whether it is listed as a background process.
+        :param collect: whether its output may come some milliseconds late; see :meth:`.Spawner.spawn`.
         :raise CgroupError: if the limits of its tree cannot be set.
         :raise SpawnError: if the request fails, too many commands run, or the daemon is stopping.
         """
@@ -159,7 +160,7 @@ class ProcessTable(Service):
 
         try:
             execution = Execution(
-                id, command, background, self._reactor, self._trees, self._spawner, self._ended, cgroup
+                id, command, background, self._reactor, self._trees, self._spawner, self._ended, cgroup, collect
             )
         except SpawnError:
             if cgroup is not None:

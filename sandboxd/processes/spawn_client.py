@@ -27,11 +27,13 @@ from sandboxd.processes.limits import own_nofile
 from sandboxd.processes.pipes import ExitWatch, close_later
 from sandboxd.processes.spawn_messages import (
     AT_START,
+    DONE,
     EXITED,
     FAILED,
     FORK,
     FORKED,
     INLINE,
+    MAX_OUTPUT,
     SIGNAL,
     START,
     START_LONG,
@@ -39,6 +41,7 @@ from sandboxd.processes.spawn_messages import (
     Malformed,
     StartRequest,
     pack_request,
+    unpack_done,
     unpack_record,
     unpack_request,
 )
@@ -57,6 +60,9 @@ ANSWER_TIMEOUT = 2.0
 #: Seconds that a child may take to execute its program, once it was forked: entering a directory may block.
 START_TIMEOUT = 10.0
 
+#: Most bytes of a record.
+_RECORD_SIZE = MAX_OUTPUT + 1024
+
 #: sendmsg(2) fails for now: the socket is full, too many descriptors are in flight, or the kernel lacks memory.
 _LATER = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 
@@ -70,10 +76,13 @@ main(*map(int, sys.argv[1:]))
 
 
 class ChildListener(Protocol):
-    """The receiver of a child's records: ``started`` or ``failed``, and ``exited`` after ``started``."""
+    """The receiver of a child's records: ``started``, ``failed`` or ``done``, and ``exited`` after ``started``."""
 
-    def started(self, pid: int) -> None:
-        """Called when it runs."""
+    def started(self, pid: int, output: list[int]) -> None:
+        """Called when it runs, with the read ends of its stdout and stderr if the server made them."""
+
+    def done(self, pid: int, status: int, stdout: bytes, stderr: bytes) -> None:
+        """Called when it has run and exited, with all of its output."""
 
     def failed(self, error: OSError, step: int) -> None:
         """
@@ -95,15 +104,17 @@ class _Launch:
 
     :ivar pid: None until it was forked.
     :ivar server: the spawn server that the request was sent to; None once it has failed or exited.
+    :ivar collect: whether the server makes the pipes for its output.
     :ivar forked_at: when it was forked, by the reactor's clock, if it has not executed its program yet.
     """
 
-    __slots__ = ("child", "forked_at", "mark", "number", "pid", "server")
+    __slots__ = ("child", "collect", "forked_at", "mark", "number", "pid", "server")
 
-    def __init__(self, number: int, child: ChildListener, mark: int) -> None:
+    def __init__(self, number: int, child: ChildListener, mark: int, collect: bool = False) -> None:
         self.number = number
         self.child = child
         self.mark = mark
+        self.collect = collect
         self.pid: int | None = None
         self.server: _Server | None = None
         self.forked_at: float | None = None
@@ -188,12 +199,13 @@ class SpawnClient:
         Request the start of a child.
 
         :param child: gets its records, later.
-        :param fds: the child's stdout, stderr and, if it has one, stdin; closed once they are sent.
+        :param fds: the child's stdout, stderr and, if it has one, stdin; none if its output is collected. They are
+            closed once they are sent.
         :return: sends a signal to the child's process group, if the child has not exited.
         :raise OSError: if there is no spawn server; the descriptors stay open.
         """
         self.start()  # one may have died
-        launch = _Launch(self.next_number(), child, request.mark)
+        launch = _Launch(self.next_number(), child, request.mark, request.collect)
         payload = request.pack()
         message = pack_request(START, launch.number, payload)
         if len(message) > INLINE:
@@ -286,9 +298,12 @@ class _Fork:
         self._client = client
         self._server = server
 
-    def started(self, pid: int) -> None:
+    def started(self, pid: int, output: list[int]) -> None:
         """Use it."""
         self._server.forked(pid)
+
+    def done(self, pid: int, status: int, stdout: bytes, stderr: bytes) -> None:
+        """Do nothing: its output is not collected."""
 
     def failed(self, error: OSError, step: int) -> None:
         """Have it replaced."""
@@ -350,7 +365,7 @@ class _Server:
     def _execute(self, fd: int) -> None:
         program = [sys.executable, "-I", "-S", "-c", _PROGRAM]
         popen = subprocess.Popen(
-            [*program, str(fd), str(self._client.base), str(own_nofile()), str(os.getpid())],
+            [*program, str(fd), str(self._client.base), str(own_nofile())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=(fd,),
@@ -412,7 +427,10 @@ class _Server:
         while self._unsent:
             message, fds = self._unsent[0]
             try:
-                self._socket.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+                if fds:
+                    self._socket.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+                else:
+                    self._socket.send(message)
             except OSError as error:
                 if error.errno in _LATER:
                     return
@@ -429,13 +447,7 @@ class _Server:
         found = []
         with suppress(OSError):  # EAGAIN: there are no more
             while True:
-                message, ancillary, _, _ = self._theirs.recvmsg(
-                    INLINE, 256, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-                )
-                fds = array.array("i")
-                for _, _, data in ancillary:
-                    fds.frombytes(data)
-                found.append((message, list(fds)))
+                found.append(_receive(self._theirs, INLINE))
         found.extend(self._unsent)
         self._unsent.clear()
         return found
@@ -446,18 +458,23 @@ class _Server:
     def _receive(self, most: int) -> None:
         for _ in range(most):
             try:
-                message = self._socket.recv(INLINE)
+                message, fds = _receive(self._socket, _RECORD_SIZE)
             except OSError:  # EAGAIN
                 return
-            self._client.turns.take(partial(self._record, message))
+            self._client.turns.take(partial(self._record, message, fds))
 
-    def _record(self, message: bytes) -> None:
+    def _record(self, message: bytes, fds: list[int]) -> None:
         try:
             number, kind, value, detail = unpack_record(message)
             launch = self.running.get(number) if kind == EXITED else self.starting.get(number)
-            if launch is None or (launch.pid not in (None, value) and kind in (FORKED, STARTED)):
+            if launch is None or (launch.pid not in (None, value) and kind in (FORKED, STARTED, DONE)):
                 raise Malformed(f"a record of kind {kind} of a child that is in another state")
+            if (kind == DONE and not launch.collect) or len(fds) not in (0, 2 * (launch.collect and kind == STARTED)):
+                raise Malformed(f"a record of kind {kind} with {len(fds)} descriptors")
+            done = unpack_done(message) if kind == DONE else (0, b"", b"")
         except Malformed as error:
+            for fd in fds:
+                os.close(fd)
             self._client.give_up(self, str(error))
             return
         self._asked_at = self._reactor.seconds()
@@ -469,17 +486,21 @@ class _Server:
             return
         (self.running if kind == EXITED else self.starting).pop(number)
         launch.forked_at = None
+        if kind != STARTED:
+            launch.server = None
         try:
-            if kind == EXITED:
-                launch.server = None
+            if kind == DONE:
+                launch.child.done(value, *done)
+            elif kind == EXITED:
                 launch.child.exited(value)
             elif kind == FAILED:
-                launch.server = None
                 launch.child.failed(OSError(value, os.strerror(value)), detail)
+            elif launch.collect and not fds:  # this process has no descriptor left
+                self._client.break_off(launch)
             else:
                 launch.pid = value
                 self.running[number] = launch
-                launch.child.started(value)
+                launch.child.started(value, fds)
         except Exception:  # an error of one child must not affect the others
             self._log.failure("a command is killed, as an error occurred in the daemon while handling it")
             self.running.pop(number, None)
@@ -537,6 +558,19 @@ class _Server:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
             os.close(self._pidfd)
             self._pidfd = -1
+
+
+def _receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """
+    Receive a message of at most ``size`` bytes and its descriptors, without waiting.
+
+    :raise BlockingIOError: if there is none.
+    """
+    message, ancillary, _, _ = sock.recvmsg(size, 256, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+    fds = array.array("i")
+    for _, _, data in ancillary:
+        fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return message, list(fds)
 
 
 def memfd(data: bytes) -> int:

@@ -18,8 +18,9 @@ from struct import Struct, error, pack, unpack_from
 #: Kinds of requests: start a child, likewise with the payload in a memfd, signal a child, fork another server.
 START, START_LONG, SIGNAL, FORK = range(4)
 
-#: Kinds of records: a child was forked and has yet to execute its program; it executes it; it has failed to; it exited.
-FORKED, STARTED, FAILED, EXITED = range(4)
+#: Kinds of records: a child was forked and has yet to execute its program; it executes it; it has failed to; it exited;
+#: it was started and has exited, and this is all of its output.
+FORKED, STARTED, FAILED, EXITED, DONE = range(5)
 
 #: What has failed, in a FAILED record: something else, entering the working directory, executing the program.
 AT_START, AT_CWD, AT_EXEC = range(3)
@@ -27,15 +28,20 @@ AT_START, AT_CWD, AT_EXEC = range(3)
 #: Most bytes of a message; a longer request goes through a memfd.
 INLINE = 64 * 1024
 
+#: Most bytes of output in a record.
+MAX_OUTPUT = 32 * 1024
+
 #: Upper bounds of the numbers in records: ``PID_MAX_LIMIT`` and ``MAX_ERRNO`` of the kernel, a wait status.
-_MAX = {FORKED: 1 << 22, STARTED: 1 << 22, FAILED: 4095, EXITED: 0xFFFF}
+_MAX_STATUS = 0xFFFF
+_MAX = {FORKED: 1 << 22, STARTED: 1 << 22, FAILED: 4095, EXITED: _MAX_STATUS, DONE: 1 << 22}
 
 _REQUEST = Struct("<BQ")
 _RECORD = Struct("<QBiB")
+_OUTPUT = Struct("<HH")
 _START = Struct("<QBBHIIIII")
 _LIMIT = Struct("<BQ")
 
-_STDIN, _USER, _CWD, _MERGE, _SCRIPT, _TTY = 1, 2, 4, 8, 16, 32
+_STDIN, _USER, _CWD, _MERGE, _SCRIPT, _TTY, _COLLECT = 1, 2, 4, 8, 16, 32, 64
 
 #: The descriptor of a child at which its shell finds a script that is too long for an argument.
 SCRIPT_FD = 9
@@ -61,9 +67,25 @@ class StartRequest:
     :ivar merge: whether its stderr is its stdout, so that none is sent.
     :ivar script: whether a descriptor for :data:`SCRIPT_FD` is among those that are sent.
     :ivar tty: whether one terminal is sent for stdin, stdout and stderr, to control the child's session.
+    :ivar collect: whether the server makes the pipes for output. It reports all at once if the child exits soon, with
+        little output, and else sends the daemon's ends with the STARTED record. No descriptors are sent then.
     """
 
-    __slots__ = ("argv", "cgroup", "cwd", "env", "limits", "mark", "merge", "program", "script", "stdin", "tty", "user")
+    __slots__ = (
+        "argv",
+        "cgroup",
+        "collect",
+        "cwd",
+        "env",
+        "limits",
+        "mark",
+        "merge",
+        "program",
+        "script",
+        "stdin",
+        "tty",
+        "user",
+    )
 
     def __init__(
         self,
@@ -79,6 +101,7 @@ class StartRequest:
         merge: bool = False,
         script: bool = False,
         tty: bool = False,
+        collect: bool = False,
     ) -> None:
         self.argv = argv
         self.env = env
@@ -92,6 +115,7 @@ class StartRequest:
         self.merge = merge
         self.script = script
         self.tty = tty
+        self.collect = collect
 
     @property
     def targets(self) -> list[tuple[int, ...]]:
@@ -113,7 +137,7 @@ class StartRequest:
         argv, env, cwd = b"\0".join(self.argv), b"\0".join(self.env), self.cwd or b""
         groups = () if self.user is None else (self.user[0], self.user[1], *self.user[2])
         flags = _STDIN * self.stdin | _USER * (self.user is not None) | _CWD * (self.cwd is not None)
-        flags |= _MERGE * self.merge | _SCRIPT * self.script | _TTY * self.tty
+        flags |= _MERGE * self.merge | _SCRIPT * self.script | _TTY * self.tty | _COLLECT * self.collect
         sizes = (len(argv), len(env), len(cwd), len(self.cgroup), len(self.program))
         limits = b"".join(_LIMIT.pack(*limit) for limit in self.limits.items())
         packed = (
@@ -163,6 +187,7 @@ class StartRequest:
             bool(flags & _MERGE),
             bool(flags & _SCRIPT),
             bool(flags & _TTY),
+            bool(flags & _COLLECT),
         )
 
 
@@ -188,15 +213,38 @@ def pack_record(number: int, kind: int, value: int, detail: int = 0) -> bytes:
     return _RECORD.pack(number, kind, value, detail)
 
 
+def pack_done(number: int, pid: int, status: int, stdout: bytes, stderr: bytes) -> bytes:
+    """Return the record of a child that has exited, with all of its output."""
+    sizes = _OUTPUT.pack(status, len(stdout))
+    return b"".join((_RECORD.pack(number, DONE, pid, 0), sizes, stdout, stderr))
+
+
+def unpack_done(message: bytes) -> tuple[int, bytes, bytes]:
+    """
+    Return wait status, stdout and stderr of a DONE record.
+
+    :raise Malformed: if it has none.
+    """
+    start = _RECORD.size + _OUTPUT.size
+    if not start <= len(message) <= start + MAX_OUTPUT:
+        raise Malformed(f"a record of {len(message)} bytes")
+    status, size = _OUTPUT.unpack_from(message, _RECORD.size)
+    if start + size > len(message):
+        raise Malformed("a record whose parts do not add up")
+    return status, message[start : start + size], message[start + size :]
+
+
 def unpack_record(message: bytes) -> tuple[int, int, int, int]:
     """
     Return number, kind, value and detail of a record.
 
     :raise Malformed: if it is none, or has a value that its kind cannot have.
     """
-    if len(message) != _RECORD.size:
+    if len(message) < _RECORD.size:
         raise Malformed(f"a record of {len(message)} bytes")
-    number, kind, value, detail = _RECORD.unpack(message)
+    number, kind, value, detail = _RECORD.unpack_from(message)
+    if kind != DONE and len(message) != _RECORD.size:
+        raise Malformed(f"a record of {len(message)} bytes")
     if kind not in _MAX or not (0 if kind == EXITED else 1) <= value <= _MAX[kind]:
         raise Malformed(f"a record of kind {kind} with the value {value}")
     if detail not in (AT_START, AT_CWD, AT_EXEC):

@@ -29,8 +29,12 @@ import resource
 import select
 import signal
 import socket
+import sys
+import termios
 from array import array
+from collections import deque
 from contextlib import suppress
+from time import monotonic
 
 from sandboxd.processes.limits import inherited_nofile
 from sandboxd.processes.marks import guard, inherited_mark, mark_variable, marks_by_limit
@@ -43,6 +47,7 @@ from sandboxd.processes.spawn_messages import (
     FORK,
     FORKED,
     INLINE,
+    MAX_OUTPUT,
     SCRIPT_FD,
     SIGNAL,
     START,
@@ -50,6 +55,7 @@ from sandboxd.processes.spawn_messages import (
     STARTED,
     Malformed,
     StartRequest,
+    pack_done,
     pack_record,
     unpack_request,
 )
@@ -77,6 +83,11 @@ _TIOCSCTTY = 0x540E
 #: Most requests that are served before exits are looked for.
 BURST = 8
 
+#: Seconds after which a child whose output is collected is handed over to the daemon if it has written something, and
+#: seconds after which it is handed over in any case.
+LOOK = 0.004
+HAND_OVER = 0.02
+
 #: Added to oom_score_adj, so that commands are killed before the daemon when memory is short; see proc(5).
 OOM_SCORE_STEP = 200
 OOM_SCORE_MAX = 1000
@@ -103,15 +114,23 @@ class _Child:
 
     :ivar number: the daemon's number for it; 0 once its end has been reported.
     :ivar errors: the read end of the pipe through which it reports that it cannot execute its program, or -1.
+    :ivar output: the read ends of its stdout and stderr while they are collected, or empty.
     """
 
-    __slots__ = ("errors", "number", "pid", "pidfd")
+    __slots__ = ("errors", "number", "output", "pid", "pidfd")
 
     def __init__(self, number: int, pid: int, pidfd: int, errors: int = -1) -> None:
         self.number = number
         self.pid = pid
         self.pidfd = pidfd
         self.errors = errors
+        self.output: tuple[int, ...] = ()
+
+    def close_output(self) -> None:
+        """Close the pipes of its output."""
+        for fd in self.output:
+            os.close(fd)
+        self.output = ()
 
 
 class SpawnServer:
@@ -137,6 +156,8 @@ class SpawnServer:
         self._epoll.register(control.fileno(), select.EPOLLIN)
         self._children: dict[int, _Child] = {}  # by number
         self._watched: dict[int, _Child] = {}  # by pidfd, and by the pipe for errors
+        self._looks: deque[tuple[float, _Child]] = deque()
+        self._hand_overs: deque[tuple[float, _Child]] = deque()
         self._env: tuple[list[bytes], dict[bytes, bytes]] = ([], {})
 
     def serve(self) -> None:
@@ -161,7 +182,7 @@ class SpawnServer:
         control = self._control.fileno()
         while True:
             requests = False
-            for fd, _ in self._epoll.poll():
+            for fd, _ in self._epoll.poll(self._look()):
                 child = self._watched.get(fd)
                 if fd == control:
                     requests = True  # last, as new children may get descriptors that have events in this list
@@ -172,15 +193,45 @@ class SpawnServer:
             if requests and not self._listen():
                 return
 
-    def _record(self, number: int, kind: int, value: int, detail: int = AT_START) -> None:
+    def _record(self, number: int, kind: int, value: int, detail: int = AT_START, fds: tuple[int, ...] = ()) -> None:
+        self._send(pack_record(number, kind, value, detail), fds)
+
+    def _send(self, record: bytes, fds: tuple[int, ...] = ()) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # the next read returns the end of file
-            self._control.send(pack_record(number, kind, value, detail))
+            if fds:
+                self._control.sendmsg([record], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
+            else:
+                self._control.send(record)
+
+    def _look(self) -> float:
+        """Hand over the children that take long; return the seconds until the next look, -1 for none."""
+        wait = -1.0
+        for queue, unconditional in ((self._looks, False), (self._hand_overs, True)):
+            while queue:
+                at, child = queue[0]
+                if child.output:
+                    left = at - monotonic()
+                    if left > 0:
+                        wait = left if wait < 0 else min(wait, left)
+                        break
+                    if unconditional or _events(child.output):
+                        self._hand_over(child)
+                queue.popleft()
+        return wait
+
+    def _hand_over(self, child: _Child) -> None:
+        """Have the daemon read the output of a child that takes long, or leaves processes behind."""
+        self._record(child.number, STARTED, child.pid, fds=child.output)
+        child.close_output()
 
     def _listen(self) -> bool:
         """Serve some requests; return False at the end of file."""
         for _ in range(BURST):
-            if limits() != self._limits:
-                os._exit(TAMPERED)  # before a request is received, which then goes to another server
+            if limits() != self._limits:  # looked at before a request is received, which then goes to another server
+                for child in self._children.values():
+                    if child.output and child.errors < 0:
+                        self._hand_over(child)
+                os._exit(TAMPERED)
             try:
                 message, fds = _receive(self._control)
             except BlockingIOError:
@@ -218,6 +269,27 @@ class SpawnServer:
             self._record(number, FAILED, errno.EINVAL)
 
     def _start(self, number: int, request: StartRequest, fds: list[int]) -> None:
+        if not request.collect:
+            child = self._start_with(number, request, fds)
+            if child is not None and child.errors < 0:
+                self._record(number, STARTED, child.pid)
+            return
+        pipes: list[int] = []
+        child = None
+        try:
+            for _ in range(2):
+                pipes.extend(os.pipe2(os.O_CLOEXEC))
+            child = self._start_with(number, request, pipes[1::2])
+        finally:
+            for fd in pipes[1::2] if child is not None else pipes:
+                os.close(fd)
+        if child is not None:
+            child.output = tuple(pipes[::2])
+            if child.errors < 0:
+                self._collect(child)
+
+    def _start_with(self, number: int, request: StartRequest, fds: list[int]) -> _Child | None:
+        """Start a child with these descriptors; None if its program cannot be executed, which has been reported."""
         if len(fds) < len(request.targets):  # they did not fit under RLIMIT_NOFILE
             raise OSError(errno.EMFILE, "")
         if self._env[0] != request.env:
@@ -225,8 +297,9 @@ class SpawnServer:
         plain = request.cwd is None and request.user is None and not (request.cgroup or request.limits or request.tty)
         program = _standard(request.program, self._env[1]) if plain else None
         if program is None:
-            self._fork(number, request, fds)
-            return
+            child = self._add(number, *self._fork(request, fds))
+            self._record(number, FORKED, child.pid)
+            return child
         # Nothing that it touches can block: vfork(2), which suspends this process until the program is executed.
         try:
             pid = self._posix_spawn(program, request, fds)
@@ -234,8 +307,14 @@ class SpawnServer:
             if error.errno not in _EXEC_ERRORS:
                 raise
             self._record(number, FAILED, error.errno, AT_EXEC)
-        else:
-            self._started(number, pid)
+            return None
+        return self._add(number, pid)
+
+    def _collect(self, child: _Child) -> None:
+        """Collect the output of a child that executes its program, for a while."""
+        now = monotonic()
+        self._looks.append((now + LOOK, child))
+        self._hand_overs.append((now + HAND_OVER, child))
 
     def _posix_spawn(self, program: bytes, request: StartRequest, fds: list[int]) -> int:
         ends = [
@@ -247,8 +326,12 @@ class SpawnServer:
         with inherited_mark(request.mark), inherited_nofile(self._nofile):
             return os.posix_spawn(program, request.argv, env, file_actions=ends, setsid=True)
 
-    def _fork(self, number: int, request: StartRequest, fds: list[int]) -> None:
-        """Start a child by fork(2): what it has to do before it executes the shell may block, or fail."""
+    def _fork(self, request: StartRequest, fds: list[int]) -> tuple[int, int]:
+        """
+        Start a child by fork(2): what it has to do before it executes the shell may block, or fail.
+
+        :return: its pid, and the read end of the pipe through which it reports that.
+        """
         errors, their_errors = os.pipe2(os.O_CLOEXEC)
         try:
             with inherited_mark(request.mark):
@@ -260,10 +343,10 @@ class SpawnServer:
             raise
         finally:
             os.close(their_errors)
-        self._add(number, pid, errors)
-        self._record(number, FORKED, pid)
+        return pid, errors
 
-    def _add(self, number: int, pid: int, errors: int = -1) -> None:
+    def _add(self, number: int, pid: int, errors: int = -1) -> _Child:
+        """Watch a child."""
         try:
             child = _Child(number, pid, os.pidfd_open(pid), errors)
         except OSError:
@@ -277,10 +360,7 @@ class SpawnServer:
             if fd >= 0:
                 self._watched[fd] = child
                 self._epoll.register(fd, select.EPOLLIN)
-
-    def _started(self, number: int, pid: int) -> None:
-        self._add(number, pid)
-        self._record(number, STARTED, pid)
+        return child
 
     def _executed(self, child: _Child) -> None:
         """Report that a forked child executes its program, or why it does not."""
@@ -291,6 +371,8 @@ class SpawnServer:
             self._fail(child, int.from_bytes(report[1:], "little"), report[0])
         elif _name(child.pid) == NAME:  # it was killed before
             self._fail(child, errno.ECANCELED)
+        elif child.output:
+            self._collect(child)
         else:
             self._record(child.number, STARTED, child.pid)
 
@@ -299,6 +381,7 @@ class SpawnServer:
         self._record(child.number, FAILED, error, detail)
         del self._children[child.number]
         child.number = 0
+        child.close_output()
 
     def _signal(self, number: int, signum: int) -> None:
         """Signal a child's process group; its pid is not reused, for this process has not reaped it."""
@@ -322,9 +405,20 @@ class SpawnServer:
             self._executed(child)
         self._forget(child.pidfd)
         status = os.waitpid(child.pid, 0)[1]
-        if child.number:
-            del self._children[child.number]
-            self._record(child.number, EXITED, status)
+        if not child.number:
+            return
+        del self._children[child.number]
+        if child.output:
+            events = _events(child.output)
+            # Hung up: it has no writer any more, and a read does not block.
+            sizes = [_size(fd) if events.get(fd, 0) & select.POLLIN else 0 for fd in child.output]
+            if all(events.get(fd, 0) & select.POLLHUP for fd in child.output) and sum(sizes) <= MAX_OUTPUT:
+                texts = [os.read(fd, size) if size else b"" for fd, size in zip(child.output, sizes)]  # noqa: B905
+                child.close_output()
+                self._send(pack_done(child.number, child.pid, status, *texts))
+                return
+            self._hand_over(child)
+        self._record(child.number, EXITED, status)
 
     def _forget(self, fd: int) -> None:
         # Not by closing alone: a forked child may have a copy, and then epoll would report its events for ever.
@@ -338,11 +432,14 @@ class SpawnServer:
             raise OSError(errno.EMFILE, "")
         pid = os.fork()
         if pid:
-            self._started(number, pid)
+            self._add(number, pid)
+            self._record(number, STARTED, pid)
             return
         os.setsid()
         for fd in self._watched:
             os.close(fd)
+        for child in self._children.values():
+            child.close_output()
         self._epoll.close()
         self._control.close()
         SpawnServer(socket.socket(fileno=fds[0]), self._daemon, self._base, self._nofile, self._limits).serve()
@@ -352,6 +449,19 @@ class SpawnServer:
         poll = select.poll()
         poll.register(self._daemon, select.POLLIN)
         return bool(poll.poll(_DAEMON_EXIT * 1000))
+
+
+def _events(fds: tuple[int, ...]) -> dict[int, int]:
+    """Return the pipes that have something to read or no writer, and which of both."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return dict(poll.poll(0))
+
+
+def _size(fd: int) -> int:
+    """Return the number of bytes in a pipe."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _execute(request: StartRequest, fds: list[int], nofile: int, errors: int) -> None:
@@ -442,7 +552,7 @@ def _ignore(signum: int, frame: object) -> None:
     """Do nothing. Not SIG_IGN, which children would inherit."""
 
 
-def main(fd: int, base: int, nofile: int, daemon_pid: int) -> None:
+def main(fd: int, base: int, nofile: int) -> None:
     """
     Serve a daemon, the parent of this process.
 
@@ -451,15 +561,11 @@ def main(fd: int, base: int, nofile: int, daemon_pid: int) -> None:
     :param nofile: the soft limit of open files of a child.
     """
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    _reset_signals()
-    marks_by_limit()  # before a command can change this process's limits
     try:
-        daemon = os.pidfd_open(daemon_pid)
-    except ProcessLookupError:
-        daemon = -1
-    if daemon < 0 or os.getppid() != daemon_pid:  # it has died since it started this process
-        guard(base)
-        return
+        daemon = os.pidfd_open(os.getppid())
+    except OSError:
+        os._exit(1)
+    _reset_signals()
     # Each child needs a descriptor here; the daemon may not have raised its own limit yet.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -468,6 +574,7 @@ def main(fd: int, base: int, nofile: int, daemon_pid: int) -> None:
         comm.write(NAME)
     control = socket.socket(fileno=fd)
     control.set_inheritable(False)
+    marks_by_limit()  # before a command can change this process's limits
     gc.freeze()
     SpawnServer(control, daemon, base, nofile, limits()).serve()
 
