@@ -91,10 +91,10 @@ class Spawner:
         :param mark: the mark of its process tree; see :mod:`sandboxd.processes.marks`.
         :param cgroup: the cgroup that it joins before it runs.
         :param collect: whether its output may come some milliseconds late, and all at once with its exit, which costs
-            this process less. Ignored for one with stdin, with one pipe for all output, or with a long script.
+            this process less. Ignored for one with stdin, a terminal, one pipe for all output, or a long script.
         :raise SpawnError: if the request itself fails.
         """
-        collect = collect and not (command.has_stdin or command.merge_stderr)
+        collect = collect and not (command.has_stdin or command.merge_stderr or command.tty)
         opened: list[int] = []
         try:
             program, argv, script = arguments(command)

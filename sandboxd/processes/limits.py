@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 #: The numbers of the limits that a command can have, by the names of getrlimit(2) in lower case.
 LIMITS = {
@@ -31,7 +31,17 @@ def inherited_nofile(soft: int) -> Iterator[None]:
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, own)
+        restore(resource.RLIMIT_NOFILE, own)
+
+
+def restore(limit: int, value: tuple[int, int]) -> None:
+    """
+    Set a limit of this process as it was, unless another process has lowered its hard limit meanwhile.
+
+    A spawn server notices that at its next request; the child that it has just started must not be lost.
+    """
+    with suppress(OSError, ValueError):
+        resource.setrlimit(limit, value)
 
 
 _own_nofile: int | None = None

@@ -23,6 +23,8 @@ import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 
+from sandboxd.processes.limits import restore
+
 #: Marks are ``base + n``. Each daemon has a random base, so that two never signal each other's processes.
 _BASE_SHIFT = 32
 #: Signals that a stopped process gets only once it continues; they are followed by SIGCONT.
@@ -88,7 +90,7 @@ def inherited_mark(mark: int) -> Iterator[None]:
         try:
             yield
         finally:
-            resource.setrlimit(resource.RLIMIT_RTTIME, (soft, hard))
+            restore(resource.RLIMIT_RTTIME, (soft, hard))
     else:
         yield
 

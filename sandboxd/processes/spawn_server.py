@@ -265,8 +265,8 @@ class SpawnServer:
                 raise Malformed(f"a request of kind {kind}")
         except OSError as error:
             self._record(number, FAILED, error.errno or errno.EIO)
-        except ValueError:  # an argument that Python does not pass to the kernel
-            self._record(number, FAILED, errno.EINVAL)
+        except ValueError:  # a limit that is above a hard one, or an argument that Python does not pass to the kernel
+            self._record(number, FAILED, errno.EINVAL if limits() == self._limits else errno.EAGAIN)
 
     def _start(self, number: int, request: StartRequest, fds: list[int]) -> None:
         if not request.collect:
