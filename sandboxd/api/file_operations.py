@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import UNSET
 from twisted.internet.defer import CancelledError
 
 from sandboxd.api.preconditions import conditions, require
@@ -24,6 +25,7 @@ from sandboxd.messages.file_operations import (
     AppendRequest,
     ChmodRequest,
     EditedFile,
+    EditedPlace,
     EditRequest,
     FileInfo,
     FileList,
@@ -117,16 +119,15 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
             raise
 
     def transfer(name: str, work: Callable[..., Copied | None], text: str) -> None:
-        async def route(request: Request, body: TransferRequest) -> Reply:
+        async def route(request: Request, body: TransferRequest) -> Transferred:
             paths = body.from_, body.to
             copied = await files.threads(
                 paths, work, files.root, body.from_, body.to, overwrite=body.overwrite, parents=body.parents
             )
-            reply: dict[str, object] = {"from": body.from_, "to": body.to, "copied": copied is not None}
-            if copied is not None:
-                reply |= {"entries": copied.entries, "bytes": copied.size}
-                reply |= {"skipped": copied.skipped} if copied.skipped else {}
-            return Reply(reply)
+            if copied is None:
+                return Transferred(body.from_, body.to, copied=False)
+            skipped = copied.skipped or UNSET
+            return Transferred(body.from_, body.to, True, copied.entries, copied.size, skipped)
 
         route.__doc__ = text
         routes.post(name, TransferRequest, reply=Transferred, errors=_ERRORS)(route)
@@ -143,38 +144,38 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
     )
 
     @routes.post("/files/chmod", ChmodRequest, reply=PermissionsChanged, errors=_ERRORS)
-    async def chmod_route(request: Request, body: ChmodRequest) -> Reply:
+    async def chmod_route(request: Request, body: ChmodRequest) -> PermissionsChanged:
         """Change the mode, the owner or the group of a file, or of all in a directory."""
 
         def work() -> int:
             return change(files.root, body.path, *body.change(), body.recursive)
 
-        return Reply({"path": body.path, "changed": await files.threads(body.path, work)})
+        return PermissionsChanged(body.path, await files.threads(body.path, work))
 
     @routes.post("/files/append", AppendRequest, reply=Touched, errors=_ERRORS)
-    async def append_route(request: Request, body: AppendRequest) -> Reply:
+    async def append_route(request: Request, body: AppendRequest) -> Touched:
         """Add to the end of a file, with one write; it is made if it is not there."""
         info = await files.threads(body.path, lambda: append(files.root, body.path, body.data(), body.parents))
-        return Reply({"path": body.path, "size": info.st_size, "etag": entity_tag(info)})
+        return Touched(body.path, info.st_size, entity_tag(info))
 
     @routes.post("/files/touch", TouchRequest, reply=Touched, errors=_ERRORS)
-    async def touch_route(request: Request, body: TouchRequest) -> Reply:
+    async def touch_route(request: Request, body: TouchRequest) -> Touched:
         """Give a file the current time, or another; it is made if it is not there."""
         info = await files.call(touch, body.path, body.mtime, body.parents)
-        return Reply({"path": body.path, "size": info.st_size, "etag": entity_tag(info)})
+        return Touched(body.path, info.st_size, entity_tag(info))
 
     @routes.post("/files/link", LinkRequest, reply=Linked, status=201, errors=_ERRORS)
-    async def link_route(request: Request, body: LinkRequest) -> Reply:
+    async def link_route(request: Request, body: LinkRequest) -> Linked:
         """Make a symbolic or a hard link."""
         hard = body.kind == "hard"
         paths = (body.path, body.target) if hard else body.path
         await files.threads(
             paths, link, files.root, body.path, body.target, hard=hard, overwrite=body.overwrite, parents=body.parents
         )
-        return Reply({"path": body.path, "target": body.target, "kind": body.kind}, 201)
+        return Linked(body.path, body.target, body.kind)
 
     @routes.post("/files/edit", EditRequest, reply=EditedFile, errors=(*_ERRORS, 412, 413), headers=("If-Match",))
-    async def edit_route(request: Request, body: EditRequest) -> Reply:
+    async def edit_route(request: Request, body: EditRequest) -> EditedFile:
         """
         Replace texts in a file, one edit after another, all or none.
 
@@ -187,10 +188,8 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
         except NoMatch as error:
             raise ApiError(409, str(error), edit=error.index, count=error.count, lines=error.lines) from None
         info = edited.info
-        places = [
-            {"replaced": count, "lines": lines} for count, lines in zip(edited.replaced, edited.lines, strict=True)
-        ]
-        return Reply({"path": body.path, "size": info.st_size, "etag": entity_tag(info), "edits": places})
+        places = [EditedPlace(count, lines) for count, lines in zip(edited.replaced, edited.lines, strict=True)]
+        return EditedFile(body.path, info.st_size, entity_tag(info), places)
 
 
 def _page(path: str, page: Page) -> dict[str, object]:

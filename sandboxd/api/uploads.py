@@ -66,7 +66,7 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
             upload = Patch(files.root, query.path, check, mode, whose, digests, offset=offset, size=query.size)
         written = await _receive(await files.threads.find(query.path), upload, body)
         stored = _stored(query.path, written)
-        request.setHeader(b"ETag", str(stored["etag"]).encode("ascii"))
+        request.setHeader(b"ETag", stored.etag.encode("ascii"))
         if (digest := digests.header()) is not None:
             request.setHeader(b"Content-Digest", digest.encode("ascii"))
         return Reply(stored, 201 if written.created else 200)
@@ -80,7 +80,7 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
         status=201,
         errors=_ERRORS,
     )
-    async def post(request: Request, body: BodyStream, query: FormQuery) -> Reply:
+    async def post(request: Request, body: BodyStream, query: FormQuery) -> StoredFiles:
         """
         Put the files of a form into a directory, each in one step once all of it has arrived.
 
@@ -108,15 +108,15 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
         finally:
             if not form.over:
                 finish_in_thread(lane, form.close)
-        return Reply({"files": _files(query.path, form)}, 201)
+        return StoredFiles(_files(query.path, form))
 
     @routes.route(
         "DELETE", "/files", query=FileQuery, reply=Deleted, errors=(400, 403, 404, 409, 412), headers=CONDITIONS
     )
-    async def delete_file(request: Request, query: FileQuery) -> Reply:
+    async def delete_file(request: Request, query: FileQuery) -> Deleted:
         """Remove a file, a link, or an empty directory."""
         await files.call(delete, query.path, require(conditions(request)))
-        return Reply({"path": query.path})
+        return Deleted(query.path)
 
 
 async def _receive(lane: ThreadPool, upload: Upload, body: BodyStream) -> Written:
@@ -168,10 +168,9 @@ def _offset(request: Request, body: BodyStream, query: UploadQuery) -> int | Non
     return part.start
 
 
-def _stored(path: str, written: Written) -> dict[str, object]:
-    info = written.info
-    return {"path": path, "size": info.st_size, "etag": entity_tag(info), "created": written.created}
+def _stored(path: str, written: Written) -> Stored:
+    return Stored(path, written.info.st_size, entity_tag(written.info), written.created)
 
 
-def _files(directory: str, form: Form) -> list[dict[str, object]]:
+def _files(directory: str, form: Form) -> list[Stored]:
     return [_stored(os.path.join(directory, name), written) for name, written in form.written]
