@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sandboxd.files.upload import temporary_for
+from sandboxd.files.temporary_names import temporary_for
 from tests.client import Api
 from tests.daemon import Daemon
 from tests.waiting import within

@@ -11,8 +11,9 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from sandboxd.files.errors import os_errors
-from sandboxd.files.renames import make_parents, rename, temporary_name
+from sandboxd.files.renames import make_parents, rename
 from sandboxd.files.root import Root
+from sandboxd.files.temporary_names import temporary_name
 from sandboxd.files.walk import DirectoryTree, remove_tree, walk
 
 #: ioctl_ficlonerange(2).

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import secrets
 import stat as modes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from threading import Lock
 
 from sandboxd.files.errors import os_errors
 from sandboxd.files.root import Root
+from sandboxd.files.temporary_names import temporary_name
 
 _RENAME_NOREPLACE = 1
 
@@ -20,11 +20,6 @@ _RENAME_NOREPLACE = 1
 _UNABLE = (errno.EINVAL, errno.ENOSYS)
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def temporary_name() -> str:
-    """A name for what is yet to get its own."""
-    return f".sandboxd-{secrets.token_hex(8)}.tmp"
 
 
 def rename(source: int, name: str | bytes, target: int, new_name: str | bytes, *, overwrite: bool) -> None:

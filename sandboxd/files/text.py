@@ -15,7 +15,8 @@ from sandboxd.files.errors import FileError, RootItself, os_errors
 from sandboxd.files.kernel_files import is_kernel_file
 from sandboxd.files.renames import make_parents, name_lock
 from sandboxd.files.root import Root
-from sandboxd.files.upload import Check, Patch, Replacement, Upload, temporary_for
+from sandboxd.files.temporary_names import temporary_for
+from sandboxd.files.upload import Check, Patch, Replacement, Upload
 from sandboxd.files.walk import remove_tree
 
 #: Most bytes that :func:`read` takes into memory.

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
-import secrets
 import stat as modes
 import time
 from abc import abstractmethod
@@ -24,12 +22,10 @@ from sandboxd.files.permissions import Owner
 from sandboxd.files.renames import name_lock
 from sandboxd.files.root import Root
 from sandboxd.files.steps import Steps
+from sandboxd.files.temporary_names import PREFIX, temporary_for, temporary_name
 
 #: Called with the stat of the existing file (None if absent); raises if it is not to be changed.
 Check = Callable[["os.stat_result | None"], None]
-
-#: How the names of temporary files begin.
-NAMED = b".sandboxd-"
 
 #: Seconds after which a temporary file that no process has locked is removed, as a killed daemon left it.
 STALE = 60
@@ -137,15 +133,6 @@ class Upload(Steps):
     def _commit(self) -> Written: ...
 
 
-def temporary_for(name: bytes) -> bytes:
-    """
-    Return the name of the temporary file for a target.
-
-    There is one for each, so that what a kill leaves behind is in the way of the next upload only.
-    """
-    return NAMED + hashlib.sha256(name).hexdigest()[:16].encode("ascii")
-
-
 def _regular(info: os.stat_result) -> None:
     """
     Make sure that what is there is a file.
@@ -238,7 +225,7 @@ class Replacement(Upload):
             if error.errno not in NO_TMPFILE:
                 raise
         _remove_stale(self._directory)
-        self._named = NAMED + secrets.token_hex(8).encode("ascii")
+        self._named = os.fsencode(temporary_name())
         self._resources.callback(self._unlink, self._named)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(self._named, flags, 0o600, dir_fd=self._directory)
@@ -374,7 +361,7 @@ def _remove_stale(directory: int) -> None:
     with suppress(OSError):
         fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
         try:
-            names = [name for name in map(os.fsencode, os.listdir(fd)) if name.startswith(NAMED)]
+            names = [name for name in map(os.fsencode, os.listdir(fd)) if name.startswith(PREFIX)]
         finally:
             os.close(fd)
         for name in names:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import heapq
 import os
-import secrets
 import stat as modes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, islice
 from typing import NamedTuple
+
+from sandboxd.files.temporary_names import temporary_name
 
 #: Directories that are open at a time, however deep a tree is.
 _MAX_OPEN = 64
@@ -311,7 +312,7 @@ def remove_tree(dir_fd: int, name: bytes) -> None:
             elif len(levels) < _MAX_OPEN:
                 levels.append(_level(level.fd, entry))
             else:
-                fresh = f".sandboxd-{secrets.token_hex(8)}.tmp".encode("ascii")
+                fresh = os.fsencode(temporary_name())
                 os.rename(entry, fresh, src_dir_fd=level.fd, dst_dir_fd=levels[0].fd)
                 levels[0].left.append(fresh)
     finally:

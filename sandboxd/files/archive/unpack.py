@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 from sandboxd.files.archive.compression import MAGIC_SIZE, Decompressor, recognised
 from sandboxd.files.archive.tar import Member, MemberType, Reader, Receiver, TarError
 from sandboxd.files.errors import FileError, os_errors
-from sandboxd.files.renames import temporary_name
 from sandboxd.files.root import Root
 from sandboxd.files.steps import Steps
+from sandboxd.files.temporary_names import temporary_name
 from sandboxd.files.upload import NO_TMPFILE
 from sandboxd.files.walk import DirectoryTree
 

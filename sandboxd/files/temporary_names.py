@@ -1,0 +1,24 @@
+"""Names of what is not complete yet, and gets its own name in one step."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+
+#: How they begin.
+PREFIX = b".sandboxd-"
+
+
+def temporary_name() -> str:
+    """Return a name that nothing has."""
+    return f"{os.fsdecode(PREFIX)}{secrets.token_hex(8)}.tmp"
+
+
+def temporary_for(name: bytes) -> bytes:
+    """
+    Return the name of the temporary file for a target.
+
+    There is one for each, so that what a kill leaves behind is in the way of the next upload only.
+    """
+    return PREFIX + hashlib.sha256(name).hexdigest()[:16].encode("ascii")
