@@ -41,6 +41,8 @@ def check_url(url: str) -> str:
     :raise ValueError: if it is not one.
     """
     parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ValueError("the URL has a user or a password in it; give the secret apart from it")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(f"{url!r} is not the URL of a sandbox; give one such as http://127.0.0.1:3030")
     return url.rstrip("/")

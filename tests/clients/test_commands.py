@@ -230,6 +230,12 @@ def test_a_secret_that_cannot_be_sent_is_not_in_the_error(daemon: Daemon) -> Non
     assert "two" not in str(caught.value)
 
 
+def test_a_password_in_a_url_is_not_in_the_error() -> None:
+    with pytest.raises(ValueError, match="apart") as caught:
+        Sandbox("http://user:hidden@127.0.0.1")
+    assert "hidden" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["", "127.0.0.1:80", "ftp://x", "http://", "http://x?y"])
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(ValueError, match="URL"):
