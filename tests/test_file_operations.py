@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import gatherResults
 
 from sandboxd.files import walk as walk_module
-from sandboxd.files.edit import Edit, NoMatch, _apply
+from sandboxd.files.edit import Edit, NoMatch, _apply, _replaced
 from sandboxd.files.permissions import parse_mode
 from sandboxd.files.root import Root
 from sandboxd.files.walk import walk
@@ -464,6 +464,16 @@ async def test_edits_at_the_same_time_lose_none(api: Api, tmp_path: Path) -> Non
 
 
 @settings(deadline=None)
+@given(
+    st.text("ab", max_size=40).map(str.encode),
+    st.text("ab", min_size=1, max_size=5).map(str.encode),
+    st.text("abc", max_size=3).map(str.encode),
+    st.integers(1, 9),
+)
+def test_replacing_in_pieces_is_replacing(data: bytes, old: bytes, new: bytes, size: int) -> None:
+    assert b"".join(_replaced(data, old, new, size)) == data.replace(old, new)
+
+
 @given(st.text("ab\n", max_size=12), st.text("ab\n", min_size=1, max_size=2), st.text("abc\n", max_size=3))
 def test_edit_against_the_plain_rule(text: str, old: str, new: str) -> None:
     places = [n for n in range(len(text)) if text.startswith(old, n)]
@@ -870,3 +880,14 @@ async def test_patterns_that_take_long_keep_nobody_waiting(
     before = (await api.get("/status")).json()["longest_stall"]
     await post(api, route, path=tmp_path / "tree", **fields)
     assert (await api.get("/status")).json()["longest_stall"] < max(0.25, 2 * before)
+
+
+@pytest.mark.parametrize(
+    ("text", "after"),
+    [("match", []), ("match\n", []), ("match\n\n", [""]), ("match\n\nx\n", ["", "x"]), ("match\nx", ["x"])],
+    ids=repr,
+)
+async def test_behind_the_last_line_end_there_is_no_line(api: Api, tmp_path: Path, text: str, after: list[str]) -> None:
+    (tmp_path / "f").write_text(text)
+    found = await done(api, "grep", path=tmp_path, pattern="match", context=3)
+    assert found["matches"][0]["after"] == after

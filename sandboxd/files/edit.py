@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from sandboxd.files.errors import FileError, os_errors
@@ -12,6 +13,9 @@ from sandboxd.files.etag import entity_tag
 from sandboxd.files.root import Root
 from sandboxd.files.text import MAX_READ
 from sandboxd.files.upload import Check, Replacement
+
+#: Bytes in which a text is replaced at a time.
+_PIECE = 64 * 1024
 
 #: Most line numbers that a result lists.
 MAX_LINES = 20
@@ -143,8 +147,28 @@ def _apply(data: bytes, index: int, one: Edit) -> tuple[bytes, int, list[int]]:
     if len(data) + count * (len(new) - len(old)) > MAX_READ:
         raise _too_large()
     places = [place + number * (len(new) - len(old)) for number, place in enumerate(_places(data, old, len(old)))]
-    data = data.replace(old, new)
+    data = b"".join(_replaced(data, old, new))
     return data, count, _lines(data, places)
+
+
+def _replaced(data: bytes, old: bytes, new: bytes, size: int = _PIECE) -> Iterator[bytes]:
+    """
+    ``data.replace(old, new)``, in pieces.
+
+    One call for 64 MiB would hold the interpreter, and so the reactor, for some 0.3 s.
+    """
+    size = max(size, 2 * len(old))
+    start = 0
+    while start < len(data):
+        end = min(start + size, len(data))
+        parts = data[start:end].split(old)
+        piece = new.join(parts)
+        across = data.find(old, end - min(len(parts[-1]), len(old) - 1), end + len(old) - 1)
+        if across >= 0:  # one that begins here and ends in the next piece
+            piece = piece[: len(piece) - (end - across)]
+            end = across
+        yield piece
+        start = end
 
 
 def _places(data: bytes, text: bytes, step: int) -> list[int]:

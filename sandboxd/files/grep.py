@@ -185,7 +185,7 @@ def _lines_before(text: str, begin: int, count: int) -> list[str]:
 def _lines_after(text: str, end: int, count: int) -> list[str]:
     """Return the first lines after the one that ends at ``end``."""
     lines: list[str] = []
-    while end < len(text) and len(lines) < count:
+    while end + 1 < len(text) and len(lines) < count:
         start = end + 1
         end = text.find("\n", start)
         end = len(text) if end < 0 else end
