@@ -65,13 +65,13 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
 
     @routes.get("/files/stat", query=StatQuery, reply=FileInfo, errors=_ERRORS)
     async def stat_route(request: Request, query: StatQuery) -> Reply:
-        """What is known of a file, a directory or a link."""
+        """Describe a file, a directory or a link."""
         return Reply(await files.call(stat, query.path, query.follow))
 
     @routes.get("/files/list", query=ListQuery, reply=FileList, errors=_ERRORS)
     async def list_route(request: Request, query: ListQuery) -> None:
         """
-        What is in a directory, and below it, with all that is known of each.
+        List what is in a directory, and below it, with type, size, mode, owner and times of each.
 
         A page ends after `limit` entries, or some seconds; `next` is then where to go on. The order is by name, each
         directory before what is in it.

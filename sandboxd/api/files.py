@@ -68,7 +68,7 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
         return Entries(text.names(root, path))
 
     def stat_file(root: Root, path: str) -> Struct:
-        """What is known of a file or directory."""
+        """Describe a file or a directory."""
         return Stat(FileEntry(**text.stat(root, path)))
 
     post("/delete_file", delete_file, Done)

@@ -66,10 +66,10 @@ def add_watch_routes(routes: Routes, files: Files, streams: Streams, watches: Wa
         """
         What changes in a directory, as Server-Sent Events.
 
-        The first event, ``ready``, tells that the watch stands: all that changes from then on is told. Every event has
-        an ``id``; a client that comes back with the last one within a minute gets what it has missed, or is told by
-        ``gap`` that this cannot be had any more. ``overflow`` says that the kernel has lost changes, ``end`` why there
-        will be no more. Many modifications of a file within a moment are told as one. Links are not followed.
+        The first event, ``ready``, says that the watch has begun: each change from then on is an event. Every event has
+        an ``id``; a client that sends the last one within a minute gets what it has missed, or a ``gap`` event if that
+        is no longer kept. ``overflow`` says that the kernel has lost changes, ``end`` why there will be no more events.
+        Many modifications of a file within a moment are one event. Links are not followed.
         """
         after = resume_after(request, query.after)
         check_streams(streams)

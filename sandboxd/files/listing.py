@@ -1,5 +1,5 @@
 """
-What is known of files, and which there are: stat, list, glob.
+Descriptions and lists of files: stat, list, glob.
 
 A listing has a stable order and is given in pages: the cursor of the next one is the path behind which it begins, so
 that no entry is repeated or left out, whatever is created or removed elsewhere between two pages.
@@ -67,7 +67,7 @@ def _name(look_up: Callable[[], str]) -> str | None:
 
 
 def described(path: str, info: os.stat_result, target: str | None, names: Names) -> dict[str, object]:
-    """What is known of a file, for the API."""
+    """Describe a file, for the API."""
     type = TYPES.get(modes.S_IFMT(info.st_mode), "other")
     found: dict[str, object] = {
         "path": path,
@@ -94,7 +94,7 @@ def described(path: str, info: os.stat_result, target: str | None, names: Names)
 
 def stat(root: Root, path: str, follow: bool = False) -> dict[str, object]:
     """
-    What is known of a file.
+    Describe a file.
 
     :param follow: whether to follow a link in the last place.
     :raise FileError: if there is none.

@@ -176,7 +176,7 @@ class Root:
 
     def stat(self, path: str | bytes, *, follow: bool = True) -> os.stat_result:
         """
-        What is known of a file.
+        Return the stat of a file.
 
         :param follow: whether to follow a link in the last place.
         :raise OSError: if there is none; :class:`OutsideRoot` if it is not in the root.
@@ -243,7 +243,7 @@ class Root:
 
     def _resolve(self, inner: bytes, follow: bool) -> bytes:
         """
-        What a path leads to, link by link, as it is now; whoever opens it has the kernel check it again.
+        What a path leads to, link by link, as it is now; the kernel checks it again when it is opened.
 
         :param follow: whether to follow a link in the last place.
         """

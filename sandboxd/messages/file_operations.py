@@ -43,7 +43,7 @@ def pattern(name: str, text: str, hidden: bool = True) -> Pattern:
 class StatQuery(PathRequest, kw_only=True):
     """Query of ``/files/stat``."""
 
-    follow: Annotated[bool, Meta(description="Whether to tell of what a link leads to, instead of itself.")] = False
+    follow: Annotated[bool, Meta(description="Whether to describe what a link leads to, instead of the link.")] = False
 
 
 class ListQuery(TreeQuery, kw_only=True):
@@ -110,7 +110,7 @@ class GrepRequest(PathRequest, kw_only=True):
     )
     exclude: Globs = field(default_factory=list)
     hidden: Hidden = False
-    context: Annotated[int, Meta(ge=0, le=20, description="Lines to tell before and after each match.")] = 0
+    context: Annotated[int, Meta(ge=0, le=20, description="Lines before and after each match.")] = 0
     max_matches: Limit = 1000
     max_file_size: Annotated[int, Meta(ge=1, le=1 << 28, description="Bytes; larger files are left out.")] = 10_000_000
     timeout: Annotated[float, Meta(gt=0, le=60, description="Seconds after which it ends with what it has.")] = 10.0
@@ -250,7 +250,7 @@ FileType = Literal["file", "dir", "link", "fifo", "socket", "char", "block", "ot
 
 
 class FileInfo(Struct):
-    """What is known of a file."""
+    """A file's description."""
 
     path: Annotated[Name, Meta(description="As it was asked for; in a list, from the directory that is listed.")]
     name: Name

@@ -44,7 +44,7 @@ class Entries(Struct):
 
 
 class FileEntry(Struct):
-    """What is known of a file."""
+    """A file's description."""
 
     name: str
     is_dir: bool
@@ -54,6 +54,6 @@ class FileEntry(Struct):
 
 
 class Stat(Struct):
-    """What is known of a file."""
+    """The description of a file."""
 
     entry: FileEntry

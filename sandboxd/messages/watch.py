@@ -21,7 +21,7 @@ ChangedType = Annotated[Literal["file", "dir"], Meta(description="What it is; a 
 
 
 class Ready(Struct):
-    """The watch stands: all that changes from now on is told."""
+    """The watch has begun: each change from now on is an event."""
 
     path: Name
     recursive: bool
@@ -58,6 +58,6 @@ class MissedChanges(Struct):
 
 
 class WatchEnded(Struct):
-    """Nothing more will be told."""
+    """No more events follow."""
 
     reason: Literal["deleted", "moved", "unmounted", "failed", "stopped"]

@@ -85,7 +85,7 @@ class Trees:
         :param signum: the first signal.
         :param grace: seconds until they get SIGKILL, if ``signum`` was another.
         :param patience: seconds after SIGKILL at which to give up.
-        :return: fires with the survivors, normally none; fails with OSError if nothing is known of them by then.
+        :return: fires with the survivors, normally none; fails with OSError if they could not be found out by then.
         """
         now = self._clock.seconds()
         kill_at = now if signum == signal.SIGKILL else now + grace
