@@ -178,6 +178,17 @@ def test_a_request_that_asks_for_no_websocket_is_answered_426(daemon: Daemon) ->
     assert b"\r\nUpgrade: websocket\r\n" in reply
 
 
+@pytest.mark.parametrize("line", ["HEAD /ports/1/connect HTTP/1.1", "GET /ports/1/connect HTTP/1.0"])
+def test_an_upgrade_by_another_method_or_version_is_refused(daemon: Daemon, line: str) -> None:
+    with socket.create_connection(("127.0.0.1", daemon.port), 10) as client:
+        client.sendall(
+            b"%s\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Bearer %s\r\n\r\n"
+            % (line.encode(), daemon.secret.encode())
+        )
+        assert client.makefile("rb").readline().split()[1] == b"426"
+
+
 def test_an_unknown_subprotocol_is_refused(daemon: Daemon) -> None:
     with serving(echo) as port:
         status, error = refused(daemon, port, subprotocols=["chat"])

@@ -322,8 +322,9 @@ def check_handshake(request: Request, subprotocols: Sequence[str]) -> Response:
         for value in values
     )
     protocol = ServerProtocol(select_subprotocol=lambda *_: cast("Subprotocol | None", chosen))
-    method, version = request.method.decode("latin-1"), request.clientproto.decode("latin-1")
-    response = protocol.accept(Handshake(request.uri.decode("latin-1"), headers, method=method, protocol=version))
+    if (request.method, request.clientproto) != (b"GET", b"HTTP/1.1"):  # not every release of websockets looks
+        raise HandshakeError(426, "a WebSocket is opened by GET in HTTP/1.1")
+    response = protocol.accept(Handshake(request.uri.decode("latin-1"), headers))
     if response.status_code != 101:
         for name in ("Upgrade", "Allow"):
             if name in response.headers:
