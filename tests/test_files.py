@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from sandboxd.files import text
+from sandboxd.files.root import Root
 from sandboxd.files.temporary_names import temporary_for
 from tests.client import Api
 from tests.daemon import Daemon
@@ -549,3 +552,10 @@ async def test_owner_group_and_mode_of_a_file_are_kept(api: Api, tmp_path: Path,
         assert await done(api, "/write_file", path, content="x" * size) == {"success": True}
         info = path.stat()
         assert (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode), info.st_size) == (uid, gid, mode, size)
+
+
+@pytest.mark.parametrize("seconds", [-(2**40), 2**40])
+def test_a_file_whose_time_is_outside_of_the_calendar_can_be_looked_at(seconds: int) -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:  # which keeps any time
+        os.utime(file.name, (seconds, seconds))
+        assert text.stat(Root(), file.name)["mod_time"][:4] in ("0001", "9999")

@@ -15,9 +15,10 @@ from twisted.internet.testing import StringTransport
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from sandboxd.api.streaming import follow, log_events, output_events, timestamp
+from sandboxd.api.streaming import follow, log_events, output_events
 from sandboxd.execution.lines import PIECE
 from sandboxd.execution.log import Batch, Cursor, OutputLog
+from sandboxd.reactor.timestamps import rfc3339
 from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.web.sse import Streams, event
 from tests.test_lines import chunked
@@ -158,7 +159,7 @@ def test_an_event_of_its_own() -> None:
 
 @given(st.floats(0, 4e9))
 def test_timestamps_are_rfc_3339_in_utc_with_fractions(seconds: float) -> None:
-    text = timestamp(seconds)
+    text = rfc3339(seconds)
     assert text.endswith("Z")
     assert len(text) == len("2023-11-14T22:13:20.250000Z")
     assert datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() == pytest.approx(seconds, abs=1e-5)

@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from sandboxd.api.commands import SMALL, name_execution, not_permitted, signal_name
 from sandboxd.api.routing import ApiError, Routes, send_json_parts
-from sandboxd.api.streaming import texts, timestamp
+from sandboxd.api.streaming import texts
 from sandboxd.api.waits import Waits
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.log import Batch, DroppedRecords
@@ -30,6 +30,7 @@ from sandboxd.messages.executions import (
     Waited,
     WaitRequest,
 )
+from sandboxd.reactor.timestamps import rfc3339
 from sandboxd.web.ascii_json import dumps
 from sandboxd.web.request import Request
 
@@ -56,8 +57,8 @@ async def described(execution: Execution) -> ExecutionDetails:
         idle_timeout=command.idle_timeout,
         limits={**command.limits, **command.tree_limits},
         survive=command.survive,
-        started_at=timestamp(execution.started_at),
-        ended_at=None if execution.ended_at is None else timestamp(execution.ended_at),
+        started_at=rfc3339(execution.started_at),
+        ended_at=None if execution.ended_at is None else rfc3339(execution.ended_at),
         exit_code=execution.exit_code,
         signal=None if execution.signal is None else signal_name(execution.signal),
         timed_out=execution.timed_out,
@@ -69,7 +70,7 @@ async def described(execution: Execution) -> ExecutionDetails:
             records=log.next - 1,
             first=log.first,
             truncated=log.first > 1,
-            last_at=None if log.last_output is None else timestamp(log.last_output),
+            last_at=None if log.last_output is None else rfc3339(log.last_output),
             followers=log.followers,
         ),
     )
@@ -77,7 +78,7 @@ async def described(execution: Execution) -> ExecutionDetails:
 
 def records(batch: Batch, count: int) -> list[Record]:
     """Return the first ``count`` records of a batch."""
-    time = timestamp(batch.time)
+    time = rfc3339(batch.time)
     partial = True if batch.partial else UNSET
     return [
         Record(seq=batch.first + index, timestamp=time, stream=batch.stream, data=text, partial=partial)

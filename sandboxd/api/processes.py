@@ -5,7 +5,7 @@ from __future__ import annotations
 from sandboxd.api.commands import CommandStarter, cannot_start, name_execution, not_permitted
 from sandboxd.api.operations import Events
 from sandboxd.api.routing import ApiError, Routes
-from sandboxd.api.streaming import check_streams, follow, log_events, resume_after, send_available, timestamp
+from sandboxd.api.streaming import check_streams, follow, log_events, resume_after, send_available
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.table import ProcessTable
 from sandboxd.messages.decoding import BadRequest, DoneWithMessage, Error
@@ -21,6 +21,7 @@ from sandboxd.messages.executions import (
     StreamEnded,
 )
 from sandboxd.processes.child import SpawnError
+from sandboxd.reactor.timestamps import rfc3339
 from sandboxd.web.request import Request
 from sandboxd.web.sse import Streams, event
 
@@ -33,11 +34,11 @@ def listed(execution: Execution) -> Process:
         pid=execution.pid,
         status=execution.status,
         command=execution.command.text,
-        started_at=timestamp(execution.started_at),
+        started_at=rfc3339(execution.started_at),
     )
     if execution.ended_at is not None and execution.exit_code is not None:
         entry.exit_code = execution.exit_code
-        entry.completed_at = timestamp(execution.ended_at)
+        entry.completed_at = rfc3339(execution.ended_at)
     return entry
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timezone
 from itertools import islice
 
 from sandboxd.api.routing import ApiError
 from sandboxd.execution.log import Batch, Cursor, DroppedRecords
 from sandboxd.messages.decoding import BadRequest
 from sandboxd.messages.executions import Gap
+from sandboxd.reactor.timestamps import rfc3339
 from sandboxd.web.ascii_json import escaped
 from sandboxd.web.request import Request
 from sandboxd.web.sse import EventStream, Streams, event
@@ -22,13 +22,8 @@ def output_events(batch: Batch) -> bytes:
 
 def log_events(batch: Batch) -> bytes:
     """Encode the records of a batch as ``log`` events, for ``/process_logs_streaming``."""
-    time = timestamp(batch.time)
+    time = rfc3339(batch.time)
     return _events(batch, "log", f'{{"timestamp":"{time}","stream":"{batch.stream}","data":')
-
-
-def timestamp(seconds: float) -> str:
-    """Format seconds since the epoch as RFC 3339 in UTC, with microseconds."""
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 #: The last three digits of a sequence number.

@@ -11,7 +11,6 @@ import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timezone
 from threading import Condition, Thread
 from typing import Any
 
@@ -26,6 +25,8 @@ from twisted.logger import (
     formatEventAsClassicLogText,
 )
 from zope.interface import implementer
+
+from sandboxd.reactor.timestamps import rfc3339
 
 #: Characters of log that may wait to be written; what comes when there are more is dropped, and counted.
 BACKLOG = 4 * 1024 * 1024
@@ -166,7 +167,7 @@ def as_json_line(event: LogEvent) -> str:
     """
     seconds = event.get("log_time", 0.0)
     found: dict[str, object] = {
-        "time": datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "time": rfc3339(seconds),
         "level": event.get("log_level", LogLevel.info).name,
         "logger": event.get("log_namespace", ""),
         "message": formatEvent(event),

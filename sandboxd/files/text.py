@@ -18,6 +18,7 @@ from sandboxd.files.root import Root
 from sandboxd.files.temporary_names import temporary_for
 from sandboxd.files.upload import Check, Patch, Replacement, Upload
 from sandboxd.files.walk import remove_tree
+from sandboxd.reactor.timestamps import rfc3339
 
 #: Most bytes that :func:`read` takes into memory.
 MAX_READ = 64 * 1024 * 1024
@@ -27,9 +28,6 @@ SMALL = 64 * 1024
 
 #: Bytes of which a file is read at a time if its size is not known.
 _PIECE = 64 * 1024
-
-#: The end of the year 9999, the last that :class:`datetime` knows; a file's time may be later.
-_LAST_SECOND = 253_402_300_799
 
 #: Why a file that can be written may have no room for a temporary one beside it, or cannot be replaced: the
 #: directory is not ours, or the file is a mount point (as ``/etc/hosts`` is in a container).
@@ -290,12 +288,11 @@ def stat(root: Root, path: str) -> FileStat:
     """
     with os_errors("stat", path):
         info = root.stat(path)
-    changed = datetime.fromtimestamp(min(info.st_mtime, _LAST_SECOND), timezone.utc)
     return {
         "name": os.path.basename(root.absolute(path)) or "/",
         "is_dir": modes.S_ISDIR(info.st_mode),
         "size": info.st_size,
-        "mod_time": changed.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "mod_time": rfc3339(info.st_mtime),
         "mode": modes.filemode(info.st_mode),
     }
 

@@ -430,7 +430,9 @@ class Request(TwistedRequest):
 
     @property
     def fingerprint(self) -> bytes:
-        """What distinguishes this request from others: its path without the prefix, and its body."""
+        """Its path without the prefix, and its body: what a key stands for. Empty without a key, for it is a copy."""
+        if self.idempotency_key is None:
+            return b""
         return self.path.removeprefix(PREFIX) + b"\0" + self.body
 
     @cached_property
