@@ -40,19 +40,23 @@ class TreeEntry:
     :ivar is_dir: whether it is a directory, no link to one.
     :ivar above: the directory that it is in, or None at the top.
     :ivar depth: 1 at the top.
+    :ivar is_file: whether it was a regular file when its directory was read; False too if the file system did not say.
     :ivar passed: whether it is an ancestor of, or at, the ``after`` path: already reported.
     :ivar enter: whether to go into it; set it to False before the walk goes on to leave out what it has.
     :ivar mark: free for the caller's use.
     """
 
-    __slots__ = ("above", "depth", "dir_fd", "enter", "is_dir", "mark", "name", "passed", "path")
+    __slots__ = ("above", "depth", "dir_fd", "enter", "is_dir", "is_file", "mark", "name", "passed", "path")
 
-    def __init__(self, above: TreeEntry | None, dir_fd: int, name: str, is_dir: bool, passed: bool) -> None:
+    def __init__(
+        self, above: TreeEntry | None, dir_fd: int, name: str, is_dir: bool, is_file: bool, passed: bool
+    ) -> None:
         self.above = above
         self.name = name
         self.path: str = name if above is None else f"{above.path}/{name}"
         self.dir_fd = dir_fd
         self.is_dir = self.enter = is_dir
+        self.is_file = is_file
         self.depth: int = 1 if above is None else above.depth + 1
         self.passed = passed
         self.mark: object = None
@@ -86,11 +90,11 @@ class _Level:
         self.fd = fd
         self.last = ""
         self.after = after  # empty unless the walk is still on the way to where it begins
-        self.left: Iterator[tuple[str, bool]] = iter(())
+        self.left: Iterator[tuple[str, bool, bool]] = iter(())
         self.more = True
 
-    def next(self) -> tuple[str, bool, list[str] | None] | None:
-        """The next name, whether it is a directory, and, if it is on the way, what is left of that."""
+    def next(self) -> tuple[str, bool, bool, list[str] | None] | None:
+        """The next name, whether it is a directory, or a file, and, if it is on the way, what is left of that."""
         while True:
             found = next(self.left, None)
             if found is None:
@@ -98,15 +102,15 @@ class _Level:
                     return None
                 self._read()
                 continue
-            self.last, is_dir = found
+            self.last, is_dir, is_file = found
             after, self.after = self.after, []
-            return self.last, is_dir, after[1:] if after and self.last == after[0] else None
+            return self.last, is_dir, is_file, after[1:] if after and self.last == after[0] else None
 
     def _read(self) -> None:
         first = self.after[0] if self.after else ""
         with os.scandir(self.fd) as entries:
             names = (
-                (entry.name, entry.is_dir(follow_symlinks=False))
+                (entry.name, entry.is_dir(follow_symlinks=False), entry.is_file(follow_symlinks=False))
                 for entry in entries
                 if entry.name > self.last and entry.name >= first
             )
@@ -145,8 +149,8 @@ def walk(top: int, after: str = "", failed: Callable[[str, OSError], None] | Non
                     os.close(level.fd)
                 levels.pop()
                 continue
-            name, is_dir, way = found
-            entry = TreeEntry(level.entry, level.fd, name, is_dir, way is not None)
+            name, is_dir, is_file, way = found
+            entry = TreeEntry(level.entry, level.fd, name, is_dir, is_file, way is not None)
             yield entry
             if not entry.enter:
                 continue

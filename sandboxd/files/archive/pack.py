@@ -126,29 +126,36 @@ class Packing(Steps):
         yield END
 
     def _entry(self, entry: TreeEntry) -> Generator[bytes, None, None]:
+        if entry.is_file:
+            yield from self._opened(entry)
+            return
         info = entry.lstat()
         kind = _KINDS.get(modes.S_IFMT(info.st_mode))
         if kind is None:
             return  # a socket, a FIFO or a device, which none would unpack
+        if kind is MemberType.FILE:
+            yield from self._opened(entry)
+            return
         member = self._member(entry.path, kind, info)
         if kind is MemberType.SYMLINK:
             member.target = os.readlink(entry.name, dir_fd=entry.dir_fd)
-        elif kind is MemberType.FILE:
+        yield header(member)
+
+    def _opened(self, entry: TreeEntry) -> Generator[bytes, None, None]:
+        """A regular file of a tree, or a hard link to one that is in the archive."""
+        fd = entry.open(os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            info = os.fstat(fd)
+            if not modes.S_ISREG(info.st_mode):
+                return
+            # What has been said of its size holds, whatever becomes of the file.
+            member = self._member(entry.path, MemberType.FILE, info)
             if info.st_nlink > 1 and self._is_known(info, member):
                 yield header(member)
-                return
-            fd = entry.open(os.O_RDONLY | os.O_NONBLOCK)
-            try:
-                info = os.fstat(fd)
-                if not modes.S_ISREG(info.st_mode):
-                    return
-                # What has been said of its size holds, whatever becomes of the file.
-                member.size = info.st_size
+            else:
                 yield from self._file(member, fd)
-            finally:
-                os.close(fd)
-            return
-        yield header(member)
+        finally:
+            os.close(fd)
 
     def _is_known(self, info: os.stat_result, member: Member) -> bool:
         """Whether a file was put in under another name; if so the member becomes a link to that."""

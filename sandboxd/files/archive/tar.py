@@ -107,21 +107,20 @@ def header(member: Member) -> bytes:
     if not 0 <= seconds < _MAX_SIZE:
         records = records or [("mtime", str(seconds))]
         seconds = 0
-    for keyword, text, length in (
-        ("path", name, 100),
-        ("linkpath", target, 100),
-        ("uname", member.user, 32),
-        ("gname", member.group, 32),
-    ):
-        if len(text) > length or not text.isascii():
-            records.append((keyword, text))
-    for keyword, number, most in (
-        ("uid", member.uid, _MAX_NUMBER),
-        ("gid", member.gid, _MAX_NUMBER),
-        ("size", member.size, _MAX_SIZE),
-    ):
-        if number >= most:
-            records.append((keyword, str(number)))
+    if len(name) > 100 or not name.isascii():
+        records.append(("path", name))
+    if len(target) > 100 or not target.isascii():
+        records.append(("linkpath", target))
+    if len(member.user) > 32 or not member.user.isascii():
+        records.append(("uname", member.user))
+    if len(member.group) > 32 or not member.group.isascii():
+        records.append(("gname", member.group))
+    if member.uid >= _MAX_NUMBER:
+        records.append(("uid", str(member.uid)))
+    if member.gid >= _MAX_NUMBER:
+        records.append(("gid", str(member.gid)))
+    if member.size >= _MAX_SIZE:
+        records.append(("size", str(member.size)))
     block = _block(
         name,
         _TYPES[member.kind],
@@ -176,9 +175,11 @@ def _extended_block(size: int) -> bytes:
 def _written(records: list[tuple[str, str]]) -> bytes:
     """The records of an extended header as text, each with its length in bytes in front."""
     encoded = [(keyword.encode("ascii"), text.encode(*_ENCODING)) for keyword, text in records]
-    if not all(_is_utf8(value) for _, value in encoded):
-        encoded.insert(0, (b"hdrcharset", b"BINARY"))
     lines = []
+    for _, value in encoded:
+        if not (value.isascii() or _is_utf8(value)):
+            encoded.insert(0, (b"hdrcharset", b"BINARY"))
+            break
     for keyword, value in encoded:
         bare = len(keyword) + len(value) + 3  # a space, "=" and a newline
         length = bare + len(str(bare))
