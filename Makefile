@@ -44,9 +44,10 @@ test: $(BIN)/tox ## set up, and run the linter, the type checker and all tests o
 test-all: $(BIN)/tox ## what "make test" leaves out: other Pythons and versions, made-up requests, the image, the units
 	$(BIN)/tox run -e lowest,py312,newest,api,system
 
-soak: $(BIN)/twistd ## send 20,000 requests, many broken off, and check that the daemon is as before
+soak: $(BIN)/twistd ## send 20,000 requests, many broken off, then 100,000 short commands, and check that nothing is left
 	$(BIN)/python -m tests.soak --health
 	$(BIN)/python -m tests.soak
+	SHORT_COMMANDS=100000 TEST_DEADLINE=3600 $(BIN)/tox run -e py -- tests/test_short_commands.py
 
 fuzz: $(BIN)/tox ## make up 5,000 examples for each test that is given made-up data; FUZZ=tests/test_x.py runs those of one
 	$(BIN)/tox run -e fuzz -- $(FUZZ)

@@ -20,7 +20,7 @@ from tests.client import Api
 from tests.daemon import Daemon
 
 #: Seconds after which a coroutine test fails.
-DEADLINE = 60
+DEADLINE = float(os.environ.get("TEST_DEADLINE", "60"))
 
 #: ``make fuzz``: many more examples than each run of the suite has time for.
 settings.register_profile("fuzz", max_examples=5000, deadline=None, print_blob=True)

@@ -354,7 +354,7 @@ class SpawnServer:
             os.waitpid(pid, 0)
             if errors >= 0:
                 os.close(errors)
-            raise
+            raise OSError(errno.EIO, "it has run for a moment") from None
         self._children[number] = child
         for fd in (child.pidfd, errors):
             if fd >= 0:

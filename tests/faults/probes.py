@@ -389,3 +389,46 @@ def _slow_reader(server: Server, folder: str) -> str:
     names = [event.name for event in stream]
     check(names == ["log"] * 5000 + ["complete"], f"{len(names)} events, the last is {names[-1:]}")
     return "all lines arrived"
+
+
+@fault("parent-stopped", "A command that stops its parent process stops all commands.", limit=20)
+def _parent_stopped(server: Server, folder: str) -> None:
+    cmds = [f"kill -STOP $PPID; (sleep 8; kill -CONT $PPID) > {folder}/log 2>&1 & echo on", *["echo on"] * 4]
+    for cmd in cmds:  # the sleeper is for a server that is the parent itself
+        began = time.monotonic()
+        reply = server.run(cmd)
+        check(reply.get("stdout") == "on\n", f"the next command's output is {reply.get('stdout')!r}")
+        check(time.monotonic() - began < 6, f"the next command took {time.monotonic() - began:.1f} s")
+
+
+@fault("parent-starved", "A command that lowers the limits of its parent process makes all commands fail.", limit=20)
+def _parent_starved(server: Server, folder: str) -> None:
+    shown = "ulimit -n; ulimit -c; ulimit -f"
+    before = server.run(shown)["stdout"]
+    if server.run("command -v prlimit")["code"] != 0:
+        raise NotApplicable("there is no prlimit")
+    for limit in ("--nofile=3:3", "--core=0:0", "--fsize=0:0"):
+        server.post("/run", cmd=f"prlimit --pid $PPID {limit}")  # that itself may fail
+        for _ in range(6):
+            after = server.run(shown)["stdout"]
+            check(after == before, f"after prlimit {limit} a command's limits are {after!r}")
+
+
+@fault("left-behind", "What `server &` has left cannot be ended through the API, as the command has completed.")
+def _left_behind(server: Server, folder: str) -> None:
+    id = server.post("/start_process", cmd=f"sleep 30 & echo $! > {folder}/pid; sleep 0.3")["id"]
+    deadline = time.monotonic() + PATIENCE
+    while server.run(f"cat {folder}/pid 2>/dev/null")["stdout"] == "" or _status(server, id) == "running":
+        check(time.monotonic() < deadline, "the command does not end")
+        time.sleep(0.1)
+    pid = server.run(f"cat {folder}/pid")["stdout"].strip()
+    status = server.call("POST", "/kill_process", {"id": id}).status
+    check(status == 200, f"/kill_process is answered with {status}")
+    alive = server.run(f"kill -0 {pid} 2>/dev/null && grep -L '^State:.Z' /proc/{pid}/status")["stdout"]
+    check(not alive, "the process lives on")
+
+
+def _status(server: Server, id: str) -> str:
+    processes = server.call("GET", "/list_processes").json()["processes"]
+    (status,) = (process["status"] for process in processes if process["id"] == id)
+    return str(status)
