@@ -25,7 +25,7 @@ class Case(NamedTuple):
 
     :ivar name: unique; begins with the section.
     :ivar data: what the client sends; :data:`SENTINEL` follows at once.
-    :ivar twisted: the verdict of ``twisted.web`` 26.10, where it is another.
+    :ivar twisted: the verdict of ``twisted.web`` 26.10, which the daemon was built on before, where it is another.
     """
 
     name: str

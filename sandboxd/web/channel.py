@@ -98,7 +98,7 @@ class Channel(Protocol):
         self.refused = False
         self.persistent = True
         self._buffer = b""  #: what has arrived and was not parsed
-        self._head: Head | None = None
+        self._head: Head | None = None  #: the last one
         self._parsing = False
         self._request: Request | None = None
         self._begun = False  #: whether some of a request has arrived, but not all
@@ -109,7 +109,7 @@ class Channel(Protocol):
         self._producer: Any = None
         self._pull: _PullToPush | None = None
         self._blocked = False  #: whether the client has yet to take what was written
-        self._held = False
+        self._held = False  #: whether the client has to wait for the reader of what it sends
         self._aborted = False
         self._reading = True
         self._deadline = Deadline(site.reactor, self._expired)
@@ -181,7 +181,7 @@ class Channel(Protocol):
     def _parse(self) -> None:
         """Begin with the requests whose heads are complete, each when the one before it has been answered."""
         if self._parsing:
-            return  # the caller, who has answered a request, is called by the loop below
+            return  # a request was answered at once: the loop below, which has begun it, goes on with the next
         self._parsing = True
         try:
             while self._buffer and self._request is None and not (self.refused or self._blocked):

@@ -123,9 +123,8 @@ class Request(TwistedRequest):
     """
     A request whose body is held in memory, up to the site's limit, or given to its route as it arrives.
 
-    It is Twisted's, with all that a resource or a Klein route can ask of it, but what most never ask for is made when
-    it is asked for. While nobody asks for
-    :attr:`responseHeaders`, they are a dictionary.
+    It is Twisted's, with all that a resource or a Klein route can ask of it; what most of them never ask for is made
+    when it is first asked for. Until ``responseHeaders`` is asked for, headers of the response are in a dictionary.
 
     :ivar head: what the client has sent before the body.
     :ivar route: the traits of its route; None if there is none for its method and path.
@@ -136,7 +135,7 @@ class Request(TwistedRequest):
     :ivar max_body: most bytes of its body; None for any number.
     :ivar stream: the body, if the route reads it as it arrives.
     :ivar duplex: whether its body goes on to arrive while it is answered.
-    :ivar body: the whole body, once :meth:`take_body` was called.
+    :ivar body: the whole body once :meth:`take_body` was called, before that its first piece.
     :ivar template: the path of its route, with parameters as ``<name>``; None until that is called.
     :ivar id: its ``X-Request-Id``, the client's or a new one.
     :ivar began: when its head was complete, in seconds of :func:`time.perf_counter`.
