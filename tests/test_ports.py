@@ -22,9 +22,12 @@ from typing import Any, cast
 import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import maybeDeferred
+from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.threads import deferToThread
+from twisted.python.failure import Failure
 
 from sandboxd.daemon.sockets import listen_at
+from sandboxd.proxy.copying import copy
 from sandboxd.proxy.portforward import PortForward, bare_socket
 from tests.client import Api
 from tests.daemon import SECRET, Daemon
@@ -533,6 +536,31 @@ async def test_connections_leave_descriptors_for_requests(
     servers.append(accepted(target))
     for sock in (*clients, *servers):
         sock.close()
+
+
+async def test_an_event_of_an_earlier_owner_of_the_descriptor_ends_no_connection() -> None:
+    loop = cast(Any, reactor)
+    counted: list[int] = []
+    done: list[BaseException | None] = []
+    with ExitStack() as stack:
+        client, one = map(stack.enter_context, socket.socketpair())
+        other, server = map(stack.enter_context, socket.socketpair())
+        for sock in (one, other):
+            sock.setblocking(False)
+        ends = copy(loop, one, other, counted.append, None, done.append)
+        client.sendall(b"before")
+        await until(lambda: sum(counted) == 6)
+        for end in ends:  # as the reactor does it
+            loop.removeReader(end)
+            end.connectionLost(Failure(CONNECTION_LOST))
+        assert not done
+        client.sendall(b"behind")
+        await until(lambda: sum(counted) == 12)
+        assert exactly(server, 12) == b"beforebehind"
+        for sock in (client, server):
+            sock.close()
+        await until(lambda: bool(done))
+    assert done == [None]
 
 
 async def test_clients_of_a_unix_socket_are_forwarded(tmp_path: Path) -> None:

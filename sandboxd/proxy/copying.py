@@ -6,6 +6,7 @@ Where much comes, :mod:`sandboxd.proxy.splicing` is quicker, and can take the so
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable
 
@@ -83,8 +84,20 @@ class CopiedSocket:
         return type(self).__name__
 
     def connectionLost(self, reason: Failure) -> None:
-        """End both: the reactor has found an error of this one while only writing was waited for."""
-        self._finish(reason.value or CONNECTION_LOST)
+        """
+        End both: the reactor has been shown an error of this one while only writing was waited for.
+
+        It may also hold an event for the descriptor's number from before this one had it; then it is watched again.
+        """
+        poll = select.poll()
+        poll.register(self._fd, 0)  # errors and hang-ups are always shown
+        if poll.poll(0):
+            self._finish(reason.value or CONNECTION_LOST)
+            return
+        if self.peer.waiting:
+            self._reactor.addWriter(self)
+        if not (self.waiting or self.ended):
+            self._reactor.addReader(self)
 
     def doRead(self) -> None:
         """Pass on what has come, or the end of it."""
