@@ -345,7 +345,7 @@ async def test_the_variables_of_the_request_win_over_those_of_the_user(api: Api)
 
 
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("user", ["no-such-user-5d1c", "", "0", "é", "a\0b", 0, ["nobody"]])
+@pytest.mark.parametrize("user", ["no-such-user-5d1c", "", "0x0", "é", "a\0b", -1, 1.5, ["nobody"]])
 async def test_an_unknown_user_is_named(api: Api, tmp_path: Path, route: str, user: Any) -> None:
     response = await api.post(route, {"cmd": f"touch {tmp_path}/executed", "user": user})
     assert response.status == 400
