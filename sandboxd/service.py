@@ -36,6 +36,9 @@ from sandboxd.execution.table import ProcessTable
 from sandboxd.files.access import Files
 from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.root import Root
+from sandboxd.mcp.commands import CommandTools
+from sandboxd.mcp.files import FileTools
+from sandboxd.mcp.route import McpServer, add_mcp_route
 from sandboxd.processes.cgroup import Cgroups
 from sandboxd.processes.companion import Companion, why_not_started
 from sandboxd.processes.listeners import ListenerPoll
@@ -170,6 +173,11 @@ class Sandboxd(Service):
         add_attach_route(routes, self.table, self.sockets, turns)
         add_tunnel_route(routes, reactor, self.sockets, own_ports)
         add_preview_route(routes, reactor, self.previews, own_ports)
+        tools = [
+            *CommandTools(reactor, self.table, starter, waits, poll, probe).tools(),
+            *FileTools(files, self._searches).tools(),
+        ]
+        add_mcp_route(routes, McpServer(tools), self.streams)
         add_openapi_route(routes, self._aside)
         add_metrics_routes(routes, metrics, self._aside, open_metrics)
 

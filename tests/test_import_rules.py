@@ -23,6 +23,7 @@ ROOMS = (
     "tap",
     "service",
     "options",
+    "mcp",
     "api",
     "messages",
     "execution",

@@ -59,6 +59,12 @@ class HeadAndTail:
         yield from self._head
         yield from self._tail
 
+    def text(self) -> str:
+        """Return the kept bytes as text, with a line that says what was cut out, if anything was."""
+        cut = f"\n[... {self.dropped} bytes left out ...]\n" if self.dropped else ""
+        head, tail = (b"".join(part).decode("utf-8", "replace") for part in (self._head, self._tail))
+        return head + cut + tail
+
 
 class BufferedOutput:
     """
