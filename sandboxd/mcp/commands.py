@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from sandboxd.api.commands import CommandStarter, cannot_start, signal_name
 from sandboxd.api.listeners import when_listening
 from sandboxd.api.probe import HttpProbe
-from sandboxd.api.streaming import texts, timestamp
+from sandboxd.api.streaming import texts
 from sandboxd.api.waits import Waits
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.log import Batch, DroppedRecords
@@ -23,6 +23,7 @@ from sandboxd.processes.child import SpawnError
 from sandboxd.processes.listeners import ListenerPoll
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.timeout import within
+from sandboxd.reactor.timestamps import rfc3339
 
 #: Bytes of each stream that a result has: the first and the last half of them.
 MAX_OUTPUT = 30_000
@@ -427,7 +428,7 @@ def _state(execution: Execution) -> ProcessState:
         execution.pid,
         execution.status,
         execution.command.text,
-        timestamp(execution.started_at),
+        rfc3339(execution.started_at),
         execution.exit_code,
     )
 

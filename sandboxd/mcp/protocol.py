@@ -26,6 +26,15 @@ INTERNAL_ERROR = -32603
 Id = str | int
 
 
+class RpcReply(msgspec.Struct):
+    """A response of JSON-RPC: a result or an error. With a progress token it is the last of several events."""
+
+    jsonrpc: str
+    id: Id | None
+    result: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    error: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
 class RpcError(Exception):
     """
     A request that is answered with an error.

@@ -16,7 +16,6 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from sandboxd import __version__
-from sandboxd.api.operations import RawBody
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.files.errors import FileError
 from sandboxd.mcp.protocol import (
@@ -29,6 +28,7 @@ from sandboxd.mcp.protocol import (
     Message,
     Notification,
     RpcError,
+    RpcReply,
     decode,
     negotiated,
     notification,
@@ -206,7 +206,7 @@ def _progress_token(messages: Sequence[Message]) -> object:
 def add_mcp_route(routes: Routes, server: McpServer, streams: Streams) -> None:
     """Add it to the API."""
 
-    @routes.post("/mcp", bytes, reply=RawBody("application/json"), errors=(400, 403, 406, 413))
+    @routes.post("/mcp", bytes, reply=RpcReply, errors=(400, 403, 406, 413))
     async def mcp(request: Request, body: bytes) -> Reply | None:
         """
         The Model Context Protocol, for agents: JSON-RPC messages, answered as JSON or, with progress, as events.

@@ -8,6 +8,7 @@ others need resources, prompts, sampling, sessions, or tools of the suite's own 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -71,8 +72,9 @@ def port(server: Daemon) -> Iterator[int]:
                 if not piece:
                     return
                 head += piece
-            line, _, rest = head.partition(b"\r\n")
-            upstream.sendall(b"%s\r\nAuthorization: Bearer %s\r\n%s" % (line, server.secret.encode(), rest))
+            line, _, rest = re.sub(rb"(?i)\r\nConnection: [^\r]*", b"", head, count=1).partition(b"\r\n")
+            token = b"Authorization: Bearer %s\r\nConnection: close" % server.secret.encode()
+            upstream.sendall(b"%s\r\n%s\r\n%s" % (line, token, rest))
             threading.Thread(target=copy, args=(client, upstream), daemon=True).start()
             copy(upstream, client)
 
