@@ -365,7 +365,7 @@ class _Server:
     def _execute(self, fd: int) -> None:
         program = [sys.executable, "-I", "-S", "-c", _PROGRAM]
         popen = subprocess.Popen(
-            [*program, str(fd), str(self._client.base), str(own_nofile())],
+            [*program, str(fd), str(self._client.base), str(own_nofile()), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=(fd,),

@@ -552,7 +552,7 @@ def _ignore(signum: int, frame: object) -> None:
     """Do nothing. Not SIG_IGN, which children would inherit."""
 
 
-def main(fd: int, base: int, nofile: int) -> None:
+def main(fd: int, base: int, nofile: int, daemon_pid: int) -> None:
     """
     Serve a daemon, the parent of this process.
 
@@ -561,11 +561,15 @@ def main(fd: int, base: int, nofile: int) -> None:
     :param nofile: the soft limit of open files of a child.
     """
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    try:
-        daemon = os.pidfd_open(os.getppid())
-    except OSError:
-        os._exit(1)
     _reset_signals()
+    marks_by_limit()  # before a command can change this process's limits
+    try:
+        daemon = os.pidfd_open(daemon_pid)
+    except ProcessLookupError:
+        daemon = -1
+    if daemon < 0 or os.getppid() != daemon_pid:  # it has died since it started this process
+        guard(base)
+        return
     # Each child needs a descriptor here; the daemon may not have raised its own limit yet.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -574,7 +578,6 @@ def main(fd: int, base: int, nofile: int) -> None:
         comm.write(NAME)
     control = socket.socket(fileno=fd)
     control.set_inheritable(False)
-    marks_by_limit()  # before a command can change this process's limits
     gc.freeze()
     SpawnServer(control, daemon, base, nofile, limits()).serve()
 
