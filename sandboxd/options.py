@@ -87,6 +87,7 @@ class ServiceOptions(usage.Options):
 
     optFlags: ClassVar[list[list[str | None]]] = [
         ["access-log", None, "Log every request, as debug does. [SANDBOX_ACCESS_LOG=1]"],
+        ["no-console", None, "Do not serve the page /console/. [SANDBOX_CONSOLE=0]"],
         ["open-metrics", None, "Let /metrics be read without a token. [SANDBOX_OPEN_METRICS=1]"],
     ]
 
@@ -148,13 +149,16 @@ class ServiceOptions(usage.Options):
             raise usage.UsageError(f"LOG_FORMAT (--log-format): {self['log-format']!r} is neither text nor json")
         for flag in ("access-log", "open-metrics"):
             self[flag] = self._flag(flag)
+        self["console"] = not self["no-console"] and self._switch("SANDBOX_CONSOLE", "--no-console", default=True)
 
     def _flag(self, option: str) -> bool:
-        variable = _variable(option)
+        return bool(self[option]) or self._switch(_variable(option), f"--{option}", default=False)
+
+    def _switch(self, variable: str, option: str, *, default: bool) -> bool:
         text = self.environ.get(variable, "").lower()
         if text not in ("", "0", "1", "false", "true"):
-            raise usage.UsageError(f"{variable} (--{option}): {text!r} is neither 1 nor 0")
-        return bool(self[option]) or text in ("1", "true")
+            raise usage.UsageError(f"{variable} ({option}): {text!r} is neither 1 nor 0")
+        return text in ("1", "true") if text else default
 
     def _credentials(self) -> Credentials:
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -14,6 +15,7 @@ from sandboxd import __version__
 from sandboxd.api.archive import add_archive_routes
 from sandboxd.api.attach import add_attach_route
 from sandboxd.api.commands import CommandStarter, add_command_routes
+from sandboxd.api.console import add_console_routes
 from sandboxd.api.downloads import add_download_routes
 from sandboxd.api.executions import add_execution_routes
 from sandboxd.api.file_operations import add_file_operation_routes
@@ -75,6 +77,7 @@ class Sandboxd(Service):
     :param root: where the paths of requests lead; None for anywhere.
     :param log_access: logs a request, given a format and its fields; None for nothing.
     :param open_metrics: whether the metrics need no token.
+    :param console: whether the page ``/console/`` is served.
     """
 
     log = Logger()
@@ -94,6 +97,7 @@ class Sandboxd(Service):
         companion: Sequence[str] = (),
         log_access: Callable[..., None] | None = None,
         open_metrics: bool = False,
+        console: bool = True,
     ) -> None:
         self._reactor = reactor
         self._companion_argv = companion
@@ -178,6 +182,8 @@ class Sandboxd(Service):
             *FileTools(files, self._searches).tools(),
         ]
         add_mcp_route(routes, McpServer(tools), self.streams)
+        if console:
+            add_console_routes(routes, Path(__file__).with_name("console"))
         add_openapi_route(routes, self._aside)
         add_metrics_routes(routes, metrics, self._aside, open_metrics)
 

@@ -179,6 +179,7 @@ def makeService(options: Options) -> Sandboxd:
         companion=options["companion"],
         log_access=_log_access(options),
         open_metrics=options["open-metrics"],
+        console=options["console"],
     )
     if credentials.path is not None:
         reloads.add("the tokens", service.gate.reload)

@@ -1,0 +1,57 @@
+"""``/console/``: the static files of the console, which need no token; every call that its page makes does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from sandboxd.api.operations import RawBody
+from sandboxd.api.routing import Routes
+from sandboxd.web.request import Request
+
+#: Media types by suffix; files with another suffix are not served.
+MEDIA_TYPES: Mapping[str, str] = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+#: Nothing from another origin, no inline code, no frame around the page.
+POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def add_console_routes(routes: Routes, directory: Path) -> None:
+    """
+    Add a route for each file of a directory; ``index.html`` is ``/console/`` itself.
+
+    :param directory: read once, now.
+    """
+    for file in sorted(directory.iterdir()):
+        if file.suffix in MEDIA_TYPES:
+            name = "" if file.name == "index.html" else file.name
+            _add(routes, f"/console/{name}", MEDIA_TYPES[file.suffix], file.read_bytes())
+
+
+def _add(routes: Routes, path: str, media_type: str, content: bytes) -> None:
+    tag = b'"%s"' % hashlib.sha256(content).hexdigest()[:32].encode("ascii")
+
+    @routes.get(path, reply=RawBody(media_type), open=True, observes=True)
+    async def static(request: Request) -> None:
+        """Return a file of the console. Needs no token."""
+        for header, value in (
+            (b"Content-Type", media_type.encode("ascii")),
+            (b"Content-Security-Policy", POLICY),
+            (b"X-Content-Type-Options", b"nosniff"),
+            (b"Referrer-Policy", b"no-referrer"),
+            (b"Cache-Control", b"no-cache"),
+        ):
+            request.setHeader(header, value)
+        if request.setETag(tag) is not None:  # a conditional request whose answer is 304
+            return
+        request.setHeader(b"Content-Length", b"%d" % len(content))
+        request.write(content)
