@@ -99,10 +99,10 @@ def test_the_reference_has_every_route(daemon: Daemon) -> None:
     assert sorted(told) == sorted(routes), "run python -m tests.apidoc"
 
 
-def test_only_health_and_readiness_are_open(daemon: Daemon) -> None:
+def test_only_health_readiness_and_the_files_of_the_console_are_open(daemon: Daemon) -> None:
     paths = described(daemon)["paths"]
     free = {path for path, methods in paths.items() for operation in methods.values() if "security" in operation}
-    assert free <= {"/health", "/ready"}
+    assert free == {"/health", "/ready", "/console/", "/console/console.css", "/console/console.js"}
 
 
 @pytest.mark.parametrize(
