@@ -26,6 +26,8 @@ class CuttingProxy:
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._server = socket.create_server(("127.0.0.1", 0))
+        # Little is on its way when a connection is cut: what a client sends anew is what was not stored.
+        self._server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * 1024)
         self.port = self._server.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._spawn(self._accept)
