@@ -127,10 +127,11 @@ async def test_a_timeout_ends_the_tree_though_no_thread_can_be_started(
 ) -> None:
     daemon = start_daemon()
     api = Api(daemon.url, daemon.secret)
-    restore = lower(daemon, resource.RLIMIT_AS, 1 << 20)
+    id = await api.start(f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 300' & sleep 300", timeout=1.5)
+    pids = await pids_in(tmp_path / "pid")
+    restore = lower(daemon, resource.RLIMIT_AS, 1 << 20)  # a new thread has no room for its stack
     try:
-        id = await api.start(f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 300' & sleep 300", timeout=0.5)
-        await gone(await pids_in(tmp_path / "pid"), 5)
+        await gone(pids, 5)
     finally:
         restore()
     assert (await details(api, id))["status"] == "killed"

@@ -169,7 +169,11 @@ class Routes:
                     small, text = await cut(body)
                     return await route(request, decoded(small), text=text, **parameters)
 
-                return await _answered(request, call, status)
+                try:
+                    return await _answered(request, call, status)
+                finally:
+                    # A cancelled call leaves an exception whose traceback keeps this frame until a garbage collection.
+                    body = None
 
             endpoint.__name__ = f"{method} {path}"
             self.app.route(path, methods=[method])(endpoint)
@@ -264,8 +268,9 @@ async def _answered(request: Request, call: Callable[[], Awaitable[Answer]], sta
     try:
         answer = await call()
         reply = Reply(answer, status) if isinstance(answer, msgspec.Struct) else answer
-    except CancelledError:
-        raise  # the client is gone; Klein ignores it
+    except CancelledError as error:
+        # The client is gone; Klein ignores it. Its traceback would keep the frames of the route, and a large body.
+        raise error.with_traceback(None) from None
     except Exception as error:
         reply = _error_reply(request, error)
     if reply is None:

@@ -214,6 +214,7 @@ class Request(TwistedRequest):
         if not self.finished:
             self.channel.site.ended(self, self.code if self.upgraded else HUNG_UP)
         self._disconnected = True
+        self.body = b""
         del self.channel
         waiting, self.notifications = self.notifications, []
         for each in waiting:

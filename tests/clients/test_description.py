@@ -23,11 +23,12 @@ NOT_CALLED = {
     "POST /stat_file": "GET /files/stat",
     "POST /files": "a form, for browsers; PUT /files",
     "GET /metrics": "for Prometheus; GET /metrics.json",
+    "GET /console/console.css": "a part of that page",
+    "GET /console/console.js": "a part of that page",
     "POST /mcp": "for MCP clients, which speak it themselves",
     "GET /mcp": "for MCP clients, which speak it themselves",
     "DELETE /mcp": "for MCP clients, which speak it themselves",
     "GET /console/": "a page, for browsers",
-    "GET /console/{name}": "a page, for browsers",
 }
 
 #: Any method, any path: for HTTP clients of what runs in the sandbox.
