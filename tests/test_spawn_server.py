@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
 from twisted.internet.defer import Deferred
 
 from sandboxd.processes.spawn_client import SPAWNERS
@@ -269,3 +270,23 @@ async def test_a_spawner_may_have_as_many_files_as_the_daemon(start_daemon: Call
     hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[1]
     for spawner in await guardians_of(daemon):
         await until(partial(has_limit, spawner, (hard, hard)))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: needs root")
+async def test_a_daemon_that_is_not_root_starts_commands_of_every_kind(
+    start_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    # The capability lets it read its own code wherever that is; it grants no write.
+    capability = "+dac_read_search"
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    daemon = start_daemon(via=(*nobody, f"--inh-caps={capability}", f"--ambient-caps={capability}"))
+    api = Api(daemon.url, daemon.secret)
+    for fields in ({}, {"cwd": "/"}, {"tty": True}, {"limits": {"nofile": 50}}, {"input": "text"}):
+        reply = await api.run("id -u", **fields)
+        assert (reply["code"], reply["stdout"].strip()) == (0, "65534"), fields
+    tmp_path.chmod(0o777)
+    assert (await api.run(f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 300' & sleep 300", timeout=1))[
+        "timed_out"
+    ]
+    await gone(await pids_in(tmp_path / "pid"))
+    assert (await api.get("/ready")).status == 200

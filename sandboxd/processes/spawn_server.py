@@ -105,6 +105,7 @@ _DAEMON_EXIT = 10.0
 MALFORMED, TAMPERED = 3, 4
 
 _PR_SET_DUMPABLE = 4
+_PR_SET_NAME = 15
 _LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 
 
@@ -560,7 +561,10 @@ def main(fd: int, base: int, nofile: int, daemon_pid: int) -> None:
     :param base: the base of the daemon's marks.
     :param nofile: the soft limit of open files of a child.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _raise_oom_score()  # a process that is not dumpable may not write to its own files in /proc, unless it is root
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    libc.prctl(_PR_SET_NAME, NAME, 0, 0, 0)
     _reset_signals()
     marks_by_limit()  # before a command can change this process's limits
     try:
@@ -573,9 +577,6 @@ def main(fd: int, base: int, nofile: int, daemon_pid: int) -> None:
     # Each child needs a descriptor here; the daemon may not have raised its own limit yet.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    _raise_oom_score()
-    with open("/proc/self/comm", "wb", buffering=0) as comm:
-        comm.write(NAME)
     control = socket.socket(fileno=fd)
     control.set_inheritable(False)
     gc.freeze()
