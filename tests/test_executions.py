@@ -401,7 +401,7 @@ async def test_the_end_of_the_process_ends_a_post_that_waits(api: Api, gate: Gat
     response = await fed
     assert response.status == 409
     assert "stdin" in response.json()["error"]
-    assert (await described(api, id))["exit_code"] == 3
+    assert (await within(10, wait(api, id)))["exit_code"] == 3
 
 
 async def test_a_client_that_stops_waiting_for_its_post_does_no_harm(api: Api, gate: Gate) -> None:

@@ -232,7 +232,7 @@ async def test_kill_of_a_stopped_process(api: Api) -> None:
 @pytest.mark.parametrize("name", ["TERM", "SIGTERM", "term", 15, "15"])
 async def test_kill_with_another_signal(api: Api, tmp_path: Path, name: str | int) -> None:
     ready = tmp_path / "ready"
-    id = await api.start(f'trap "echo got TERM; exit 7" TERM; touch {ready}; while :; do sleep 300 & wait; done')
+    id = await api.start(f'trap "echo got TERM; exit 7" TERM; sleep 300 & touch {ready}; while :; do wait; done')
     await until(ready.exists)
     response = await within(5, kill(api, id, signal=name))
     assert response.status == 200
