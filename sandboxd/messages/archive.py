@@ -1,4 +1,4 @@
-"""Requests about trees of files: archives, watches, and what people do with files."""
+"""Queries and replies of ``/archive``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The daemon's clock: seconds for which it has been running, whatever becomes of the wall clock."""
+"""The daemon's clock: monotonic, and it does not advance while the process is stopped."""
 
 from __future__ import annotations
 

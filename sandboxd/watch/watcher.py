@@ -39,7 +39,7 @@ class _Node:
     A directory that is watched.
 
     :ivar children: the directories in it, by name.
-    :ivar told: names in it that were reported as created, for which the kernel may deliver the same event.
+    :ivar announced: names in it that were reported as created, for which the kernel may deliver the same event.
     """
 
     __slots__ = ("announced", "children", "name", "parent", "wd")
