@@ -243,11 +243,12 @@ async def test_a_cancelled_call_ends(api: Api, tmp_path: Path) -> None:
     file = tmp_path / "pid"
     body = message("tools/call", "only", name="run_command", arguments={"command": f"echo $$ > {file}; sleep 300"})
     running = api.request("POST", "/mcp", body, VERSION)
-    running.addErrback(lambda _: None)
     pids = await pids_in(file)
     cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "only"}}
     assert (await send(api, cancel)).status == 202
     await gone(pids)
+    response = await running.addTimeout(10, reactor)  # the request does not stay open
+    assert "cancelled" in (await response.json())["error"]["message"]
 
 
 async def test_a_background_process_from_start_to_end(api: Api) -> None:

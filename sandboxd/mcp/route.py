@@ -64,6 +64,7 @@ class McpServer:
         self._tools = {tool.name: tool for tool in tools}
         self._listed = [tool.listed() for tool in tools]
         self._in_flight: dict[str | int, list[Deferred[Any]]] = {}
+        self._cancelled: set[Deferred[Any]] = set()
 
     async def answer(self, request: RpcRequest, progress: Progress | None) -> dict[str, object]:
         """Answer a request. Errors of any kind are answers, too."""
@@ -82,6 +83,7 @@ class McpServer:
         if message.method == "notifications/cancelled":
             calls = self._in_flight.get(message.params.get("requestId", ""), [])
             if len(calls) == 1:
+                self._cancelled.add(calls[0])
                 calls[0].cancel()
 
     async def _dispatch(self, request: RpcRequest, progress: Progress | None) -> object:
@@ -117,7 +119,12 @@ class McpServer:
             found = await call
         except (ToolError, BadRequest, FileError, ApiError) as error:
             return _error(str(error))
+        except CancelledError:
+            if call in self._cancelled:  # by a notification: the client is still there, and its request has to end
+                raise RpcError(INVALID_REQUEST, "the call was cancelled") from None
+            raise
         finally:
+            self._cancelled.discard(call)
             calls.remove(call)
             if not calls:
                 self._in_flight.pop(id, None)
