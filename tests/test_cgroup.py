@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,6 +38,11 @@ def delegated() -> Iterator[Path]:
     path = root / f"sandboxd-test-{os.getpid()}"
     path.mkdir()
     yield path
+    # The processes that a daemon has started end a moment after it.
+    deadline = time.monotonic() + 10
+    while "populated 1" in (path / "cgroup.events").read_text():
+        assert time.monotonic() < deadline, f"{path} still has processes"
+        time.sleep(0.01)
     for child in [*path.iterdir()]:
         if child.is_dir():
             child.rmdir()

@@ -16,12 +16,14 @@ class CuttingProxy:
     :ivar cuts: for each connection to come, the bytes after which it is cut, both directions counted; beyond the list
         none is.
     :ivar connections: how many there have been.
+    :ivar forwarded: the bytes that reached the server, of all connections.
     """
 
     def __init__(self, port: int, cuts: list[int] | None = None) -> None:
         self._port = port
         self.cuts = cuts or []
         self.connections = 0
+        self.forwarded = 0
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -77,6 +79,9 @@ class CuttingProxy:
                         if not data:
                             return
                         (server if source is client else client).sendall(data)
+                        if source is client:
+                            with self._lock:
+                                self.forwarded += len(data)
                         if left is not None:
                             left -= len(data)
                             if left <= 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import os
 import subprocess
 import sys
@@ -168,8 +167,8 @@ def test_a_large_upload_that_is_cut_is_resumed(connect: Connect, proxy: CuttingP
     assert os.listdir(there) == ["up"]
     assert proxy.connections > 4
     assert seen[-1] == large.stat().st_size
-    sent = sum(after - before for before, after in itertools.pairwise([0, *seen]) if after > before)
-    assert sent < large.stat().st_size + 12 * MIB  # what was on its way when the connection broke is sent twice
+    # What reached the server is not sent again: without resuming, 11 MiB would be.
+    assert proxy.forwarded < large.stat().st_size + 4 * MIB
 
 
 def test_a_later_upload_goes_on_where_an_earlier_one_was_ended(
