@@ -17,6 +17,9 @@ RUN python3 -m venv /opt/sandboxd \
 COPY pyproject.toml README.md LICENSE ./
 COPY sandboxd ./sandboxd
 COPY twisted ./twisted
+COPY deploy/console deploy/console
+# Not needed where `make console` has been called before: then the files are there.
+RUN python3 deploy/console/fetch.py
 # The plugin cache is written here, once: at run time the directory may be read-only. It must be newer than the plugins
 # by a second at least, for a copied layer has whole seconds only. The venv keeps no pip.
 RUN /tmp/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /tmp/wheel . \

@@ -15,7 +15,7 @@ REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 BUILD_ARGS = --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION)
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test test-all release soak fuzz bench build clean install install-systemd lock docker-build docker-buildx docker-push docker-run
+.PHONY: help run console check test test-all release soak fuzz bench build clean install install-systemd lock docker-build docker-buildx docker-push docker-run
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,7 +28,11 @@ $(BIN)/twistd: $(BIN)/tox pyproject.toml
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
+console: ## get xterm.js, of which the console's terminal is made, by its hashes
+	$(PYTHON) deploy/console/fetch.py
+
 run: $(BIN)/twistd ## set up, and run the daemon in the foreground
+	-@$(PYTHON) deploy/console/fetch.py
 	@secret="$${SANDBOX_SECRET:-$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(24))')}"; \
 	[ -n "$$SANDBOX_SECRET" ] || echo "SANDBOX_SECRET is not set; this run's is $$secret"; \
 	printf "Try it:\n  curl -H 'Authorization: Bearer %s' -d '{\"cmd\":\"echo hello\"}' http://127.0.0.1:%s/run\n" \
@@ -59,14 +63,16 @@ release: $(BIN)/tox ## make a release of VERSION=x.y.z: changelog, packages buil
 	$(BIN)/pip install --quiet --upgrade build twine
 	PYTHON=$(BIN)/python .ci/release "$(VERSION)"
 
-build: $(BIN)/tox ## build the wheel and the source archive into dist/
+build: $(BIN)/tox console ## build the wheel and the source archive into dist/
 	$(BIN)/pip install --quiet --upgrade build
 	$(BIN)/python -m build
 
 install: ## install the daemon for this user or environment
+	-@$(PYTHON) deploy/console/fetch.py
 	$(PYTHON) -m pip install .
 
 install-systemd: ## as root: install the daemon in /opt/sandboxd, its systemd units, and a secret if there is none
+	-@$(PYTHON) deploy/console/fetch.py
 	$(PYTHON) -m venv $(PREFIX)
 	$(PREFIX)/bin/pip install --quiet --require-hashes -r deploy/lock/runtime.txt
 	$(PREFIX)/bin/pip install --quiet --no-deps .
@@ -86,7 +92,7 @@ lock: $(BIN)/tox ## pin what the image is built from anew
 	  --no-emit-index-url --no-header --no-annotate --upgrade - -o deploy/lock/build.txt
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .tox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tox build dist sandboxd/console/vendor *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 docker-build: ## build the image for this platform; TARGET=nonroot or TARGET=slim for the others

@@ -15,6 +15,7 @@ MEDIA_TYPES: Mapping[str, str] = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
 
@@ -27,22 +28,22 @@ POLICY = (
 
 def add_console_routes(routes: Routes, directory: Path) -> None:
     """
-    Add a route for each file of a directory; ``index.html`` is ``/console/`` itself.
+    Add a route for each file of a directory, and of its ``vendor/``; ``index.html`` is ``/console/`` itself.
 
     :param directory: read once, now.
     """
-    for file in sorted(directory.iterdir()):
+    for file in sorted((*directory.iterdir(), *directory.glob("vendor/*"))):
         if file.suffix in MEDIA_TYPES:
-            name = "" if file.name == "index.html" else file.name
+            name = "" if file.name == "index.html" else file.relative_to(directory).as_posix()
             _add(routes, f"/console/{name}", MEDIA_TYPES[file.suffix], file.read_bytes())
 
 
 def _add(routes: Routes, path: str, media_type: str, content: bytes) -> None:
     tag = b'"%s"' % hashlib.sha256(content).hexdigest()[:32].encode("ascii")
 
-    @routes.get(path, reply=RawBody(media_type), open=True, observes=True)
+    @routes.get(path, reply=RawBody(media_type), open=True, observes=True, documented=path == "/console/")
     async def static(request: Request) -> None:
-        """Return a file of the console. Needs no token."""
+        """A page for people, with the files that it loads from below this path. Needs no token; its calls do."""
         for header, value in (
             (b"Content-Type", media_type.encode("ascii")),
             (b"Content-Security-Policy", POLICY),

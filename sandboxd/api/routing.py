@@ -111,6 +111,7 @@ class Routes:
         websocket: bool = False,
         open: bool = False,
         observes: bool = False,
+        documented: bool = True,
     ) -> Adder:
         """
         Add a route. It is called with the request, the body if it takes one, the path's parameters by name, and
@@ -130,6 +131,7 @@ class Routes:
         :param websocket: likewise.
         :param open: likewise.
         :param observes: likewise.
+        :param documented: whether it is in the OpenAPI document.
         """
         takes = RawBody() if type is bytes else type
         streams = isinstance(type, RawBody)
@@ -180,9 +182,10 @@ class Routes:
             if "<" not in path:
                 for prefix in (b"", PREFIX):
                     self._fixed[method.encode("ascii"), prefix + path.encode("ascii")] = endpoint
-            self.operations.append(
-                Operation(method, path, route, takes, query, reply, status, errors, headers, success, open)
-            )
+            if documented:
+                self.operations.append(
+                    Operation(method, path, route, takes, query, reply, status, errors, headers, success, open)
+                )
 
         return add
 

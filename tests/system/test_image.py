@@ -62,6 +62,7 @@ def test_the_tools_that_are_promised_are_there_and_no_others_that_build(start: S
     for tool in ("curl", "wget", "git", "python3", "jq"):
         client.output(f"{tool} --version")
     client.output("test -s /etc/ssl/certs/ca-certificates.crt && test -s /licenses/LICENSE")
+    client.output("test -s /opt/sandboxd/lib/python3*/site-packages/sandboxd/console/vendor/xterm.mjs")
     left = client.output(
         "for tool in gcc make pip pip3 /opt/sandboxd/bin/pip; do command -v $tool; done; ls /src; true"
     )
