@@ -411,6 +411,44 @@ def test_reattaching_replays_what_is_kept_and_tells_the_gap(daemon: Daemon) -> N
     kill(daemon, id)
 
 
+def test_a_client_that_comes_back_gets_what_it_has_missed_to_the_byte(daemon: Daemon) -> None:
+    id = start(
+        daemon, "stty -echo -onlcr; printf 'one\\ntw'; read x; printf 'o\\nthree'; read x; seq 50000; read x", tty=True
+    )
+    with Attached(daemon, id, "?events=true&offset=0") as client:
+        client.until(lambda: client.output[1] == b"one\ntw")
+        client.type("\r")
+        client.until(lambda: client.output[1] == b"one\ntwo\nthree")
+    for offset in range(14):
+        with Attached(daemon, id, f"?events=true&offset={offset}") as client:
+            client.until(lambda: client.events and client.output[1] == b"one\ntwo\nthree"[offset:])  # noqa: B023
+            (started,) = client.events
+            assert started["bytes"] == 13
+    with Attached(daemon, id, "?events=true&offset=13") as client:
+        client.type("\r")
+        client.until(lambda: client.output[1].endswith(b"\n50000\n"))
+        whole = b"one\ntwo\nthree" + client.output[1]
+    with Attached(daemon, id, "?events=true&offset=9") as client:
+        client.until(lambda: client.output[1].endswith(b"\n50000\n"))
+        gap = client.events[1]
+        assert client.output[1] == whole[gap["offset"] :]
+        assert gap["dropped"] > 40_000
+    offset = len(whole) - 100
+    with Attached(daemon, id, f"?events=true&offset={offset}") as client:
+        client.until(lambda: client.output[1] == whole[offset:])
+        assert [event["event"] for event in client.events] == ["started"]
+    kill(daemon, id)
+
+
+def test_an_offset_is_for_terminals_and_stands_alone(daemon: Daemon, shell: str) -> None:
+    id = start(daemon, "exec sleep 60")
+    for which, query in ((id, "?offset=1"), (shell, "?offset=1&tail=1")):
+        with pytest.raises(InvalidStatus) as caught, Attached(daemon, which, query):
+            pass
+        assert caught.value.response.status_code == 400
+    kill(daemon, id)
+
+
 def test_an_unknown_process_is_404_before_the_upgrade(daemon: Daemon) -> None:
     with pytest.raises(InvalidStatus) as caught, Attached(daemon, "no-such-id"):
         pass

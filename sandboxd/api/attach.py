@@ -12,6 +12,7 @@ from sandboxd.execution.execution import Execution
 from sandboxd.execution.log import BytesCursor, DroppedRecords
 from sandboxd.execution.table import ProcessTable
 from sandboxd.messages.attach import AttachQuery, Cause, Causes, ExitStatus, TerminalSizeMessage
+from sandboxd.messages.decoding import BadRequest
 from sandboxd.reactor.first_to_end import first_to_end
 from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.web.ascii_json import dumps
@@ -57,24 +58,31 @@ def add_attach_route(routes: Routes, table: ProcessTable, sockets: WebSockets, t
         check_handshake(request, [V5, V4])
         name_execution(request, execution)
         log = execution.log
+        if query.offset is not None and execution.tty is None:
+            raise BadRequest("offset: the process has no terminal")
         after = log.before_last(query.tail) if query.tail is not None else query.after or 0
-        cursor = log.bytes_cursor(after, history=query.tail != 0)
+        cursor = log.bytes_cursor(after, history=query.tail != 0, offset=query.offset)
         try:
             socket = sockets.accept(request, "attach", [V5, V4], V5)
-            await _serve(execution, socket, cursor, query.events, turns)
+            await _serve(execution, socket, cursor, query, turns)
         finally:
             cursor.close()
 
 
-async def _serve(execution: Execution, socket: WebSocket, cursor: BytesCursor, events: bool, turns: TurnBudget) -> None:
+async def _serve(
+    execution: Execution, socket: WebSocket, cursor: BytesCursor, query: AttachQuery, turns: TurnBudget
+) -> None:
     """Carry output and input until the process has ended and its output is sent, or the client closes."""
     code, reason = NORMAL, ""
     try:
-        if events:
+        if query.events:
             tty = execution.tty
             size = None if tty is None else {"cols": tty.cols, "rows": tty.rows}
-            await socket.send(_text({"event": "started", "id": execution.id, "pid": execution.pid, "tty": size}))
-        await first_to_end(_output(execution, socket, cursor, events, turns), _input(execution, socket))
+            started: dict[str, object] = {"event": "started", "id": execution.id, "pid": execution.pid, "tty": size}
+            if query.offset is not None:
+                started["bytes"] = execution.log.total_bytes
+            await socket.send(_text(started))
+        await first_to_end(_output(execution, socket, cursor, query, turns), _input(execution, socket))
     except WebSocketClosed:
         pass
     except _Refused as refused:
@@ -83,7 +91,7 @@ async def _serve(execution: Execution, socket: WebSocket, cursor: BytesCursor, e
 
 
 async def _output(
-    execution: Execution, socket: WebSocket, cursor: BytesCursor, events: bool, turns: TurnBudget
+    execution: Execution, socket: WebSocket, cursor: BytesCursor, query: AttachQuery, turns: TurnBudget
 ) -> None:
     """Send what the process writes, as fast as the client takes it, then how it has ended."""
     while not cursor.ended:
@@ -93,8 +101,11 @@ async def _output(
         if found is None:
             await cursor.when_more()
         elif isinstance(found, DroppedRecords):
-            if events:
-                await socket.send(_text({"event": "gap", "dropped": found.dropped}))
+            if query.events:
+                gap: dict[str, object] = {"event": "gap", "dropped": found.dropped}
+                if query.offset is not None:
+                    gap["offset"] = cursor.offset
+                await socket.send(_text(gap))
         else:
             stream, data = found
             channel = bytes([STDOUT if stream == "stdout" else STDERR])

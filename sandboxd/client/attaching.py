@@ -44,8 +44,9 @@ class Attaching:
     """
     An attachment to a process, over as many connections as it takes.
 
-    The messages have no numbers. From the start of a log that is still whole, what has been seen is skipped, byte by
-    byte; else what was written meanwhile is lost, which is reported.
+    A terminal's output is read on behind the bytes that have been seen. The messages of other processes have no
+    numbers: from the start of a log that is still whole, what has been seen is skipped, byte by byte; else what was
+    written meanwhile is lost, which is reported.
 
     :param after: only what is behind the record of this number.
     :param tail: only the last so many records, and what comes.
@@ -74,6 +75,8 @@ class Attaching:
         if not self._connected:
             return self._path(**self._first)
         found = yield from process(self.id)
+        if self._whole and found.tty is not None:
+            return self._path(offset=self._seen["stdout"])
         self._whole = self._whole and not found.output.truncated
         self._lost = not self._whole
         self._skip = dict(self._seen) if self._whole else {"stdout": 0, "stderr": 0}
@@ -95,8 +98,10 @@ class Attaching:
         if isinstance(message, str):
             event = self._json(message)
             if event.get("event") == "gap":
-                # What follows cannot be held against what was seen.
-                self._whole, self._skip = False, {"stdout": 0, "stderr": 0}
+                if "offset" in event:
+                    self._seen["stdout"] = event["offset"]
+                else:  # what follows cannot be held against what was seen
+                    self._whole, self._skip = False, {"stdout": 0, "stderr": 0}
                 yield Gap(dropped=int(event.get("dropped", 0)))
         elif message[:1] in (b"\x01", b"\x02"):
             stream: StreamName = "stdout" if message[0] == STDOUT else "stderr"

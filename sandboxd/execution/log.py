@@ -201,15 +201,28 @@ class OutputLog:
             count -= batch.count
         return self.first - 1
 
-    def bytes_cursor(self, after: int = 0, history: bool = True) -> BytesCursor:
+    def bytes_cursor(self, after: int = 0, history: bool = True, offset: int | None = None) -> BytesCursor:
         """
         Open a reader of the bytes as they came, unfinished lines included; close it when done.
 
         :param after: the sequence number to read after.
         :param history: whether it also reads an unfinished line that has begun already.
+        :param offset: read after so many bytes of stdout instead, of a log that has no stderr.
         """
         sent = {} if history else {name: self._arrived(name) for name in self._splitters}
+        if offset is not None:
+            sent = {"stdout": offset}
+            index = bisect_right(self._batches, offset, key=_at) - 1
+            after = self._batches[index].first - 1 if index >= 0 else 0
         return BytesCursor(self, self.cursor(after), sent)
+
+    def _bytes_before(self, position: int) -> int:
+        """Return the bytes of its stream before a record, in a log that has one stream only."""
+        index = self._find(position)
+        if position >= self.next or index >= len(self._batches):
+            return self._recorded["stdout"]
+        batch = self._batches[index]
+        return batch.since(max(position, batch.first)).at
 
     def _arrived(self, stream: Stream) -> int:
         return self._recorded[stream] + len(self._splitters[stream].unfinished)
@@ -350,6 +363,10 @@ def _first(batch: Batch) -> int:
     return batch.first
 
 
+def _at(batch: Batch) -> int:
+    return batch.at
+
+
 class Cursor:
     """
     A reader's position in an :class:`OutputLog`.
@@ -421,6 +438,11 @@ class BytesCursor:
         sent = self._sent.get(stream, 0)
         self._sent[stream] = max(sent, at + len(data))
         return data[max(0, sent - at) :]
+
+    @property
+    def offset(self) -> int:
+        """Bytes of stdout before what is read next, of a log that has no stderr."""
+        return max(self._log._bytes_before(self._cursor.position), self._sent.get("stdout", 0))
 
     @property
     def ended(self) -> bool:

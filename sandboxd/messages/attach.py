@@ -17,11 +17,23 @@ class AttachQuery(msgspec.Struct):
 
     after: Annotated[Count, Meta(description="Output behind this record; all that is kept by default.")] | None = None
     tail: Annotated[Count, Meta(description="The output of the last records; 0 for what is new.")] | None = None
+    offset: (
+        Annotated[
+            Count,
+            Meta(
+                description="The output of a terminal behind so many bytes, for a client that has these. `started` then"
+                " has `bytes`, those that were written until now, and a `gap` has the `offset` at which it ends."
+            ),
+        ]
+        | None
+    ) = None
     events: Annotated[bool, Meta(description="Whether text messages tell of the start, and of gaps.")] = False
 
     def __post_init__(self) -> None:
         if self.tail is not None and self.after is not None:
             raise ValueError("tail: give it or after, not both")
+        if self.offset is not None and (self.tail is not None or self.after is not None):
+            raise ValueError("offset: give it alone, without after and tail")
 
 
 class TerminalSizeMessage(msgspec.Struct):

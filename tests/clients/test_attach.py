@@ -77,6 +77,23 @@ def test_through_cuts(connect: Connect, proxy: CuttingProxy) -> None:
     assert proxy.connections > 4
 
 
+def test_a_terminal_through_cuts_is_whole_also_when_its_log_is_not(connect: Connect, proxy: CuttingProxy) -> None:
+    sandbox = connect(proxy.url)
+    id = sandbox.start("stty -echo -onlcr; seq 1 12000; read x; echo last", tty=True).id
+    found: list[object] = []
+    got = b""
+    with sandbox.attach(id) as attachment:
+        for each in attachment:
+            found.append(each)
+            got += each.data if isinstance(each, Chunk) else b""
+            if got.endswith(b"\n12000\n"):
+                assert sandbox.process(id).output.truncated
+                proxy.cut()
+                sandbox.write_stdin(id, b"\n")
+    assert [each for each in found if not isinstance(each, (Chunk, Gap))] == []
+    assert got.endswith(b"\n12000\nlast\n")
+
+
 def test_what_is_lost_is_reported(connect: Connect, proxy: CuttingProxy, tmp_path: Path) -> None:
     sandbox = connect(proxy.url)
     id = sandbox.start(f"seq 1 30000; while ! [ -e {tmp_path}/go ]; do sleep 0.02; done; echo last").id

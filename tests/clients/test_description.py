@@ -36,6 +36,7 @@ PROXY = "/proxy/"
 
 #: Fields of requests that the client leaves out, by operation, and why.
 NOT_SENT = {
+    "GET /processes/{id}/attach": {"offset"},  # chosen by the attachment itself, when it connects again
     "PUT /archive": {"max_size", "max_entries", "owner", "parents"},  # bounds are for sources of others
     "GET /archive": {"unreadable", "format"},  # half a tree is no tree; the format follows from compress
     "PUT /files": {"offset", "size"},  # chosen by the upload itself
