@@ -82,11 +82,13 @@ def test_a_terminal_through_cuts_is_whole_also_when_its_log_is_not(connect: Conn
     id = sandbox.start("stty -echo -onlcr; seq 1 12000; read x; echo last", tty=True).id
     found: list[object] = []
     got = b""
+    cut = False
     with sandbox.attach(id) as attachment:
         for each in attachment:
             found.append(each)
             got += each.data if isinstance(each, Chunk) else b""
-            if got.endswith(b"\n12000\n"):
+            if got.endswith(b"\n12000\n") and not cut:  # not again when a gap follows
+                cut = True
                 assert sandbox.process(id).output.truncated
                 proxy.cut()
                 sandbox.write_stdin(id, b"\n")
