@@ -153,7 +153,7 @@ class CommandStarter:
             raise
         except CancelledError:
             if not entry.keyed:
-                execution.abandon()
+                execution.kill_without_waiting()
             raise
 
 
@@ -264,7 +264,7 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
             await execution.when_settled()
         except CancelledError:
             if not entry.keyed:  # else the client may come again with its key
-                execution.abandon()
+                execution.kill_without_waiting()
             raise
         code = code_of(execution)
         stdout, stderr = buffered.kept["stdout"], buffered.kept["stderr"]
@@ -320,7 +320,7 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
             stream.write(event("complete", Complete(code, code != 0, **outcome(execution)), execution.log.last))
         except BaseException:
             if not (keyed or body.detach):
-                execution.abandon()
+                execution.kill_without_waiting()
             raise
         finally:
             cursor.close()

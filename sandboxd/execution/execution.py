@@ -228,7 +228,7 @@ class Execution:
         """Whether its stdin can be written to now."""
         return self._child is not None and (self.command.stdin or self.tty is not None)
 
-    def abandon(self) -> None:
+    def kill_without_waiting(self) -> None:
         """
         Kill it if it runs, without waiting; a failure is logged.
 
@@ -236,18 +236,18 @@ class Execution:
         """
         if self.ended_at is not None:
             return
-        Deferred.fromCoroutine(self.kill()).addCallbacks(self._abandoned, self._abandon_failed)
+        Deferred.fromCoroutine(self.kill()).addCallbacks(self._log_survivors, self._log_kill_failure)
 
-    def _abandoned(self, survivors: Survivors) -> None:
+    def _log_survivors(self, survivors: Survivors) -> None:
         if survivors.pids:
             self._logger.error("{id}: could not be killed: pids {pids}", id=self.id, pids=survivors.pids)
 
-    def _abandon_failed(self, failure: Failure) -> None:
+    def _log_kill_failure(self, failure: Failure) -> None:
         self._logger.failure("{id}: could not be killed", failure, id=self.id)
 
     def _time_out(self) -> None:
         self.timed_out = True
-        self.abandon()
+        self.kill_without_waiting()
 
     def _watch_idle(self, limit: float, wait: float) -> None:
         """Check in ``wait`` seconds whether nothing has been written for ``limit`` seconds."""
@@ -264,7 +264,7 @@ class Execution:
             self._watch_idle(limit, limit - idle)
         else:
             self.idle_timed_out = True
-            self.abandon()
+            self.kill_without_waiting()
 
     def _started(self) -> None:
         assert self._child is not None

@@ -260,7 +260,7 @@ class ProcessTable(Service):
                 await DeferredList(foreground, consumeErrors=True).addTimeout(self._drain, self._reactor)
         for execution in list(self.live.values()):
             if execution.pid is None:
-                execution.abandon()
+                execution.kill_without_waiting()
             with suppress(SpawnError):
                 await execution.when_started()
             if execution.tty is not None and execution.ended_at is None:

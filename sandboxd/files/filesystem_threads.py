@@ -66,19 +66,19 @@ class FilesystemThreads:
 
         :param path: the path that it uses, or all of them.
         """
-        abandoned = False
+        cancelled = False
 
         def call() -> T:
-            if abandoned:
+            if cancelled:
                 raise CancelledError
             return function(*args, **kwargs)
 
         async def run() -> T:
-            nonlocal abandoned
+            nonlocal cancelled
             try:
                 return await (self._run(path, call) if isinstance(path, str) else self._run_all(path, call))
             except CancelledError:
-                abandoned = True
+                cancelled = True
                 raise
 
         return Deferred.fromCoroutine(run())

@@ -303,7 +303,7 @@ class CommandTools:
                 await _follow(execution, progress)
             await execution.when_ended()
         except BaseException:
-            execution.abandon()
+            execution.kill_without_waiting()
             raise
         found = {name: stream.text() for name, stream in buffered.kept.items()}
         dropped = {name: stream.dropped for name, stream in buffered.kept.items()}
@@ -405,7 +405,7 @@ async def _when_started(execution: Execution) -> None:
             raise ToolError(f"cwd: there is no directory {execution.command.cwd!r}") from None
         raise ToolError(str(cannot_start(error))) from None
     except CancelledError:
-        execution.abandon()
+        execution.kill_without_waiting()
         raise
 
 
