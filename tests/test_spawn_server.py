@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
-from sandboxd.processes.spawn_client import SPAWNERS
+from sandboxd.processes.spawn_client import SPAWN_SERVERS
 from tests.client import Api, Response
 from tests.daemon import Daemon, alive
 from tests.waiting import Gate, gone, pids_in, until
@@ -55,7 +55,7 @@ def spawners_of(daemon: Daemon) -> list[int]:
 
 async def guardians_of(daemon: Daemon) -> list[int]:
     """The pids of the spawn servers, once all run. Each is a guardian, too."""
-    return await until(lambda: pids if len(pids := spawners_of(daemon)) == SPAWNERS else [])
+    return await until(lambda: pids if len(pids := spawners_of(daemon)) == SPAWN_SERVERS else [])
 
 
 def made_gate(folder: Path) -> Gate:

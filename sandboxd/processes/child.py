@@ -56,7 +56,7 @@ class SpawnError(Exception):
         self.errno = error.errno
         self.at_cwd = step == AT_CWD
         self.at_exec = step == AT_EXEC
-        self.unknown = error.errno == errno.EIO  # as from SpawnClient.break_off
+        self.unknown = error.errno == errno.EIO  # as from SpawnClient.kill_and_fail
 
 
 class Spawner:

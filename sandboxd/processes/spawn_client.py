@@ -49,7 +49,7 @@ from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.turn_budget import TurnBudget
 
 #: Number of spawn servers: two, so that one can start a child while the other one waits for an execve(2).
-SPAWNERS = 2
+SPAWN_SERVERS = 2
 
 #: Most records read from a spawn server in one turn.
 BURST = 32
@@ -151,7 +151,7 @@ class SpawnClient:
         self._adopted = adopted
         self._end_tree = end_tree
         self._servers: list[_Server] = []
-        self._dying: list[_Server] = []
+        self._killed: list[_Server] = []
         self._running = False
         self._last = 0
 
@@ -162,7 +162,7 @@ class SpawnClient:
         :raise OSError: if there is none, and none can be started.
         """
         self._running = True
-        while len(self._servers) < SPAWNERS:
+        while len(self._servers) < SPAWN_SERVERS:
             parent = next((server for server in self._servers if server.pid is not None), None)
             try:
                 self._servers.append(_Server(self) if parent is None else _Server(self, parent))
@@ -192,7 +192,7 @@ class SpawnClient:
     @property
     def pids(self) -> frozenset[int]:
         """The pids of the spawn servers."""
-        return frozenset(server.pid for server in (*self._servers, *self._dying) if server.pid is not None)
+        return frozenset(server.pid for server in (*self._servers, *self._killed) if server.pid is not None)
 
     def launch(self, child: ChildListener, request: StartRequest, fds: list[int]) -> Callable[[int], None]:
         """
@@ -229,17 +229,17 @@ class SpawnClient:
         launch.server = server
         server.launch(launch, message, fds)
 
-    def give_up(self, server: _Server, reason: str) -> None:
+    def replace(self, server: _Server, reason: str) -> None:
         """Kill a spawn server, and take what it has not received to others."""
         if server not in self._servers:
             return
         self._log.error("spawn server {pid} is replaced: {reason}", pid=server.pid, reason=reason)
         self._servers.remove(server)
-        self._dying.append(server)
+        self._killed.append(server)
         server.kill()
         self._resend(server)
         if server.pid is None:
-            self.died(server, reason)
+            self.server_exited(server, reason)
 
     def _resend(self, server: _Server) -> None:
         """Send the requests that a spawn server has not received to others: nothing of them was executed."""
@@ -262,11 +262,11 @@ class SpawnClient:
                     launch.server = None
                     launch.child.failed(OSError(error.errno, error.strerror), AT_START)
 
-    def died(self, server: _Server, reason: str) -> None:
+    def server_exited(self, server: _Server, reason: str) -> None:
         """Deal with the end of a spawn server: its children are this process's own now."""
-        self.give_up(server, reason)
-        if server in self._dying:
-            self._dying.remove(server)
+        self.replace(server, reason)
+        if server in self._killed:
+            self._killed.remove(server)
         running = {}
         for launch in server.running.values():
             launch.server = None
@@ -274,14 +274,14 @@ class SpawnClient:
                 running[launch.pid] = launch.child
         self._adopted(running)
         for launch in server.starting.values():
-            self.break_off(launch)
+            self.kill_and_fail(launch)
         server.running, server.starting = {}, {}
 
-    def break_off(self, launch: _Launch) -> None:
+    def kill_and_fail(self, launch: _Launch) -> None:
         """End a child whose state is unknown, for it may run; then report it as failed."""
         launch.server = None
         error = OSError(errno.EIO, "the process that starts commands has died")
-        if isinstance(launch.child, _Fork):
+        if isinstance(launch.child, _ForkListener):
             launch.child.failed(error, AT_START)
         else:
             self._end_tree(launch.mark).addBoth(lambda _: launch.child.failed(error, AT_START))
@@ -291,7 +291,7 @@ def _load(server: _Server) -> tuple[bool, int, int]:
     return server.pid is None, len(server.starting), len(server.running)
 
 
-class _Fork:
+class _ForkListener:
     """The receiver of the records of a spawn server that was forked from another."""
 
     def __init__(self, client: SpawnClient, server: _Server) -> None:
@@ -307,7 +307,7 @@ class _Fork:
 
     def failed(self, error: OSError, step: int) -> None:
         """Have it replaced."""
-        self._client.give_up(self._server, f"it cannot be forked: {error.strerror}")
+        self._client.replace(self._server, f"it cannot be forked: {error.strerror}")
 
     def exited(self, status: int) -> None:
         """Do nothing: its pidfd has been readable."""
@@ -353,7 +353,7 @@ class _Server:
                 self._execute(self._theirs.fileno())
             else:
                 number = client.next_number()
-                parent.starting[number] = launch = _Launch(number, _Fork(client, self), 0)
+                parent.starting[number] = launch = _Launch(number, _ForkListener(client, self), 0)
                 launch.server = parent
                 parent.send(pack_request(FORK, number), [os.dup(self._theirs.fileno())], answer=True)
         except OSError:
@@ -382,7 +382,7 @@ class _Server:
         try:
             self._pidfd = os.pidfd_open(pid)
         except OSError:  # it has exited, or there is no descriptor
-            self._client.died(self, "it cannot be watched")
+            self._client.server_exited(self, "it cannot be watched")
             return
         self.pid = pid
         ExitWatch(self._reactor, os.dup(self._pidfd), self._exited)
@@ -409,7 +409,7 @@ class _Server:
         :param fds: the descriptors that go with it, closed once they are sent.
         :param answer: whether it will be answered.
         """
-        if self._socket.fileno() < 0:  # it has died; :meth:`SpawnClient.died` deals with the requests
+        if self._socket.fileno() < 0:  # it has died; :meth:`SpawnClient.server_exited` deals with the requests
             for fd in fds:
                 os.close(fd)
             return
@@ -435,7 +435,7 @@ class _Server:
                 if error.errno in _LATER:
                     return
                 self._log.failure("a request cannot be sent to spawn server {pid}", pid=self.pid)
-                self._reactor.callLater(0, self._client.give_up, self, "it cannot be reached")
+                self._reactor.callLater(0, self._client.replace, self, "it cannot be reached")
                 break
             self._unsent.popleft()
             for fd in fds:
@@ -475,7 +475,7 @@ class _Server:
         except Malformed as error:
             for fd in fds:
                 os.close(fd)
-            self._client.give_up(self, str(error))
+            self._client.replace(self, str(error))
             return
         self._asked_at = self._reactor.seconds()
         if kind != EXITED and launch.forked_at is None:
@@ -496,7 +496,7 @@ class _Server:
             elif kind == FAILED:
                 launch.child.failed(OSError(value, os.strerror(value)), detail)
             elif launch.collect and not fds:  # this process has no descriptor left
-                self._client.break_off(launch)
+                self._client.kill_and_fail(launch)
             else:
                 launch.pid = value
                 self.running[number] = launch
@@ -504,7 +504,7 @@ class _Server:
         except Exception:  # an error of one child must not affect the others
             self._log.failure("a command is killed, as an error occurred in the daemon while handling it")
             self.running.pop(number, None)
-            self._client.break_off(launch)
+            self._client.kill_and_fail(launch)
 
     def check(self, now: float) -> None:
         """Have this server replaced if it does not answer; end children that take too long to start."""
@@ -512,7 +512,7 @@ class _Server:
             with suppress(OSError):  # a command that runs as the same user may have stopped it
                 signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
         if self._unanswered > 0 and now - self._asked_at > ANSWER_TIMEOUT:
-            self._client.give_up(self, f"it has not answered for {ANSWER_TIMEOUT} seconds")
+            self._client.replace(self, f"it has not answered for {ANSWER_TIMEOUT} seconds")
             return
         for launch in list(self.starting.values()):
             if launch.forked_at is not None and now - launch.forked_at > START_TIMEOUT:
@@ -524,10 +524,10 @@ class _Server:
         if self._socket.fileno() >= 0:
             self._receive(sys.maxsize)
             self._reactor.removeReader(self)
-        self._client.turns.take(self._died)
+        self._client.turns.take(self._records_handled)
 
-    def _died(self) -> None:
-        self._client.died(self, "it has died")
+    def _records_handled(self) -> None:
+        self._client.server_exited(self, "it has died")
         self.close()
 
     def connectionLost(self, reason: Failure) -> None:
