@@ -8,7 +8,7 @@ from urllib.parse import quote_from_bytes
 from twisted.logger import Logger
 
 from sandboxd.api.operations import RawBody
-from sandboxd.api.preconditions import finish_in_thread
+from sandboxd.api.preconditions import close_in_thread
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.files.access import Files
 from sandboxd.files.archive.compression import CompressionError, compressor, preferred
@@ -60,12 +60,12 @@ def add_archive_routes(routes: Routes, files: Files) -> None:
         coding, media_type = FORMATS[query.format or "tar"]
         if query.format is None:
             coding = preferred(request.text_header(b"Accept-Encoding"))
-        lane = await files.threads.find(query.path)
-        excluded = await lane(query.excluded)
+        pool = await files.threads.find_pool(query.path)
+        excluded = await pool(query.excluded)
         packing = Packing(files.root, query.path, excluded, compressor(coding), query.unreadable == "skip")
         try:
-            await lane(packing.open)
-            piece = await lane(packing.read)
+            await pool(packing.open)
+            piece = await pool(packing.read)
             if query.format is None:
                 request.setHeader(b"Vary", b"Accept-Encoding")
                 if coding != "identity":
@@ -73,9 +73,9 @@ def add_archive_routes(routes: Routes, files: Files) -> None:
             request.setHeader(b"Content-Type", media_type.encode("ascii"))
             request.setHeader(b"Content-Disposition", _disposition(query))
             if request.method != b"HEAD":
-                await _send(request, lane, packing, piece)
+                await _send(request, pool, packing, piece)
         finally:
-            finish_in_thread(lane, packing.close)
+            close_in_thread(pool, packing.close)
 
     @routes.route(
         "PUT",
@@ -109,12 +109,12 @@ def add_archive_routes(routes: Routes, files: Files) -> None:
             max_size=query.max_size,
             max_entries=query.max_entries,
         )
-        lane = await files.threads.find(query.path)
+        pool = await files.threads.find_pool(query.path)
         try:
-            await lane(unpacking.open)
+            await pool(unpacking.open)
             while data := await body.read():
-                await lane(unpacking.feed, data)
-            await lane(unpacking.finish)
+                await pool(unpacking.feed, data)
+            await pool(unpacking.finish)
         except (TarError, CompressionError) as error:
             raise ApiError(400, str(error), **unpacking.report()) from None
         except TooMuch as error:
@@ -122,11 +122,11 @@ def add_archive_routes(routes: Routes, files: Files) -> None:
         except FileError as error:
             raise ApiError(error.status, str(error), **unpacking.report()) from None
         finally:
-            finish_in_thread(lane, unpacking.close)
+            close_in_thread(pool, unpacking.close)
         return Reply({"path": query.path, **unpacking.report()})
 
 
-async def _send(request: Request, lane: ThreadPool, packing: Packing, piece: bytes | None) -> None:
+async def _send(request: Request, pool: ThreadPool, packing: Packing, piece: bytes | None) -> None:
     """Send the pieces, each made while the one before is on its way."""
     stream = ResponseStream(request)
     try:
@@ -134,7 +134,7 @@ async def _send(request: Request, lane: ThreadPool, packing: Packing, piece: byt
             await stream.when_ready()
             if piece:
                 stream.write(piece)
-            piece = await lane(packing.read)
+            piece = await pool(packing.read)
     except FileError as error:
         _log.warn("an archive breaks off: {error}", error=str(error))
         request.connection.abort()

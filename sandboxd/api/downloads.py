@@ -10,7 +10,7 @@ from urllib.parse import quote
 from twisted.logger import Logger
 
 from sandboxd.api.operations import RawBody
-from sandboxd.api.preconditions import CONDITIONS, conditions, failed, finish_in_thread
+from sandboxd.api.preconditions import CONDITIONS, close_in_thread, conditions, failed
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.files.access import Files
 from sandboxd.files.download import Opened
@@ -47,14 +47,14 @@ def add_download_routes(routes: Routes, files: Files) -> None:
         `Range` asks for parts of it, and the conditional headers for nothing if it is, or is not, what the client has.
         """
         asked = conditions(request)
-        lane = await files.threads.find(query.path)
+        pool = await files.threads.find_pool(query.path)
         file = Opened(files.root, query.path)
         try:
-            await lane(file.open)
-            return await _send(request, lane, file, asked)
+            await pool(file.open)
+            return await _send(request, pool, file, asked)
         finally:
             if not file.over:
-                finish_in_thread(lane, file.close)
+                close_in_thread(pool, file.close)
 
     async def head(request: Request, query: FileQuery) -> Reply | None:
         """What `GET` would say of a file, without its bytes."""
@@ -66,7 +66,7 @@ def add_download_routes(routes: Routes, files: Files) -> None:
     routes.route("HEAD", "/files", query=FileQuery, reply=RawBody(), errors=_ERRORS, headers=_HEADERS)(head)
 
 
-async def _send(request: Request, lane: ThreadPool, file: Opened, asked: Conditions) -> Reply | None:
+async def _send(request: Request, pool: ThreadPool, file: Opened, asked: Conditions) -> Reply | None:
     """Answer with a file, or with what its conditions make of it."""
     if file.tag:
         request.setHeader(b"ETag", file.tag.encode("ascii"))
@@ -82,7 +82,7 @@ async def _send(request: Request, lane: ThreadPool, file: Opened, asked: Conditi
     request.setHeader(b"X-Content-Type-Options", b"nosniff")
     request.setHeader(b"Content-Disposition", disposition(file.name))
     if file.size is None:
-        await _send_spans(request, lane, file, [(b"", Span(0, 1 << 62))], b"")
+        await _send_spans(request, pool, file, [(b"", Span(0, 1 << 62))], b"")
         return None
     request.setHeader(b"Accept-Ranges", b"bytes" if file.tag else b"none")
     spans = _spans(request, file, file.size)
@@ -99,7 +99,7 @@ async def _send(request: Request, lane: ThreadPool, file: Opened, asked: Conditi
     length = sum(len(head) + span.end - span.start for head, span in parts) + len(tail)
     request.setHeader(b"Content-Length", b"%d" % length)
     if request.method != b"HEAD":
-        await _send_spans(request, lane, file, parts, tail)
+        await _send_spans(request, pool, file, parts, tail)
     return None
 
 
@@ -123,17 +123,17 @@ def _spans(request: Request, file: Opened, size: int) -> list[Span] | None:
 
 
 async def _send_spans(
-    request: Request, lane: ThreadPool, file: Opened, parts: list[tuple[bytes, Span]], tail: bytes
+    request: Request, pool: ThreadPool, file: Opened, parts: list[tuple[bytes, Span]], tail: bytes
 ) -> None:
     stream = ResponseStream(request)
     try:
         for head, (position, end) in parts:
             stream.write(head)
             while position < end:
-                if end - position >= DIRECT and (sent := await _send_directly(stream, lane, file, position, end)):
+                if end - position >= DIRECT and (sent := await _send_directly(stream, pool, file, position, end)):
                     position += sent
                     continue
-                data = file.known(position, end) or await lane(file.read, position, end)
+                data = file.known(position, end) or await pool(file.read, position, end)
                 if not data:
                     break
                 await stream.when_ready()
@@ -148,13 +148,13 @@ async def _send_spans(
         stream.finish()
 
 
-async def _send_directly(stream: ResponseStream, lane: ThreadPool, file: Opened, start: int, end: int) -> int:
+async def _send_directly(stream: ResponseStream, pool: ThreadPool, file: Opened, start: int, end: int) -> int:
     """Let the kernel send some of a file, which is never in our memory; return how many bytes, 0 if it cannot."""
     await stream.when_drained()
     socket = stream.socket()
     if socket is None:
         return 0
-    sent = await lane(file.send, socket, start, end)
+    sent = await pool(file.send, socket, start, end)
     stream.sent(sent)
     return sent
 

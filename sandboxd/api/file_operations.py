@@ -78,7 +78,7 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
         """
         await send(
             request,
-            await files.threads.find(query.path),
+            await files.threads.find_pool(query.path),
             lambda: _page(query.path, listing(files.root, query.path, query.choice(), query.limit, query.after)),
         )
 
@@ -91,7 +91,7 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
         """
         await send(
             request,
-            await files.threads.find(body.path),
+            await files.threads.find_pool(body.path),
             lambda: _page(body.path, listing(files.root, body.path, body.choice(), body.limit, body.after, brief=True)),
         )
 

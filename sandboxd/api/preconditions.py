@@ -53,6 +53,6 @@ def require(asked: Conditions) -> Callable[[os.stat_result | None], None]:
     return check
 
 
-def finish_in_thread(lane: ThreadPool, end: Callable[[], None]) -> None:
+def close_in_thread(pool: ThreadPool, close: Callable[[], None]) -> None:
     """End in a thread what may still be at work in another, without waiting for it."""
-    lane(end).addErrback(lambda failure: _log.failure("not ended", failure))
+    pool(close).addErrback(lambda failure: _log.failure("not ended", failure))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from sandboxd.api.operations import RawBody
-from sandboxd.api.preconditions import CONDITIONS, conditions, finish_in_thread, require
+from sandboxd.api.preconditions import CONDITIONS, close_in_thread, conditions, require
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.files.access import Files
 from sandboxd.files.digests import Digests
@@ -64,7 +64,7 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
             upload = Replacement(files.root, query.path, check, mode, whose, digests, parents=query.parents)
         else:
             upload = Patch(files.root, query.path, check, mode, whose, digests, offset=offset, size=query.size)
-        written = await _receive(await files.threads.find(query.path), upload, body)
+        written = await _receive(await files.threads.find_pool(query.path), upload, body)
         stored = _stored(query.path, written)
         request.setHeader(b"ETag", stored.etag.encode("ascii"))
         if (digest := digests.header()) is not None:
@@ -87,7 +87,7 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
         If one cannot be written, those before it are: the error lists them.
         """
         whose = await _owner(files.threads, query.owner)
-        lane = await files.threads.find(query.path)
+        pool = await files.threads.find_pool(query.path)
 
         def upload(name: str) -> Upload:
             path = os.path.join(query.path, name)
@@ -99,7 +99,7 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
             raise BadRequest(str(error)) from None
         try:
             while data := await body.read():
-                await lane(form.feed, data)
+                await pool(form.feed, data)
             form.end()
         except FormError as error:
             raise ApiError(400, str(error), files=_files(query.path, form)) from None
@@ -107,7 +107,7 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
             raise ApiError(error.status, str(error), files=_files(query.path, form)) from None
         finally:
             if not form.over:
-                finish_in_thread(lane, form.close)
+                close_in_thread(pool, form.close)
         return StoredFiles(_files(query.path, form))
 
     @routes.route(
@@ -119,22 +119,22 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
         return Deleted(query.path)
 
 
-async def _receive(lane: ThreadPool, upload: Upload, body: BodyStream) -> Written:
+async def _receive(pool: ThreadPool, upload: Upload, body: BodyStream) -> Written:
     """
     Write what arrives.
 
     :raise ApiError: if it is not what its digest says.
     """
     try:
-        await lane(upload.open, body.length)
+        await pool(upload.open, body.length)
         while data := await body.read():
-            await lane(upload.write, data)
-        return await lane(upload.commit)
+            await pool(upload.write, data)
+        return await pool(upload.commit)
     except Corrupt as error:
         raise ApiError(400, str(error)) from None
     finally:
         if not upload.over:
-            finish_in_thread(lane, upload.close)
+            close_in_thread(pool, upload.close)
 
 
 async def _owner(threads: FilesystemThreads, text: str | None) -> Owner | None:

@@ -74,9 +74,9 @@ def add_watch_routes(routes: Routes, files: Files, streams: Streams, watches: Wa
         after = resume_after(request, query.after)
         check_streams(streams)
         target = await files.threads(query.path, _target, files.root, query)
-        workers = await files.threads.find(query.path)
+        pool = await files.threads.find_pool(query.path)
         try:
-            joined = await watches.join(target.key, workers, target.watcher)
+            joined = await watches.join(target.key, pool, target.watcher)
         except TooManyWatches as error:
             raise ApiError(503, str(error)) from None
         except OSError as error:

@@ -1,9 +1,9 @@
 """
 Threads for file operations, so that a file system that hangs blocks its own callers only.
 
-Each file system has a pool of threads of its own, its lane. Which one a path needs is found without touching any other:
-its links are followed in the lane of the file system that they are on, step by step. The answer is a guess, in that
-mounts and links can change before it is used; then a call is in the wrong lane, and no more than that.
+Each file system has a pool of threads of its own, its pool. Which one a path needs is found without touching any other:
+its links are followed in the pool of the file system that they are on, step by step. The answer is a guess, in that
+mounts and links can change before it is used; then a call is in the wrong pool, and no more than that.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Threads for the operations of one file system.
-LANE_THREADS = 16
+POOL_THREADS = 16
 
-#: Operations that may run or wait in one lane.
+#: Operations that may run or wait in one pool.
 MAX_UNDER_WAY = 1024
 
 
@@ -54,7 +54,7 @@ class FilesystemThreads:
         self._reactor = reactor
         self._base = base or ""
         self.mounts = Mounts()
-        self._lanes: dict[frozenset[bytes], ThreadPool] = {}
+        self._pools: dict[frozenset[bytes], ThreadPool] = {}
 
     def __call__(
         self, path: str | tuple[str, ...], function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
@@ -84,7 +84,7 @@ class FilesystemThreads:
         return Deferred.fromCoroutine(run())
 
     async def _run(self, path: str, call: Callable[[], T]) -> T:
-        """Go on from lane to lane, and call it in the last; for most paths that is the first."""
+        """Go on from pool to pool, and call it in the last; for most paths that is the first."""
 
         def step(place: Place) -> tuple[Place, list[T]]:
             place, arrived = self.mounts.advance(place)
@@ -92,47 +92,47 @@ class FilesystemThreads:
 
         place, result = self._begin(path), list[T]()
         while not result:
-            place, result = await self._lane({place.device}, path)(step, place)
+            place, result = await self._pool({place.device}, path)(step, place)
         return result[0]
 
     async def _run_all(self, paths: tuple[str, ...], call: Callable[[], T]) -> T:
-        return await (await self._find(paths))(call)
+        return await (await self._find_pool(paths))(call)
 
-    def find(self, path: str | tuple[str, ...]) -> Deferred[ThreadPool]:
+    def find_pool(self, path: str | tuple[str, ...]) -> Deferred[ThreadPool]:
         """
         The threads for a path; fires in the reactor's thread. For callers with many calls to make, such as the parts
         of one file.
 
         :param path: the path that will be used, or all of them.
         """
-        return Deferred.fromCoroutine(self._find((path,) if isinstance(path, str) else path))
+        return Deferred.fromCoroutine(self._find_pool((path,) if isinstance(path, str) else path))
 
-    async def _find(self, paths: tuple[str, ...]) -> ThreadPool:
+    async def _find_pool(self, paths: tuple[str, ...]) -> ThreadPool:
         devices = set()
         for path in paths:
             place, arrived = self._begin(path), False
             while not arrived:
-                place, arrived = await self._lane({place.device}, path)(self.mounts.advance, place)
+                place, arrived = await self._pool({place.device}, path)(self.mounts.advance, place)
             devices.add(place.device)
-        return self._lane(devices, paths[0])
+        return self._pool(devices, paths[0])
 
     def _begin(self, path: str) -> Place:
         self.mounts.refresh()
         return self.mounts.begin(os.fsencode(os.path.join(working_directory(), self._base, path)))
 
-    def _lane(self, devices: set[bytes], path: str) -> ThreadPool:
+    def _pool(self, devices: set[bytes], path: str) -> ThreadPool:
         """
-        The lane of a file system, or of what needs several.
+        The pool of a file system, or of what needs several.
 
         :raise Busy: if it is full.
         """
         key = frozenset(devices)
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = ThreadPool(self._reactor, LANE_THREADS, "files")
-        if lane.under_way >= MAX_UNDER_WAY:
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = ThreadPool(self._reactor, POOL_THREADS, "files")
+        if pool.under_way >= MAX_UNDER_WAY:
             raise Busy(path)
-        return lane
+        return pool
 
     def start(self) -> None:
         """Begin to work."""
@@ -141,5 +141,5 @@ class FilesystemThreads:
     def stop(self) -> None:
         """Let idle threads end. One that hangs in the kernel is left to the process's exit."""
         self.mounts.close()
-        for lane in self._lanes.values():
-            lane.stop()
+        for pool in self._pools.values():
+            pool.stop()

@@ -112,7 +112,7 @@ class Mounts:
             else:
                 ahead = os.path.join(real, part)
                 try:
-                    # Where something is mounted is no link, and asking it is for its own lane.
+                    # Where something is mounted is no link, and asking it is for its own thread.
                     target = None if ahead in self._table else os.readlink(ahead)
                 except OSError as error:
                     target = None
