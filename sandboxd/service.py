@@ -108,18 +108,18 @@ class Sandboxd(Service):
         self.proxy_port: int = next((sock.port for sock in proxy if sock.port is not None), 0)
         self._listening: list[IListeningPort] = []
         # Walks over the process table have threads of their own: file operations that hang must not delay a kill.
-        self._walks = ThreadPool(reactor, 2, "walks")
+        self._walk_threads = ThreadPool(reactor, 2, "walks")
         root = root or Root()
-        self._filesystems = FilesystemThreads(reactor, root.directory)
-        files = Files(root, self._filesystems)
-        self._searches = ThreadPool(reactor, 4, "searches")
-        self._aside = ThreadPool(reactor, 2, "aside")  # what is no client's: the tokens, the document, the metrics
-        self.gate = Gate(credentials, self._aside)
+        self._file_threads = FilesystemThreads(reactor, root.directory)
+        files = Files(root, self._file_threads)
+        self._search_threads = ThreadPool(reactor, 4, "searches")
+        self._general_threads = ThreadPool(reactor, 2, "general")
+        self.gate = Gate(credentials, self._general_threads)
         turns = TurnBudget(reactor)
         self.table = ProcessTable(
             reactor,
             environ,
-            self._walks,
+            self._walk_threads,
             turns,
             reap=reap,
             cgroups=cgroups,
@@ -130,9 +130,9 @@ class Sandboxd(Service):
         )
         self.forward = PortForward(reactor)
         self.streams = Streams(reactor, turns, settings.max_streams, settings.heartbeat)
-        self.stalls = LagMeter(reactor)
+        self.lag = LagMeter(reactor)
         self.watches = Watches(reactor, settings.max_watches, settings.watch_linger)
-        self.sockets = WebSockets(reactor, settings.heartbeat)
+        self.websockets = WebSockets(reactor, settings.heartbeat)
         self.previews = Previews()
         own_ports = frozenset(sock.port for sock in (*http, *proxy) if sock.port is not None)
         store = IdempotencyStore(reactor)
@@ -152,49 +152,49 @@ class Sandboxd(Service):
             self.table,
             self.streams,
             self.forward,
-            self.stalls,
+            self.lag,
             self.site,
             ready.why_not,
-            self.sockets,
+            self.websockets,
             self.previews,
         )
         add_health_routes(routes, reactor, self.proxy_port, ready)
-        add_status_route(routes, reactor, self.table, self.streams, self.forward, self.stalls, metrics)
+        add_status_route(routes, reactor, self.table, self.streams, self.forward, self.lag, metrics)
         add_command_routes(routes, starter, self.streams)
         add_process_routes(routes, self.table, starter, self.streams)
-        poll = ListenerPoll(reactor, self._aside)
+        poll = ListenerPoll(reactor, self._general_threads)
         probe = HttpProbe(reactor)
-        waits = Waits(reactor, turns, poll, probe, self._aside)
+        waits = Waits(reactor, turns, poll, probe, self._general_threads)
         add_execution_routes(routes, self.table, waits)
         add_file_routes(routes, files, store)
-        add_file_operation_routes(routes, files, self._searches)
+        add_file_operation_routes(routes, files, self._search_threads)
         add_archive_routes(routes, files)
         add_watch_routes(routes, files, self.streams, self.watches)
         add_download_routes(routes, files)
         add_upload_routes(routes, files)
         add_port_routes(routes, self.forward, [sock.port for sock in proxy if sock.port is not None])
-        add_listener_routes(routes, reactor, self.table, self.forward, poll, probe, self._aside, own_ports)
-        add_attach_route(routes, self.table, self.sockets, turns)
-        add_tunnel_route(routes, reactor, self.sockets, own_ports)
+        add_listener_routes(routes, reactor, self.table, self.forward, poll, probe, self._general_threads, own_ports)
+        add_attach_route(routes, self.table, self.websockets, turns)
+        add_tunnel_route(routes, reactor, self.websockets, own_ports)
         add_preview_route(routes, reactor, self.previews, own_ports)
         tools = [
             *CommandTools(reactor, self.table, starter, waits, poll, probe).tools(),
-            *FileTools(files, self._searches).tools(),
+            *FileTools(files, self._search_threads).tools(),
         ]
         add_mcp_route(routes, McpServer(tools), self.streams)
         if console:
             add_console_routes(routes, Path(__file__).with_name("console"))
-        add_openapi_route(routes, self._aside)
-        add_metrics_routes(routes, metrics, self._aside, open_metrics)
+        add_openapi_route(routes, self._general_threads)
+        add_metrics_routes(routes, metrics, self._general_threads, open_metrics)
 
     def startService(self) -> None:
         """Listen and serve."""
         super().startService()
         if self._umask is not None:
             os.umask(self._umask)
-        self._walks.start()
-        self._filesystems.start()
-        for part in (self.table, self.streams, self.sockets, self.stalls, self.watches):
+        self._walk_threads.start()
+        self._file_threads.start()
+        for part in (self.table, self.streams, self.websockets, self.lag, self.watches):
             part.startService()
         self._listening += [sock.serve(self._reactor, self.site) for sock in self._http]
         self._listening += [sock.serve(self._reactor, self.forward, bare_socket) for sock in self._proxy]
@@ -226,12 +226,12 @@ class Sandboxd(Service):
         await self.table.stopService()
         self.watches.stopService()
         self.streams.stopService()
-        self.sockets.stopService()
-        self.stalls.stopService()
+        self.websockets.stopService()
+        self.lag.stopService()
         self.forward.close_all()
         await self.site.close_all()
-        for workers in (self._walks, self._filesystems, self._searches, self._aside):
-            workers.stop()
+        for threads in (self._walk_threads, self._file_threads, self._search_threads, self._general_threads):
+            threads.stop()
         self.log.info("sandboxd has stopped")
 
     def forward_signal(self, signum: int, *, to_end: bool = False) -> None:

@@ -39,7 +39,7 @@ class _Refused(Exception):
         self.code = code
 
 
-def add_attach_route(routes: Routes, table: ProcessTable, sockets: WebSockets, turns: TurnBudget) -> None:
+def add_attach_route(routes: Routes, table: ProcessTable, websockets: WebSockets, turns: TurnBudget) -> None:
     """Add it to the API."""
 
     @routes.get("/processes/<id>/attach", query=AttachQuery, websocket=True, status=101, errors=(426,))
@@ -63,7 +63,7 @@ def add_attach_route(routes: Routes, table: ProcessTable, sockets: WebSockets, t
         after = log.before_last(query.tail) if query.tail is not None else query.after or 0
         cursor = log.bytes_cursor(after, history=query.tail != 0, offset=query.offset)
         try:
-            socket = sockets.accept(request, "attach", [V5, V4], V5)
+            socket = websockets.accept(request, "attach", [V5, V4], V5)
             await _serve(execution, socket, cursor, query, turns)
         finally:
             cursor.close()

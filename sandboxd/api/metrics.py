@@ -71,10 +71,10 @@ class Metrics:
     :param table: its executions.
     :param streams: its event streams.
     :param forward: its proxy.
-    :param stalls: measures how long its reactor was kept from its work.
+    :param lag: measures how long its reactor was kept from its work.
     :param site: its HTTP server.
     :param why_not_ready: why it would not take a command now, or None.
-    :param sockets: its WebSockets.
+    :param websockets: its WebSockets.
     :param previews: the requests that it forwards.
     """
 
@@ -84,19 +84,19 @@ class Metrics:
         table: ProcessTable,
         streams: Streams,
         forward: PortForward,
-        stalls: LagMeter,
+        lag: LagMeter,
         site: Site,
         why_not_ready: Callable[[], str | None],
-        sockets: WebSockets,
+        websockets: WebSockets,
         previews: Previews,
     ) -> None:
-        self._sockets = sockets
+        self._websockets = websockets
         self._previews = previews
         self._clock = clock
         self._table = table
         self._streams = streams
         self._forward = forward
-        self._stalls = stalls
+        self._lag = lag
         self._site = site
         self._why_not_ready = why_not_ready
 
@@ -107,10 +107,10 @@ class Metrics:
         Work is a running command, a process that one has left behind, a request with a token, a forwarded connection;
         requests that only look at the daemon are not.
         """
-        tally = self._site.tally
-        if self._table.live or tally.open or self._forward.connections or await self._table.has_survivors():
+        stats = self._site.stats
+        if self._table.live or stats.open or self._forward.connections or await self._table.has_survivors():
             return 0.0
-        return max(0.0, self._clock.seconds() - max(tally.last, self._table.last_ended))
+        return max(0.0, self._clock.seconds() - max(stats.last, self._table.last_ended))
 
     async def families(self) -> list[Family]:
         """Return all but those of the process, as they are now. Call in the reactor's thread."""
@@ -132,37 +132,37 @@ class Metrics:
             counter("sandboxd_proxy_accepted", "Clients that the proxy has had.", self._forward.accepted),
             counter("sandboxd_proxy_bytes", "Bytes that it has forwarded, both ways.", self._forward.forwarded),
             *self._of_reach(),
-            gauge("sandboxd_reactor_delay_longest_seconds", "Longest delay of the reactor.", self._stalls.longest),
+            gauge("sandboxd_reactor_delay_longest_seconds", "Longest delay of the reactor.", self._lag.longest),
             Family(
                 "sandboxd_reactor_delay_seconds",
                 "By how much the reactor was late for a call every 50 ms.",
                 "histogram",
                 (),
-                {(): self._stalls.delays.copy()},
+                {(): self._lag.delays.copy()},
             ),
         ]
 
     def _of_requests(self) -> Iterator[Family]:
-        tally = self._site.tally
+        stats = self._site.stats
         yield Family(
             "sandboxd_http_requests",
             "Requests by route and status; 499 if the client hung up. No route: refused before one was asked.",
             "counter",
             ("method", "route", "code"),
-            {(answer.method, answer.route, str(answer.code)): number for answer, number in tally.answers.items()},
+            {(answer.method, answer.route, str(answer.code)): number for answer, number in stats.answers.items()},
         )
         yield Family(
             "sandboxd_http_request_latency_seconds",
             "Seconds from the end of a request's headers to the first byte of its answer.",
             "histogram",
             ("route",),
-            {(route,): latency.copy() for route, latency in tally.latencies.items()},
+            {(route,): latency.copy() for route, latency in stats.latencies.items()},
         )
         yield gauge(
-            "sandboxd_http_requests_open", "Requests that are served; those that only look excepted.", tally.open
+            "sandboxd_http_requests_open", "Requests that are served; those that only look excepted.", stats.open
         )
         yield gauge("sandboxd_http_connections", "Clients of the HTTP API.", len(self._site.channels))
-        yield counter("sandboxd_http_sent_bytes", "Bytes of bodies that were sent.", tally.sent)
+        yield counter("sandboxd_http_sent_bytes", "Bytes of bodies that were sent.", stats.sent)
 
     def _of_executions(self) -> Iterator[Family]:
         table = self._table
@@ -190,14 +190,14 @@ class Metrics:
             "WebSockets that are open: clients attached to processes, and tunnels to ports.",
             "gauge",
             ("kind",),
-            {(kind,): self._sockets.count(kind) for kind in kinds},
+            {(kind,): self._websockets.count(kind) for kind in kinds},
         )
         yield Family(
             "sandboxd_websockets_opened",
             "WebSockets that were opened.",
             "counter",
             ("kind",),
-            {(kind,): self._sockets.opened[kind] for kind in kinds},
+            {(kind,): self._websockets.opened[kind] for kind in kinds},
         )
         yield gauge("sandboxd_previews", "Requests that are being forwarded to the sandbox.", self._previews.open)
         yield counter("sandboxd_previews_forwarded", "Requests that were forwarded.", self._previews.total)
@@ -296,13 +296,13 @@ def as_json(families: Iterable[Family]) -> MetricsReply:
 def add_metrics_routes(
     routes: Routes,
     metrics: Metrics,
-    in_thread: ThreadPool,
+    threads: ThreadPool,
     open_metrics: bool,
 ) -> None:
     """
     Add them to the API.
 
-    :param in_thread: calls a blocking function in a thread.
+    :param threads: calls a blocking function in a thread.
     :param open_metrics: whether the metrics need no token.
     """
 
@@ -310,7 +310,7 @@ def add_metrics_routes(
     async def scrape(request: Request) -> None:
         """The daemon's metrics for Prometheus, in its text format or, by ``Accept``, as OpenMetrics."""
         accept = request.text_header(b"Accept") or ""
-        body, content_type = await in_thread(exposed, await metrics.families(), accept)
+        body, content_type = await threads(exposed, await metrics.families(), accept)
         request.setHeader(b"Content-Type", content_type.encode("ascii"))
         request.setHeader(b"Content-Length", b"%d" % len(body))
         request.write(body)
@@ -318,7 +318,7 @@ def add_metrics_routes(
     @routes.get("/metrics.json", reply=MetricsReply, open=open_metrics, observes=True)
     async def metrics_json(request: Request) -> MetricsReply:
         """The same metrics as JSON."""
-        return await in_thread(as_json, await metrics.families())
+        return await threads(as_json, await metrics.families())
 
 
 def add_status_route(
@@ -327,7 +327,7 @@ def add_status_route(
     table: ProcessTable,
     streams: Streams,
     forward: PortForward,
-    stalls: LagMeter,
+    lag: LagMeter,
     metrics: Metrics,
 ) -> None:
     """Add it to the API."""
@@ -342,7 +342,7 @@ def add_status_route(
             executions=len(table.live),
             streams=len(streams),
             proxy_connections=len(forward.connections),
-            longest_stall=round(stalls.longest, 4),
+            longest_stall=round(lag.longest, 4),
             idle=round(await metrics.idle(), 3),
             marks="rlimit" if marks_by_limit() else "environment",
         )

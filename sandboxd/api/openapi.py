@@ -201,11 +201,11 @@ def document(operations: Iterable[Operation]) -> dict[str, object]:
     }
 
 
-def add_openapi_route(routes: Routes, in_thread: ThreadPool) -> None:
+def add_openapi_route(routes: Routes, threads: ThreadPool) -> None:
     """
     Add it to the API.
 
-    :param in_thread: makes the document, which takes some tens of milliseconds.
+    :param threads: makes the document, which takes some tens of milliseconds.
     """
 
     @cache
@@ -215,4 +215,4 @@ def add_openapi_route(routes: Routes, in_thread: ThreadPool) -> None:
     @routes.get("/openapi.json", reply=dict, observes=True)
     async def openapi(request: Request) -> Reply:
         """This API as an OpenAPI 3.1 document."""
-        return Reply(await in_thread(made))
+        return Reply(await threads(made))

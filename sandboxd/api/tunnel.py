@@ -30,7 +30,7 @@ def port_number(text: str) -> int:
     return int(text)
 
 
-def add_tunnel_route(routes: Routes, reactor: Reactor, sockets: WebSockets, own_ports: frozenset[int]) -> None:
+def add_tunnel_route(routes: Routes, reactor: Reactor, websockets: WebSockets, own_ports: frozenset[int]) -> None:
     """
     Add it to the API.
 
@@ -54,7 +54,7 @@ def add_tunnel_route(routes: Routes, reactor: Reactor, sockets: WebSockets, own_
         except ConnectError as error:
             raise ApiError(502, f"port {number} is not reachable: {error}") from None
         try:
-            socket = sockets.accept(request, "tunnel", [BYTES])
+            socket = websockets.accept(request, "tunnel", [BYTES])
             await first_to_end(_to_client(target, socket), _to_target(socket, target))
             if target.error is None:
                 await socket.close(NORMAL)

@@ -83,7 +83,7 @@ class ProcessTable(Service):
     Start executions and find them by id. Stopping it ends every process of all executions.
 
     :param environ: the daemon's environment.
-    :param in_thread: calls a blocking function in a thread.
+    :param threads: calls a blocking function in a thread.
     :param reap: whether all children of this process are executions' or orphans that it inherits as PID 1 or as
         subreaper, and may be reaped.
     :param cgroups: makes the cgroups of commands that have limits for their whole tree; None where there are none.
@@ -105,7 +105,7 @@ class ProcessTable(Service):
         self,
         reactor: Reactor,
         environ: Mapping[str, str],
-        in_thread: ThreadPool,
+        threads: ThreadPool,
         turns: TurnBudget,
         *,
         reap: bool = False,
@@ -118,7 +118,7 @@ class ProcessTable(Service):
     ) -> None:
         self._reactor = reactor
         self._environment = environment = Environment(environ)
-        self._trees = Trees(reactor, in_thread, lambda: self._spawn_client.pids)
+        self._trees = Trees(reactor, threads, lambda: self._spawn_client.pids)
         self._reaper = Reaper()
         self._spawn_client = SpawnClient(reactor, turns, self._trees.marks.base, self._adopt, self._trees.end)
         self._spawner = Spawner(reactor, turns, self._spawn_client, environment)

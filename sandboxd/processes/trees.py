@@ -59,16 +59,16 @@ class Trees:
     """
     End process trees, all that are due with one walk over ``/proc``.
 
-    :param in_thread: calls a blocking function in a thread.
+    :param threads: calls a blocking function in a thread.
     :param spared: returns the pids that a walk skips, beside this process's own.
     """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, in_thread: ThreadPool, spared: Callable[[], frozenset[int]]) -> None:
+    def __init__(self, clock: IReactorTime, threads: ThreadPool, spared: Callable[[], frozenset[int]]) -> None:
         self.marks = Marks()
         self._clock = clock
-        self._in_thread = in_thread
+        self._threads = threads
         self._spared = spared
         self._doomed: dict[int, _Doomed] = {}
         self._sweeping = False
@@ -192,7 +192,7 @@ class Trees:
         await deferLater(self._clock, _RETRY)
 
     def _sweep(self, choose: Callable[[int], int | None], patience: float) -> Deferred[dict[int, Found]]:
-        return self._in_thread(self._reserve.sweep, choose, patience, self._spared())
+        return self._threads(self._reserve.sweep, choose, patience, self._spared())
 
 
 class _Reserve:

@@ -44,7 +44,7 @@ class Watch:
     def __init__(
         self,
         reactor: Reactor,
-        in_thread: ThreadPool,
+        threads: ThreadPool,
         watcher: Callable[[], Watcher],
         first: int,
         ended: Callable[[], None],
@@ -53,7 +53,7 @@ class Watch:
         self.readers = 0
         self.idle: IDelayedCall | None = None
         self._reactor = reactor
-        self._in_thread = in_thread
+        self._threads = threads
         self._ended = ended
         self._watcher: Watcher | None = None
         self._moment = Moment()
@@ -61,7 +61,7 @@ class Watch:
         self._busy = True
         self._started: list[Deferred[None]] | None = []
         self._closed = False
-        in_thread(_begun, watcher).addCallbacks(self._begun, self._not_begun)
+        threads(_begun, watcher).addCallbacks(self._begun, self._not_begun)
 
     @property
     def directories(self) -> int:
@@ -120,7 +120,7 @@ class Watch:
     def _step(self) -> None:
         assert self._watcher is not None
         self._busy = True
-        self._in_thread(self._watcher.step).addCallbacks(self._stepped, self._failed)
+        self._threads(self._watcher.step).addCallbacks(self._stepped, self._failed)
 
     def _stepped(self, found: tuple[list[Change], bool]) -> None:
         assert self._watcher is not None
@@ -206,12 +206,12 @@ class Watches(Service):
     def __len__(self) -> int:
         return len(self._open)
 
-    async def join(self, key: Hashable, in_thread: ThreadPool, watcher: Callable[[], Watcher]) -> Watch:
+    async def join(self, key: Hashable, threads: ThreadPool, watcher: Callable[[], Watcher]) -> Watch:
         """
         The watch of something, begun if there is none; :meth:`leave` it when done.
 
         :param key: what makes it different from others.
-        :param in_thread: where it is followed.
+        :param threads: where it is followed.
         :param watcher: makes what follows it; called in a thread.
         :raise TooManyWatches: if no more can be open.
         :raise OSError: if it cannot be watched.
@@ -220,7 +220,7 @@ class Watches(Service):
         if watch is None:
             self._make_room()
             self._first = max(self._first + 1, time.time_ns() // 1000)
-            watch = self._open[key] = Watch(self._reactor, in_thread, watcher, self._first, lambda: self._forget(key))
+            watch = self._open[key] = Watch(self._reactor, threads, watcher, self._first, lambda: self._forget(key))
         watch.readers += 1
         if watch.idle is not None and watch.idle.active():
             watch.idle.cancel()

@@ -99,16 +99,16 @@ class Gate(BearerAuth):
     The daemon's own: its tokens can change while it runs.
 
     :param credentials: the tokens at the start, and where they come from.
-    :param in_thread: calls a blocking function in a thread.
+    :param threads: calls a blocking function in a thread.
     :ivar unclaimed: whether the first token that comes will be taken.
     """
 
     _log = Logger()
 
-    def __init__(self, credentials: Credentials, in_thread: ThreadPool) -> None:
+    def __init__(self, credentials: Credentials, threads: ThreadPool) -> None:
         super().__init__(*credentials.tokens)
         self._path = credentials.path
-        self._in_thread = in_thread
+        self._threads = threads
         self._claiming = DeferredLock()
         self.unclaimed = credentials.pool and not credentials.tokens
 
@@ -130,13 +130,13 @@ class Gate(BearerAuth):
         try:
             if self.unclaimed:
                 token = (bearer_token(header) or b"").decode("ascii")
-                if await self._in_thread(store_token, self._path, token):
+                if await self._threads(store_token, self._path, token):
                     self.replace([token])
                     self._log.info("claimed; the token is stored in {path}", path=self._path)
                     if len(token) < SHORT:
                         self._log.warn("the token that claimed the daemon is short and could be guessed")
                 else:
-                    self.replace(await self._in_thread(read_tokens, self._path))
+                    self.replace(await self._threads(read_tokens, self._path))
                     self._log.info("claimed by the token that was put into {path}", path=self._path)
                 self.unclaimed = False
         finally:
@@ -153,7 +153,7 @@ class Gate(BearerAuth):
             return
         await self._claiming.acquire()
         try:
-            tokens = await self._in_thread(stored_tokens if self.unclaimed else read_tokens, self._path)
+            tokens = await self._threads(stored_tokens if self.unclaimed else read_tokens, self._path)
             if tokens:
                 self.replace(tokens)
                 self.unclaimed = False

@@ -34,7 +34,7 @@ class Site(server.Site):
     :param turns: shares out the time of the reactor.
     :param settings: how much of a request is taken, and how slowly it may come.
     :param log_access: logs a request, given a format and its fields; None for nothing.
-    :ivar tally: counts requests.
+    :ivar stats: counts requests.
     """
 
     noisy = False
@@ -53,7 +53,7 @@ class Site(server.Site):
         self._admission = admission
         self.settings = settings
         self._turns = turns
-        self.tally = RequestStats(reactor)
+        self.stats = RequestStats(reactor)
         self._log_access = log_access
         self.channels: set[Channel] = set()
         self._anonymous: OrderedDict[Channel, None] = OrderedDict()
@@ -122,7 +122,7 @@ class Site(server.Site):
         elif channel in self._anonymous:
             self._anonymous.move_to_end(channel)
         if request.active:
-            self.tally.open += 1
+            self.stats.open += 1
         return refusal
 
     def ended(self, request: Request, code: int) -> None:
@@ -133,9 +133,9 @@ class Site(server.Site):
         """
         route = request.template or ""
         method = request.method.decode("ascii", "replace") if route else ""
-        self.tally.answered(Answer(method, route, code), request.latency, request.sentLength)
+        self.stats.answered(Answer(method, route, code), request.latency, request.sentLength)
         if request.active:
-            self.tally.closed()
+            self.stats.closed()
         if self._log_access is None:
             return
         self._log_access(
