@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.threads import deferToThread
 
-from sandboxd.watch.changes import Change, ChangeLog, Lost, Moment
+from sandboxd.watch.changes import Change, ChangeBatch, ChangeLog, DroppedChanges
 from sandboxd.watch.watcher import Watcher
 from tests.client import Api, Event, Events
 from tests.daemon import Daemon
@@ -420,18 +420,18 @@ CHANGES = st.one_of(
 
 @settings(deadline=None)
 @given(st.lists(CHANGES))
-def test_a_moment_leaves_out_nothing_but_modifications_of_what_was_just_told(changes: list[Change]) -> None:
-    moment = Moment()
+def test_a_batch_leaves_out_nothing_but_modifications_of_what_was_just_told(changes: list[Change]) -> None:
+    batch = ChangeBatch()
     for change in changes:
-        moment.add(change)
-    taken = moment.take()
+        batch.add(change)
+    taken = batch.take()
     assert [c for c in taken if c.kind != "modified"] == [c for c in changes if c.kind != "modified"]
     left = iter(taken)
     assert all(change in left for change in taken)
     for index, change in enumerate(changes):
         if change.kind == "modified":
             assert any(c.path == change.path and c.kind in ("created", "modified") for c in changes[: index + 1])
-    assert moment.take() == []
+    assert batch.take() == []
 
 
 @settings(deadline=None)
@@ -442,9 +442,9 @@ def test_a_log_gives_each_change_once_or_tells_how_many_are_gone(batches: list[i
         log.append([Change("created", b"%d" % (log.next + n)) for n in range(size)])
     position, found = log.read(start, 3)
     if not 10 <= start <= log.next:
-        assert found == Lost(None)
-    elif isinstance(found, Lost):
-        assert found == Lost(position - start)
+        assert found == DroppedChanges(None)
+    elif isinstance(found, DroppedChanges):
+        assert found == DroppedChanges(position - start)
         assert start < position == log.next - 7
     while position < log.next:
         behind, found = log.read(position, 3)

@@ -15,7 +15,7 @@ from sandboxd.files.access import Files
 from sandboxd.files.errors import FileError, os_errors
 from sandboxd.files.root import Root
 from sandboxd.messages.watch import Changed, MissedChanges, Moved, Overflow, Ready, WatchEnded, WatchQuery
-from sandboxd.watch.changes import Change, Lost
+from sandboxd.watch.changes import Change, DroppedChanges
 from sandboxd.watch.watcher import Watcher
 from sandboxd.watch.watches import TooManyWatches, Watch, Watches
 from sandboxd.web.request import Request
@@ -106,7 +106,7 @@ async def _follow(stream: EventStream, streams: Streams, watch: Watch, position:
         await stream.when_ready()
         await streams.turns.turn()
         behind, found = watch.log.read(position, BATCH)
-        if isinstance(found, Lost):
+        if isinstance(found, DroppedChanges):
             stream.write(event("gap", {"dropped": found.number}, behind - 1))
         elif found:
             stream.write(b"".join(_event(change, number, prefix) for number, change in enumerate(found, position)))

@@ -44,13 +44,13 @@ class Change(NamedTuple):
         return len(self.path) + len(self.origin or b"")
 
 
-class Lost(NamedTuple):
+class DroppedChanges(NamedTuple):
     """Changes that a reader cannot get any more: how many, or None if the number is unknown."""
 
     number: int | None
 
 
-class Moment:
+class ChangeBatch:
     """The changes of a short interval, repeated changes of one path merged."""
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class ChangeLog:
             self.end = reason
             self._wake()
 
-    def read(self, position: int, limit: int) -> tuple[int, list[Change] | Lost]:
+    def read(self, position: int, limit: int) -> tuple[int, list[Change] | DroppedChanges]:
         """
         What a reader gets.
 
@@ -125,9 +125,9 @@ class ChangeLog:
         """
         oldest = self.next - len(self._changes)
         if position < self._first or position > self.next:
-            return oldest, Lost(None)
+            return oldest, DroppedChanges(None)
         if position < oldest:
-            return oldest, Lost(oldest - position)
+            return oldest, DroppedChanges(oldest - position)
         found = list(islice(self._changes, position - oldest, position - oldest + limit))
         return position + len(found), found
 

@@ -172,7 +172,7 @@ class Watcher:
     def _ignored(self, node: _Node, name: bytes) -> bool:
         return self._excluded is not None and self._excluded(os.fsdecode(node.path(name)))
 
-    def _tell(self, change: Change) -> None:
+    def _report(self, change: Change) -> None:
         if self._only is None or change.path in (b"", self._only):
             self._changes.append(change)
 
@@ -199,7 +199,7 @@ class Watcher:
         elif mask & inotify.UNMOUNT:
             self.end = "unmounted"
         elif mask & inotify.ATTRIB:
-            self._tell(Change("modified", b"", True))
+            self._report(Change("modified", b"", True))
 
     def _take_named(self, node: _Node, event: RawEvent) -> None:
         name, mask = event.name, event.mask
@@ -210,7 +210,7 @@ class Watcher:
                 node.announced.discard(name)
                 return
             self._settle_at(path)
-            self._tell(Change("created", path, is_dir))
+            self._report(Change("created", path, is_dir))
             self._arrived(node, name, is_dir)
         elif mask & inotify.MOVED_FROM:
             node.announced.discard(name)
@@ -220,9 +220,9 @@ class Watcher:
         elif mask & inotify.DELETE:
             node.announced.discard(name)
             node.children.pop(name, None)
-            self._tell(Change("deleted", path, is_dir))
+            self._report(Change("deleted", path, is_dir))
         else:
-            self._tell(Change("modified", path, is_dir))
+            self._report(Change("modified", path, is_dir))
 
     def _moved_to(self, node: _Node, name: bytes, is_dir: bool, move: _Move | None) -> None:
         if name in node.announced:  # it was found there before, and reported as created
@@ -236,11 +236,11 @@ class Watcher:
         path = node.path(name)
         self._settle_at(path)
         if move is None or (self._only is not None and name == self._only):
-            self._tell(Change("created", path, is_dir))
+            self._report(Change("created", path, is_dir))
         elif self._only is not None:
-            self._tell(Change("deleted", move.path, is_dir))
+            self._report(Change("deleted", move.path, is_dir))
         else:
-            self._tell(Change("moved", path, is_dir, origin=move.path))
+            self._report(Change("moved", path, is_dir, origin=move.path))
         if move is not None and move.node is not None:
             move.node.parent, move.node.name = node, name
             node.children[name] = move.node
@@ -256,7 +256,7 @@ class Watcher:
 
     def _moved_away(self, move: _Move) -> None:
         """Something has left what is watched, or was reported as created at its new path."""
-        self._tell(Change("deleted", move.path, move.is_dir))
+        self._report(Change("deleted", move.path, move.is_dir))
         node = move.node
         if node is None or (node.parent is not None and node.parent.children.get(node.name) is node):
             return
@@ -285,7 +285,7 @@ class Watcher:
         try:
             return self._watch(parent_fd, parent, name)
         except WatchLimit as error:
-            self._tell(Change("overflow", parent.path(name), True, reason=error.strerror))
+            self._report(Change("overflow", parent.path(name), True, reason=error.strerror))
             return None
 
     def _begin_anew(self) -> None:
@@ -299,13 +299,13 @@ class Watcher:
         try:
             self.begin()
         except WatchLimit as error:
-            self._tell(Change("overflow", b"", True, reason=error.strerror))
+            self._report(Change("overflow", b"", True, reason=error.strerror))
         except OSError as error:
             if error.errno not in _GONE:
                 raise
             self.end = "deleted"
             return
-        self._tell(Change("overflow", b"", True, reason="the kernel's queue of events was full"))
+        self._report(Change("overflow", b"", True, reason="the kernel's queue of events was full"))
 
     def _follow(self, nodes: list[_Node], report: bool) -> None:
         """
@@ -325,7 +325,7 @@ class Watcher:
                         continue
                     if report:
                         node.announced.add(name)
-                        self._tell(Change("created", node.path(name), is_dir))
+                        self._report(Change("created", node.path(name), is_dir))
                     child = watch(fd, node, name) if is_dir else None
                     if child is not None:
                         nodes.append(child)

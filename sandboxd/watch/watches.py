@@ -14,14 +14,14 @@ from zope.interface import implementer
 
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.threads import ThreadPool
-from sandboxd.watch.changes import Change, ChangeLog, Moment
+from sandboxd.watch.changes import Change, ChangeBatch, ChangeLog
 from sandboxd.watch.watcher import Watcher
 
 #: Seconds within which repeated changes of one path are merged.
-MOMENT = 0.05
+BATCH_SECONDS = 0.05
 
 #: Changes after which it is over before.
-FULL = 4096
+MAX_BATCH = 4096
 
 
 class TooManyWatches(Exception):
@@ -56,7 +56,7 @@ class Watch:
         self._threads = threads
         self._ended = ended
         self._watcher: Watcher | None = None
-        self._moment = Moment()
+        self._batch = ChangeBatch()
         self._over: IDelayedCall | None = None
         self._busy = True
         self._started: list[Deferred[None]] | None = []
@@ -126,11 +126,11 @@ class Watch:
         assert self._watcher is not None
         changes, more = found
         for change in changes:
-            self._moment.add(change)
-        if len(self._moment) >= FULL:
+            self._batch.add(change)
+        if len(self._batch) >= MAX_BATCH:
             self._flush()
-        elif len(self._moment) and self._over is None:
-            self._over = self._reactor.callLater(MOMENT, self._flush)
+        elif len(self._batch) and self._over is None:
+            self._over = self._reactor.callLater(BATCH_SECONDS, self._flush)
         if more and not self._closed:
             self._step()
             return
@@ -155,8 +155,8 @@ class Watch:
         if self._over is not None and self._over.active():
             self._over.cancel()
         self._over = None
-        if len(self._moment):
-            self.log.append(self._moment.take())
+        if len(self._batch):
+            self.log.append(self._batch.take())
 
     def close(self, reason: str) -> None:
         """Watch no longer, and end the streams of the readers with a reason."""
