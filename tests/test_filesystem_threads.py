@@ -45,10 +45,10 @@ def mounts() -> Iterator[Mounts]:
 
 def test_links_are_followed_to_their_file_system(tmp_path: Path, mounts: Mounts) -> None:
     def lane(path: Path | str) -> bytes:
-        place, arrived = mounts.begin(os.fsencode(path)), False
+        resolution, arrived = mounts.begin(os.fsencode(path)), False
         while not arrived:
-            place, arrived = mounts.advance(place)
-        return place.device
+            resolution, arrived = mounts.advance(resolution)
+        return resolution.device
 
     (tmp_path / "proc").symlink_to("/proc")
     (tmp_path / "chain").symlink_to("proc/self")

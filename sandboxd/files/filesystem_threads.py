@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 
 from sandboxd.files.errors import FileError
-from sandboxd.files.mounts import Mounts, Place
+from sandboxd.files.mounts import Mounts, Resolution
 from sandboxd.files.root import working_directory
 from sandboxd.reactor.threads import ThreadPool
 
@@ -86,13 +86,13 @@ class FilesystemThreads:
     async def _run(self, path: str, call: Callable[[], T]) -> T:
         """Go on from pool to pool, and call it in the last; for most paths that is the first."""
 
-        def step(place: Place) -> tuple[Place, list[T]]:
-            place, arrived = self.mounts.advance(place)
-            return place, [call()] if arrived else []
+        def step(resolution: Resolution) -> tuple[Resolution, list[T]]:
+            resolution, arrived = self.mounts.advance(resolution)
+            return resolution, [call()] if arrived else []
 
-        place, result = self._begin(path), list[T]()
+        resolution, result = self._begin(path), list[T]()
         while not result:
-            place, result = await self._pool({place.device}, path)(step, place)
+            resolution, result = await self._pool({resolution.device}, path)(step, resolution)
         return result[0]
 
     async def _run_all(self, paths: tuple[str, ...], call: Callable[[], T]) -> T:
@@ -110,13 +110,13 @@ class FilesystemThreads:
     async def _find_pool(self, paths: tuple[str, ...]) -> ThreadPool:
         devices = set()
         for path in paths:
-            place, arrived = self._begin(path), False
+            resolution, arrived = self._begin(path), False
             while not arrived:
-                place, arrived = await self._pool({place.device}, path)(self.mounts.advance, place)
-            devices.add(place.device)
+                resolution, arrived = await self._pool({resolution.device}, path)(self.mounts.advance, resolution)
+            devices.add(resolution.device)
         return self._pool(devices, paths[0])
 
-    def _begin(self, path: str) -> Place:
+    def _begin(self, path: str) -> Resolution:
         self.mounts.refresh()
         return self.mounts.begin(os.fsencode(os.path.join(working_directory(), self._base, path)))
 

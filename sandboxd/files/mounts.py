@@ -19,7 +19,7 @@ def parse(text: bytes) -> dict[bytes, bytes]:
     """
     The devices of all mounts, by where they are mounted; see proc_pid_mountinfo(5).
 
-    Two mounts of one file system have the same device, as ``major:minor``. Of two at the same place the later counts.
+    Two mounts of one file system have the same device, as ``major:minor``. Of two at the same resolution the later counts.
     """
     found = {}
     for line in text.splitlines():
@@ -39,7 +39,7 @@ def parse_types(text: bytes) -> dict[bytes, bytes]:
     return found
 
 
-class Place(NamedTuple):
+class Resolution(NamedTuple):
     """
     A path on the way from its text to what it leads to.
 
@@ -97,14 +97,14 @@ class Mounts:
         self.refresh()
         return self._types.get(device)
 
-    def advance(self, place: Place) -> tuple[Place, bool]:
+    def advance(self, resolution: Resolution) -> tuple[Resolution, bool]:
         """
         Go on, link by link, as long as the way stays on one file system. Blocks if that hangs, and on no other.
 
         :return: how far it goes, and whether that is all.
         """
-        device, real, links = place.device, place.real, place.links
-        left = list(place.rest)
+        device, real, links = resolution.device, resolution.real, resolution.links
+        left = list(resolution.rest)
         while left and links <= MAX_LINKS:
             part = left.pop()
             if part == b"..":
@@ -117,7 +117,7 @@ class Mounts:
                 except OSError as error:
                     target = None
                     if error.errno != errno.EINVAL:  # there is nothing, or we may not know
-                        return Place(device, real, (), links), True
+                        return Resolution(device, real, (), links), True
                 if target is None:
                     real = ahead
                 else:
@@ -125,10 +125,10 @@ class Mounts:
                     left += [part for part in reversed(target.split(b"/")) if part not in (b"", b".")]
                     real = b"/" if target.startswith(b"/") else real
             if self.device(real) != device:
-                return Place(self.device(real), real, tuple(left), links), False
-        return Place(device, real, (), links), True
+                return Resolution(self.device(real), real, tuple(left), links), False
+        return Resolution(device, real, (), links), True
 
-    def begin(self, path: bytes) -> Place:
+    def begin(self, path: bytes) -> Resolution:
         """
         Where the way of a path begins: at the mount that its text names.
 
@@ -139,8 +139,8 @@ class Mounts:
         for count in range(plain, 0, -1):
             real = b"/" + b"/".join(parts[:count])
             if real in self._table:
-                return Place(self._table[real], real, tuple(reversed(parts[count:])))
-        return Place(self.device(b"/"), b"/", tuple(reversed(parts)))
+                return Resolution(self._table[real], real, tuple(reversed(parts[count:])))
+        return Resolution(self.device(b"/"), b"/", tuple(reversed(parts)))
 
     def device(self, real: bytes) -> bytes:
         """The file system of a path without links."""
