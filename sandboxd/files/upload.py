@@ -246,7 +246,7 @@ class Replacement(Upload):
         with name_lock(self._directory, self._name):
             old = self._old()
             self._check(old)
-            _dress(self._fd, old, self._mode, self._owner)
+            _set_owner_and_mode(self._fd, old, self._mode, self._owner)
             self._rename(old)
         if self._durable:
             _sync_directory(self._directory)
@@ -335,7 +335,7 @@ class Patch(Upload):
         return Written(self._created, os.fstat(self._fd))
 
 
-def _dress(fd: int, old: os.stat_result | None, mode: int | None, owner: Owner | None) -> None:
+def _set_owner_and_mode(fd: int, old: os.stat_result | None, mode: int | None, owner: Owner | None) -> None:
     """Give a new file owner and mode: those that are asked for, or those of the old one."""
     uid, gid = (-1, -1) if old is None else (old.st_uid, old.st_gid)
     if owner is not None:

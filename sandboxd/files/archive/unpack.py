@@ -309,7 +309,7 @@ class _Tree(Receiver):
             return
         try:
             os.ftruncate(file.fd, file.member.size)
-            self._dress(file.fd, file.member)
+            self._set_owner_and_mode(file.fd, file.member)
             file.put_in_place()
         except OSError as error:
             raise _because(file.member, error) from None
@@ -332,7 +332,7 @@ class _Tree(Receiver):
             self._file = None
         self._below.close()
 
-    def _dress(self, fd: int, member: Member) -> None:
+    def _set_owner_and_mode(self, fd: int, member: Member) -> None:
         """The owner first: a change of it takes the rest away."""
         if self._keep_owner:
             os.fchown(fd, member.uid, member.gid)
