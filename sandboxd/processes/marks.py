@@ -48,17 +48,17 @@ class Marks:
         """
         Return an unused mark.
 
-        :param survive: whether :func:`guard` spares the processes that have it.
+        :param survive: whether :func:`kill_remaining` spares the processes that have it.
         """
         self._last += 1
         return self.base + self._last + (_SURVIVE if survive else 0)
 
     def owns(self, mark: int) -> bool:
         """Return whether ``mark`` is one of :meth:`new`."""
-        return given_by(self.base, mark)
+        return is_mark_of(self.base, mark)
 
 
-def given_by(base: int, mark: int) -> bool:
+def is_mark_of(base: int, mark: int) -> bool:
     """Return whether ``mark`` is one of the daemon whose base is ``base``."""
     return mark > base and mark >> _BASE_SHIFT == base >> _BASE_SHIFT
 
@@ -187,7 +187,7 @@ def mark_of(pid: int) -> int:
     return _mark_by_limit(pid) if marks_by_limit() else _mark_by_environment(pid)
 
 
-class Found:
+class MarkedProcesses:
     """
     What a walk has found of one mark.
 
@@ -202,7 +202,9 @@ class Found:
         self.denied: list[int] = []
 
 
-def sweep(choose: Callable[[int], int | None], patience: float, spared: Container[int] = ()) -> dict[int, Found]:
+def sweep(
+    choose: Callable[[int], int | None], patience: float, spared: Container[int] = ()
+) -> dict[int, MarkedProcesses]:
     """
     Walk over all processes once, signal the chosen ones, and wait for their end. Blocks.
 
@@ -212,11 +214,11 @@ def sweep(choose: Callable[[int], int | None], patience: float, spared: Containe
     :return: the chosen processes that were alive, by mark. A mark that is missing has no process left.
     :raise OSError: if there are no descriptors or no memory to see all processes; some may have been signalled.
     """
-    found: dict[int, Found] = {}
+    found: dict[int, MarkedProcesses] = {}
     pidfds: list[int] = []
     try:
         for mark, pid, pidfd in _chosen(choose, spared, pidfds):
-            of_mark = found.setdefault(mark, Found())
+            of_mark = found.setdefault(mark, MarkedProcesses())
             of_mark.pids.append(pid)
             if pidfd >= 0:
                 pidfds.append(pidfd)
@@ -291,7 +293,7 @@ def _exited(pidfd: int, timeout: float) -> bool:
     return bool(poll.poll(timeout * 1000))
 
 
-def guard(base: int) -> None:
+def kill_remaining(base: int) -> None:
     """
     Kill the processes of a daemon that is gone, but for those that survive it. Blocks, for a minute at most.
 
@@ -299,7 +301,7 @@ def guard(base: int) -> None:
     """
 
     def choose(mark: int) -> int | None:
-        return signal.SIGKILL if given_by(base, mark) and not mark & _SURVIVE else None
+        return signal.SIGKILL if is_mark_of(base, mark) and not mark & _SURVIVE else None
 
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

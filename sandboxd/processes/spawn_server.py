@@ -37,7 +37,7 @@ from contextlib import suppress
 from time import monotonic
 
 from sandboxd.processes.limits import inherited_nofile
-from sandboxd.processes.marks import guard, inherited_mark, mark_variable, marks_by_limit
+from sandboxd.processes.marks import inherited_mark, kill_remaining, mark_variable, marks_by_limit
 from sandboxd.processes.spawn_messages import (
     AT_CWD,
     AT_EXEC,
@@ -167,7 +167,7 @@ class SpawnServer:
         try:
             self._run()
             if self._daemon_exited():
-                guard(self._base)
+                kill_remaining(self._base)
             code = 0
         except Malformed:
             code = MALFORMED
@@ -572,7 +572,7 @@ def main(fd: int, base: int, nofile: int, daemon_pid: int) -> None:
     except ProcessLookupError:
         daemon = -1
     if daemon < 0 or os.getppid() != daemon_pid:  # it has died since it started this process
-        guard(base)
+        kill_remaining(base)
         return
     # Each child needs a descriptor here; the daemon may not have raised its own limit yet.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from sandboxd.processes.marks import Found, Marks, sweep
+from sandboxd.processes.marks import MarkedProcesses, Marks, sweep
 from sandboxd.reactor.threads import ThreadPool
 
 #: Seconds that one walk waits for the processes that it has signalled, before the next walk.
@@ -39,7 +39,7 @@ class Survivors(NamedTuple):
 
 
 @dataclass
-class _Doomed:
+class _EndingTree:
     """
     A tree that is being ended.
 
@@ -70,7 +70,7 @@ class Trees:
         self._clock = clock
         self._threads = threads
         self._spared = spared
-        self._doomed: dict[int, _Doomed] = {}
+        self._ending: dict[int, _EndingTree] = {}
         self._sweeping = False
         self._reserve = _Reserve()
 
@@ -89,15 +89,15 @@ class Trees:
         """
         now = self._clock.seconds()
         kill_at = now if signum == signal.SIGKILL else now + grace
-        doomed = self._doomed.get(mark)
-        if doomed is None:
-            doomed = self._doomed[mark] = _Doomed(signum, kill_at, kill_at + patience)
+        tree = self._ending.get(mark)
+        if tree is None:
+            tree = self._ending[mark] = _EndingTree(signum, kill_at, kill_at + patience)
         else:
-            doomed.signum = signum
-            if kill_at < doomed.kill_at:
-                doomed.kill_at, doomed.give_up_at = kill_at, kill_at + patience
+            tree.signum = signum
+            if kill_at < tree.kill_at:
+                tree.kill_at, tree.give_up_at = kill_at, kill_at + patience
         waiter: Deferred[Survivors] = Deferred()
-        doomed.waiting.append(waiter)
+        tree.waiting.append(waiter)
         if not self._sweeping:
             self._sweeping = True
             Deferred.fromCoroutine(self._sweep_all()).addErrback(
@@ -153,45 +153,43 @@ class Trees:
 
     async def _sweep_all(self) -> None:
         try:
-            while self._doomed:
-                await self._sweep_doomed()
+            while self._ending:
+                await self._sweep_ending()
         finally:
             self._sweeping = False
 
-    async def _sweep_doomed(self) -> None:
+    async def _sweep_ending(self) -> None:
         now = self._clock.seconds()
-        send = {
-            mark: signal.SIGKILL if now >= doomed.kill_at else doomed.signum for mark, doomed in self._doomed.items()
-        }
-        for doomed in self._doomed.values():
-            doomed.signum = 0
+        send = {mark: signal.SIGKILL if now >= tree.kill_at else tree.signum for mark, tree in self._ending.items()}
+        for tree in self._ending.values():
+            tree.signum = 0
         try:
             found = await self._sweep(send.get, _SWEEP)
         except OSError as error:
             # No process counts as gone before a walk has found none. Some may not have got their signal.
             self._log.warn("processes cannot be looked at, which is tried again: {error}", error=error)
             for mark, signum in send.items():
-                doomed = self._doomed[mark]
-                doomed.signum = doomed.signum or signum
-                if now >= doomed.give_up_at:  # it is still ended, but nothing waits for that any more
-                    waiting, doomed.waiting = doomed.waiting, []
+                tree = self._ending[mark]
+                tree.signum = tree.signum or signum
+                if now >= tree.give_up_at:  # it is still ended, but nothing waits for that any more
+                    waiting, tree.waiting = tree.waiting, []
                     for waiter in waiting:
                         waiter.errback(error)
             await self._pause()
             return
         for mark in send:
             survivors = _survivors(found.get(mark))
-            doomed = self._doomed[mark]
-            hopeless = now >= doomed.kill_at and survivors.pids == survivors.denied
-            if not survivors.pids or hopeless or now >= doomed.give_up_at:
-                del self._doomed[mark]
-                for waiter in doomed.waiting:
+            tree = self._ending[mark]
+            hopeless = now >= tree.kill_at and survivors.pids == survivors.denied
+            if not survivors.pids or hopeless or now >= tree.give_up_at:
+                del self._ending[mark]
+                for waiter in tree.waiting:
                     waiter.callback(survivors)
 
     async def _pause(self) -> None:
         await deferLater(self._clock, _RETRY)
 
-    def _sweep(self, choose: Callable[[int], int | None], patience: float) -> Deferred[dict[int, Found]]:
+    def _sweep(self, choose: Callable[[int], int | None], patience: float) -> Deferred[dict[int, MarkedProcesses]]:
         return self._threads(self._reserve.sweep, choose, patience, self._spared())
 
 
@@ -202,7 +200,9 @@ class _Reserve:
         self._fds: list[int] = []
         self._fill()
 
-    def sweep(self, choose: Callable[[int], int | None], patience: float, spared: frozenset[int]) -> dict[int, Found]:
+    def sweep(
+        self, choose: Callable[[int], int | None], patience: float, spared: frozenset[int]
+    ) -> dict[int, MarkedProcesses]:
         """
         Walk over all processes; see :func:`sandboxd.processes.marks.sweep`. Blocks.
 
@@ -225,5 +225,5 @@ class _Reserve:
             pass  # at the next walk
 
 
-def _survivors(found: Found | None) -> Survivors:
+def _survivors(found: MarkedProcesses | None) -> Survivors:
     return Survivors([], []) if found is None else Survivors(sorted(found.pids), sorted(found.denied))
