@@ -14,11 +14,11 @@ from sandboxd.files.access import Files
 from sandboxd.files.copying import Copied, copy, move
 from sandboxd.files.edit import NoMatch, edit
 from sandboxd.files.etag import entity_tag
+from sandboxd.files.grep_process import GrepProcess
 from sandboxd.files.listing import Page, listing, stat
 from sandboxd.files.patterns import PatternError
 from sandboxd.files.permissions import change
 from sandboxd.files.renames import link
-from sandboxd.files.search import Searching
 from sandboxd.files.text import append, touch
 from sandboxd.messages.decoding import BadRequest
 from sandboxd.messages.file_operations import (
@@ -103,7 +103,7 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
         Binary files are left out, and names that begin with a dot unless `hidden` is true. It ends after `timeout`
         seconds whatever the pattern, with what it has found until then.
         """
-        searching = Searching(files.root, body.path, body.search())
+        searching = GrepProcess(files.root, body.path, body.search())
 
         def work() -> dict[str, object]:
             body.check_patterns()

@@ -7,7 +7,7 @@ from typing import Literal, TypedDict
 
 from sandboxd.api.probe import HttpProbe
 from sandboxd.execution.execution import Execution
-from sandboxd.execution.search import Match, OutputSearch
+from sandboxd.execution.output_search import OutputMatch, OutputSearch
 from sandboxd.messages.executions import WaitRequest
 from sandboxd.processes.listeners import ListenerPoll, marks_at
 from sandboxd.reactor.first_to_end import first_to_end
@@ -122,5 +122,5 @@ class _Waiting:
     found: Found
 
 
-def _found(match: Match) -> Found:
+def _found(match: OutputMatch) -> Found:
     return {"reason": "output", "seq": match.seq, "line": match.line}

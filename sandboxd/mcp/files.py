@@ -10,12 +10,12 @@ from twisted.internet.defer import CancelledError
 
 from sandboxd.files.access import Files
 from sandboxd.files.edit import Edit, NoMatch, edit
+from sandboxd.files.grep_process import GrepProcess
 from sandboxd.files.line_range import LineRange
 from sandboxd.files.listing import Choice, listing
 from sandboxd.files.patterns import PatternError
 from sandboxd.files.renames import make_parents
 from sandboxd.files.root import Root
-from sandboxd.files.search import Searching
 from sandboxd.files.text import write
 from sandboxd.mcp.tool import Arguments, Progress, Tool, ToolError, as_json
 from sandboxd.messages.file_operations import GlobRequest, GrepRequest
@@ -279,7 +279,7 @@ class FileTools:
             exclude=EXCLUDED,
             hidden=True,
         )
-        searching = Searching(self._files.root, arguments.path, request.search())
+        searching = GrepProcess(self._files.root, arguments.path, request.search())
 
         def work() -> dict[str, Any]:
             request.check_patterns()

@@ -11,7 +11,7 @@ from sandboxd.reactor.turn_budget import TurnBudget
 LINE = 64 * 1024
 
 
-class Match(NamedTuple):
+class OutputMatch(NamedTuple):
     """
     Where a text was found.
 
@@ -36,7 +36,7 @@ class OutputSearch:
         self._cursor = log.cursor()
         self._begun: dict[Stream, bytes] = {}
 
-    async def available(self) -> Match | None:
+    async def available(self) -> OutputMatch | None:
         """Return where the text is in what there is to read now, or None."""
         while True:
             await self._turns.turn()
@@ -48,7 +48,7 @@ class OutputSearch:
             elif (match := self._in_batch(found)) is not None:
                 return match
 
-    async def until_ended(self) -> Match | None:
+    async def until_ended(self) -> OutputMatch | None:
         """Return where the text is; None if it is not there when the log has ended."""
         while (match := await self.available()) is None and not self._cursor.ended:
             await self._cursor.when_more()
@@ -58,14 +58,14 @@ class OutputSearch:
         """Search no more."""
         self._cursor.close()
 
-    def _in_batch(self, batch: Batch) -> Match | None:
+    def _in_batch(self, batch: Batch) -> OutputMatch | None:
         begun = self._begun.pop(batch.stream, b"")
         if not (begun or batch.partial or self._text in batch.data):
             return None
         for index, record in enumerate(batch.lines.records()):
             line = begun + record
             if self._text in line:
-                return Match(batch.first + index, line[-LINE:].decode("utf-8", "replace"))
+                return OutputMatch(batch.first + index, line[-LINE:].decode("utf-8", "replace"))
             begun = line[-LINE:] if batch.partial else b""
         if begun:
             self._begun[batch.stream] = begun

@@ -32,7 +32,7 @@ _PACKAGES = str(Path(__file__).parent.parent.parent)
 MAX_BYTES = 16 * 1024 * 1024
 
 
-class Searching:
+class GrepProcess:
     """
     A search that runs. :meth:`run` blocks, and is called in a thread; :meth:`stop` does not.
 
