@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxd.execution.lines import BATCH_LINES, PIECE, Lines, LineSplitter
+from sandboxd.execution.lines import BATCH_LINES, PIECE, LineSplitter, SplitLines
 
 #: What is hard to cut: characters of every length, line ends of both kinds, bytes that are not UTF-8.
 FRAGMENTS = [b"a", b"\n", b"\r", b"\r\n", b"\\", "é€😀".encode(), b"\x80", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98"]
@@ -29,14 +29,14 @@ def chunked(draw: st.DrawFn) -> list[bytes]:
     return [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)])]  # noqa: B905
 
 
-def split(chunks: list[bytes]) -> list[Lines]:
+def split(chunks: list[bytes]) -> list[SplitLines]:
     """All that comes out for these chunks."""
     splitter = LineSplitter()
     fed = [lines for chunk in chunks for lines in splitter.feed(chunk)]
     return fed + splitter.flush()
 
 
-def records(lines: Lines) -> list[bytes]:
+def records(lines: SplitLines) -> list[bytes]:
     """The records of a batch, with their newlines."""
     if lines.ends:
         return lines.records()
@@ -102,7 +102,7 @@ def test_whole_lines_come_out_at_once(chunks: list[bytes]) -> None:
 
 def test_a_line_of_exactly_one_piece_is_not_cut() -> None:
     line = b"a" * (PIECE - 1) + b"\n"
-    assert split([line]) == [Lines(line, 1)]
+    assert split([line]) == [SplitLines(line, 1)]
 
 
 def test_many_short_lines_leave_in_batches() -> None:
@@ -125,6 +125,6 @@ def test_single_bytes_without_a_newline_leave_in_pieces() -> None:
 def test_a_flushed_splitter_starts_anew() -> None:
     splitter = LineSplitter()
     splitter.feed(b"unfinished")
-    assert splitter.flush() == [Lines(b"unfinished", 1)]
+    assert splitter.flush() == [SplitLines(b"unfinished", 1)]
     assert splitter.flush() == []
-    assert splitter.feed(b"next\n") == [Lines(b"next\n", 1)]
+    assert splitter.feed(b"next\n") == [SplitLines(b"next\n", 1)]

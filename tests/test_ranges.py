@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sandboxd.api.downloads import disposition
 from sandboxd.files.digests import Digests
-from sandboxd.web.conditions import Conditions, Malformed, if_range
+from sandboxd.web.conditions import Conditions, MalformedHeader, if_range
 from sandboxd.web.ranges import MAX_RANGES, Span, Unsatisfiable, parse_content_range, parse_range, part_heads
 
 # Range
@@ -178,7 +178,7 @@ def test_conditions_on_no_file(headers: dict[str, Any], expected: int | None) ->
 
 @pytest.mark.parametrize("text", ["", " ,", "abc", '"a', 'a"', '"a" "b"', "*, x", 'w/"a"'])
 def test_malformed_tags_are_refused(text: str) -> None:
-    with pytest.raises(Malformed, match="If-Match"):
+    with pytest.raises(MalformedHeader, match="If-Match"):
         Conditions({"If-Match": text}.get)
 
 

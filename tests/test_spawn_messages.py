@@ -15,7 +15,7 @@ from sandboxd.processes.spawn_messages import (
     FORKED,
     MAX_OUTPUT,
     STARTED,
-    Malformed,
+    MalformedMessage,
     StartRequest,
     pack_done,
     pack_record,
@@ -63,7 +63,7 @@ def test_bytes_are_a_request_or_malformed(data: bytes) -> None:
     for unpack in (StartRequest.unpack, unpack_request):
         try:
             unpack(data)
-        except Malformed:
+        except MalformedMessage:
             continue
 
 
@@ -73,7 +73,7 @@ def test_a_changed_request_is_a_request_or_malformed(request: StartRequest, data
     packed[data.draw(st.integers(0, len(packed) - 1))] = data.draw(st.integers(0, 255))
     try:
         StartRequest.unpack(bytes(packed))
-    except Malformed:
+    except MalformedMessage:
         return
 
 
@@ -104,7 +104,7 @@ def test_a_record_is_unpacked_as_it_was_packed(kind: int, value: int) -> None:
     ],
 )
 def test_a_record_out_of_bounds_is_malformed(kind: int, value: int, detail: int) -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedMessage):
         unpack_record(pack_record(5, kind, value, detail))
 
 
@@ -117,7 +117,7 @@ def test_a_record_of_all_output_is_unpacked_as_it_was_packed(status: int, stdout
 
 def test_more_output_than_a_record_may_have_is_malformed() -> None:
     unpack_done(pack_done(5, 7, 0, b"x" * MAX_OUTPUT, b""))
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedMessage):
         unpack_done(pack_done(5, 7, 0, b"x" * MAX_OUTPUT, b"x"))
 
 
@@ -126,5 +126,5 @@ def test_bytes_are_a_record_or_malformed(data: bytes) -> None:
     for unpack in (unpack_record, unpack_done):
         try:
             unpack(data)
-        except Malformed:
+        except MalformedMessage:
             continue

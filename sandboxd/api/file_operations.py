@@ -45,7 +45,7 @@ from sandboxd.messages.file_operations import (
 )
 from sandboxd.reactor.threads import ThreadPool
 from sandboxd.web.ascii_json import dumps
-from sandboxd.web.conditions import Conditions, Malformed
+from sandboxd.web.conditions import Conditions, MalformedHeader
 from sandboxd.web.request import Request
 
 _ERRORS = (403, 404, 409, 507)
@@ -205,5 +205,5 @@ def _matching(tag: str) -> Conditions:
     """
     try:
         return Conditions({"If-Match": tag}.get)
-    except Malformed as error:
+    except MalformedHeader as error:
         raise BadRequest(f"if_match: {error}") from None

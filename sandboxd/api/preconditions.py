@@ -11,7 +11,7 @@ from sandboxd.api.routing import ApiError
 from sandboxd.files.etag import entity_tag
 from sandboxd.messages.decoding import BadRequest
 from sandboxd.reactor.threads import ThreadPool
-from sandboxd.web.conditions import Conditions, Malformed
+from sandboxd.web.conditions import Conditions, MalformedHeader
 from sandboxd.web.request import Request
 
 _log = Logger()
@@ -28,7 +28,7 @@ def conditions(request: Request) -> Conditions:
     """
     try:
         return Conditions(request.joined_header)
-    except Malformed as error:
+    except MalformedHeader as error:
         raise BadRequest(str(error)) from None
 
 

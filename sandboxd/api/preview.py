@@ -122,7 +122,7 @@ async def _forward(request: Request, body: BodyStream, server: Outgoing, port: i
         server.close()
 
     sending.addErrback(failed)
-    answer = _Answer(request)
+    answer = _ForwardedResponse(request)
     try:
         while not answer.complete and (data := await server.read()):
             behind = answer.feed(data)
@@ -195,7 +195,7 @@ async def _send_body(body: BodyStream, server: Outgoing) -> None:
         await server.write(b"0\r\n\r\n")
 
 
-async def _switch(request: Request, server: Outgoing, answer: _Answer, behind: bytes) -> None:
+async def _switch(request: Request, server: Outgoing, answer: _ForwardedResponse, behind: bytes) -> None:
     """Forward the bytes of the protocol that the server has switched to, both ways, until one side ends."""
     client = UpgradedStream(request, answer.head())
     await client.write(behind)
@@ -209,7 +209,7 @@ async def _switch(request: Request, server: Outgoing, answer: _Answer, behind: b
     server.finish()
 
 
-class _Answer:
+class _ForwardedResponse:
     """
     The server's answer, parsed for its framing and forwarded.
 

@@ -56,7 +56,7 @@ class HttpProbe:
                 f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: sandboxd\r\n"
                 "Accept: */*\r\nConnection: close\r\n\r\n".encode("ascii")
             )
-            answer = _Answer()
+            answer = _ProbeResponse()
             size = 0
             while not answer.status and size < HEAD and (data := await connection.read()):
                 size += len(data)
@@ -66,7 +66,7 @@ class HttpProbe:
             connection.close()
 
 
-class _Answer:
+class _ProbeResponse:
     """
     An answer, as far as it has come.
 

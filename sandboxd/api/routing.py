@@ -39,9 +39,9 @@ from sandboxd.web.route_table import PREFIX, RouteTable, RouteTraits
 from sandboxd.web.websocket import HandshakeError
 
 #: What a route answers; None if it has written the response itself.
-Answer: TypeAlias = "msgspec.Struct | Reply | None"
+RouteResult: TypeAlias = "msgspec.Struct | Reply | None"
 
-Route: TypeAlias = "Callable[..., Awaitable[Answer]]"
+Route: TypeAlias = "Callable[..., Awaitable[RouteResult]]"
 
 #: Adds a route, as a decorator of the function.
 Adder: TypeAlias = Callable[[Route], None]
@@ -145,7 +145,7 @@ class Routes:
                 body = None if type is None or streams else request.take_body()
                 strict = prefers_strict(request.joined_header("Prefer"))
 
-                def call() -> Awaitable[Answer]:
+                def call() -> Awaitable[RouteResult]:
                     if strict:
                         request.setHeader(b"Preference-Applied", b"handling=strict")
                         check_parameters(os.fsdecode(request.query), query)
@@ -167,7 +167,9 @@ class Routes:
                         check_fields(body, type)
                     return value
 
-                async def cut_first(cut: Callable[[bytes], Awaitable[tuple[bytes, object]]], body: bytes) -> Answer:
+                async def cut_first(
+                    cut: Callable[[bytes], Awaitable[tuple[bytes, object]]], body: bytes
+                ) -> RouteResult:
                     small, text = await cut(body)
                     return await route(request, decoded(small), text=text, **parameters)
 
@@ -262,7 +264,7 @@ def _error_reply(request: Request, error: Exception) -> Reply:
     return Reply({**request.on_error, "error": "internal error; the daemon's log has the details"}, 500)
 
 
-async def _answered(request: Request, call: Callable[[], Awaitable[Answer]], status: int) -> bytes | None:
+async def _answered(request: Request, call: Callable[[], Awaitable[RouteResult]], status: int) -> bytes | None:
     """
     Call a route, and make the response of what it returns or raises.
 

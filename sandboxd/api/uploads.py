@@ -15,7 +15,7 @@ from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.form import Form, FormError, boundary
 from sandboxd.files.permissions import Owner, owner
 from sandboxd.files.text import delete
-from sandboxd.files.upload import Corrupt, Patch, Replacement, Upload, Written
+from sandboxd.files.upload import Corrupt, Patch, Replacement, Upload, UploadResult
 from sandboxd.messages.decoding import BadRequest
 from sandboxd.messages.raw_files import Deleted, FileQuery, FormQuery, Stored, StoredFiles, UploadQuery
 from sandboxd.reactor.threads import ThreadPool
@@ -119,7 +119,7 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
         return Deleted(query.path)
 
 
-async def _receive(pool: ThreadPool, upload: Upload, body: BodyStream) -> Written:
+async def _receive(pool: ThreadPool, upload: Upload, body: BodyStream) -> UploadResult:
     """
     Write what arrives.
 
@@ -168,7 +168,7 @@ def _offset(request: Request, body: BodyStream, query: UploadQuery) -> int | Non
     return part.start
 
 
-def _stored(path: str, written: Written) -> Stored:
+def _stored(path: str, written: UploadResult) -> Stored:
     return Stored(path, written.info.st_size, entity_tag(written.info), written.created)
 
 

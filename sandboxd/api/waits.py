@@ -24,7 +24,7 @@ class _Reason(TypedDict):
     reason: Literal["output", "port", "http", "exit", "timeout"]
 
 
-class Found(_Reason, total=False):
+class WaitResult(_Reason, total=False):
     """What a wait has found: fields of its reply."""
 
     seq: int
@@ -48,7 +48,7 @@ class Waits:
         self._probe = probe
         self._blocking = blocking
 
-    async def wait(self, execution: Execution, body: WaitRequest) -> Found:
+    async def wait(self, execution: Execution, body: WaitRequest) -> WaitResult:
         """
         Wait for the first of what a request names.
 
@@ -119,8 +119,8 @@ class Waits:
 class _Waiting:
     """What a wait has found."""
 
-    found: Found
+    found: WaitResult
 
 
-def _found(match: OutputMatch) -> Found:
+def _found(match: OutputMatch) -> WaitResult:
     return {"reason": "output", "seq": match.seq, "line": match.line}

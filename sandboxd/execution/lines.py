@@ -18,7 +18,7 @@ BATCH_PIECES = 32
 
 
 @dataclass(frozen=True)
-class Lines:
+class SplitLines:
     """
     Consecutive lines of one stream, or consecutive pieces of a long line.
 
@@ -37,14 +37,14 @@ class Lines:
         """Whether these are pieces of a line that continues after them."""
         return bool(self.ends)
 
-    def since(self, skip: int) -> Lines:
+    def since(self, skip: int) -> SplitLines:
         """Return these without the first ``skip``; ``skip`` must be less than :attr:`count`."""
         if skip == 0:
             return self
         if not self.ends:
-            return Lines(self.data.split(b"\n", skip)[skip], self.count - skip)
+            return SplitLines(self.data.split(b"\n", skip)[skip], self.count - skip)
         start = self.ends[skip - 1]
-        return Lines(self.data[start:], self.count - skip, tuple(end - start for end in self.ends[skip:]))
+        return SplitLines(self.data[start:], self.count - skip, tuple(end - start for end in self.ends[skip:]))
 
     def records(self) -> list[bytes]:
         """Return each line or piece, without its line end."""
@@ -59,7 +59,7 @@ class Lines:
 
 class LineSplitter:
     """
-    Collect the chunks of one stream into :class:`Lines`.
+    Collect the chunks of one stream into :class:`SplitLines`.
 
     The cost is linear in the bytes, whatever their shape: an unfinished line is kept as a list of chunks and
     joined once, and a line over :data:`PIECE` bytes leaves in pieces as it arrives. Pieces are cut between
@@ -78,7 +78,7 @@ class LineSplitter:
         """The line that has begun, as far as it is in no piece yet."""
         return b"".join(self._tail)
 
-    def take_unfinished(self) -> list[Lines]:
+    def take_unfinished(self) -> list[SplitLines]:
         """Return the unfinished line as a piece, up to the last border between characters, or a ``\\r`` before it."""
         data = self.unfinished
         end = _last_border(data)
@@ -89,9 +89,9 @@ class LineSplitter:
         self._cut = True
         self._tail = [data[end:]] if end < len(data) else []
         self._tail_size = len(data) - end
-        return [Lines(data[:end], 1, (end,))]
+        return [SplitLines(data[:end], 1, (end,))]
 
-    def feed(self, chunk: bytes) -> list[Lines]:
+    def feed(self, chunk: bytes) -> list[SplitLines]:
         """
         Add what the pipe delivered; return the lines and pieces that are complete.
 
@@ -104,7 +104,7 @@ class LineSplitter:
             self._tail_size += len(chunk)
             return []
         data = b"".join((*self._tail, chunk)) if self._tail else chunk
-        found: list[Lines] = []
+        found: list[SplitLines] = []
         position = _take_lines(data, found)
         if len(data) - position > PIECE:
             position = _take_pieces(data, position, len(data) - PIECE, found)
@@ -114,15 +114,15 @@ class LineSplitter:
         self._tail_size = len(tail)
         return found
 
-    def flush(self) -> list[Lines]:
+    def flush(self) -> list[SplitLines]:
         """Return the last line, if the stream ended without a newline."""
         data = b"".join(self._tail)
         self._tail = []
         self._tail_size = 0
-        return [Lines(data, 1)] if data else []
+        return [SplitLines(data, 1)] if data else []
 
 
-def _take_lines(data: bytes, found: list[Lines]) -> int:
+def _take_lines(data: bytes, found: list[SplitLines]) -> int:
     """Append the lines of ``data`` to ``found``; return the position after the last newline."""
     end = data.rfind(b"\n") + 1
     start = position = count = 0
@@ -132,22 +132,22 @@ def _take_lines(data: bytes, found: list[Lines]) -> int:
         newline = data.rfind(b"\n", position, position + PIECE)
         if newline < 0:
             if count:
-                found.append(Lines(data[start:position], count))
+                found.append(SplitLines(data[start:position], count))
             start = position = _take_pieces(data, position, data.find(b"\n", position) + 1 - PIECE, found)
             count = 0
             continue
         count += data.count(b"\n", position, newline + 1)
         position = newline + 1
         if count >= BATCH_LINES:
-            found.append(Lines(data[start:position], count))
+            found.append(SplitLines(data[start:position], count))
             start = position
             count = 0
     if count:
-        found.append(Lines(data[start:position], count))
+        found.append(SplitLines(data[start:position], count))
     return end
 
 
-def _take_pieces(data: bytes, position: int, until: int, found: list[Lines]) -> int:
+def _take_pieces(data: bytes, position: int, until: int, found: list[SplitLines]) -> int:
     """Append pieces of a long line to ``found`` until ``until`` is reached; return where the rest starts."""
     while position < until:
         start = position
@@ -157,7 +157,7 @@ def _take_pieces(data: bytes, position: int, until: int, found: list[Lines]) -> 
             if data[position - 1] == 0x0D:
                 position -= 1
             ends.append(position - start)
-        found.append(Lines(data[start:position], len(ends), tuple(ends)))
+        found.append(SplitLines(data[start:position], len(ends), tuple(ends)))
     return position
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IPushProducer
 
-from sandboxd.execution.lines import Lines, LineSplitter
+from sandboxd.execution.lines import LineSplitter, SplitLines
 
 Stream = Literal["stdout", "stderr"]
 
@@ -43,7 +43,9 @@ class Batch:
 
     __slots__ = ("_encoded", "_new", "at", "first", "lines", "offset", "stream", "time")
 
-    def __init__(self, stream: Stream, time: float, first: int, lines: Lines, offset: int = 0, at: int = 0) -> None:
+    def __init__(
+        self, stream: Stream, time: float, first: int, lines: SplitLines, offset: int = 0, at: int = 0
+    ) -> None:
         self.at = at
         self.stream: Stream = stream
         self.time = time
@@ -259,7 +261,7 @@ class OutputLog:
         """Number of open cursors."""
         return len(self._cursors)
 
-    def _add(self, stream: Stream, found: list[Lines], time: float) -> None:
+    def _add(self, stream: Stream, found: list[SplitLines], time: float) -> None:
         if not found:
             return
         for lines in found:

@@ -9,7 +9,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from sandboxd.files.steps import Steps
-from sandboxd.files.upload import Upload, Written
+from sandboxd.files.upload import Upload, UploadResult
 
 #: Files of one form, at most.
 MAX_FILES = 10_000
@@ -44,7 +44,7 @@ class Form(Steps):
 
     def __init__(self, boundary: bytes, upload: Callable[[str], Upload]) -> None:
         super().__init__()
-        self.written: list[tuple[str, Written]] = []
+        self.written: list[tuple[str, UploadResult]] = []
         self._upload = upload
         self._current: Upload | None = None
         self._name = ""

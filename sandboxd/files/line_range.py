@@ -15,7 +15,7 @@ from sandboxd.files.text import MAX_READ, open_regular
 _PIECE = 256 * 1024
 
 
-class Lines(NamedTuple):
+class LinesRead(NamedTuple):
     """
     Lines of a file.
 
@@ -49,7 +49,7 @@ class LineRange:
         """End a :meth:`read` that runs in another thread: its result is not wanted any more."""
         self._stopped = True
 
-    def read(self) -> Lines:
+    def read(self) -> LinesRead:
         """
         Read the lines. Blocks.
 
@@ -71,7 +71,7 @@ class LineRange:
                     raise FileError("read", self._path, f"lines too large: the limit is {MAX_READ} bytes")
         total = count + (last != b"\n")
         data = b"".join(kept)
-        return Lines(data, data.count(b"\n") + (data != b"" and not data.endswith(b"\n")), total)
+        return LinesRead(data, data.count(b"\n") + (data != b"" and not data.endswith(b"\n")), total)
 
     def _pieces(self) -> Iterator[bytes]:
         fd = open_regular(self._root, self._path)

@@ -34,7 +34,7 @@ STALE = 60
 NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
 
-class Written(NamedTuple):
+class UploadResult(NamedTuple):
     """
     What became of an upload.
 
@@ -104,7 +104,7 @@ class Upload(Steps):
             self._digests.update(data)
             self._write(data)
 
-    def commit(self) -> Written:
+    def commit(self) -> UploadResult:
         """
         All has arrived: make it what the name stands for.
 
@@ -130,7 +130,7 @@ class Upload(Steps):
     def _write(self, data: bytes) -> None: ...
 
     @abstractmethod
-    def _commit(self) -> Written: ...
+    def _commit(self) -> UploadResult: ...
 
 
 def _regular(info: os.stat_result) -> None:
@@ -240,7 +240,7 @@ class Replacement(Upload):
     def _write(self, data: bytes) -> None:
         _write_all(self._fd, data)
 
-    def _commit(self) -> Written:
+    def _commit(self) -> UploadResult:
         if self._durable:
             os.fsync(self._fd)
         with name_lock(self._directory, self._name):
@@ -250,7 +250,7 @@ class Replacement(Upload):
             self._rename(old)
         if self._durable:
             _sync_directory(self._directory)
-        return Written(old is None, os.fstat(self._fd))
+        return UploadResult(old is None, os.fstat(self._fd))
 
     def _rename(self, old: os.stat_result | None) -> None:
         if self._named is not None:
@@ -323,7 +323,7 @@ class Patch(Upload):
         _write_all(self._fd, data, self._offset)
         self._offset += len(data)
 
-    def _commit(self) -> Written:
+    def _commit(self) -> UploadResult:
         if self._size is not None and os.fstat(self._fd).st_size != self._size:
             os.ftruncate(self._fd, self._size)
         if self._owner is not None:
@@ -332,7 +332,7 @@ class Patch(Upload):
             os.fchmod(self._fd, self._mode)
         if self._durable:
             os.fsync(self._fd)
-        return Written(self._created, os.fstat(self._fd))
+        return UploadResult(self._created, os.fstat(self._fd))
 
 
 def _set_owner_and_mode(fd: int, old: os.stat_result | None, mode: int | None, owner: Owner | None) -> None:

@@ -123,7 +123,7 @@ class WriteToProcess(Arguments):
     close: Annotated[bool, Meta(description="Whether to close its stdin afterwards.")] = False
 
 
-class Written(msgspec.Struct):
+class WriteToProcessResult(msgspec.Struct):
     """What was written."""
 
     bytes: int
@@ -140,7 +140,7 @@ class WaitForProcess(Arguments):
     port: Annotated[Port, Meta(description="Until it listens on this TCP port.")] | None = None
 
 
-class Waited(msgspec.Struct, omit_defaults=True):
+class WaitForProcessResult(msgspec.Struct, omit_defaults=True):
     """Why the wait ended, and how the process is."""
 
     reason: Annotated[str, Meta(description="output, port, exit or timeout")]
@@ -247,7 +247,7 @@ class CommandTools:
                 "Write to a process",
                 "Write text to the stdin of a background process that was started with `stdin`.",
                 WriteToProcess,
-                Written,
+                WriteToProcessResult,
                 self._write,
                 as_json,
             ),
@@ -256,7 +256,7 @@ class CommandTools:
                 "Wait for a process",
                 "Wait until a background process writes a text, listens on a port, or ends.",
                 WaitForProcess,
-                Waited,
+                WaitForProcessResult,
                 self._wait,
                 as_json,
                 read_only=True,
@@ -351,20 +351,20 @@ class CommandTools:
                 last = item.first + len(found) - 1
         return ProcessOutput(execution.status, "".join(pieces), last, last < log.next - 1, lost, execution.exit_code)
 
-    async def _write(self, arguments: WriteToProcess, progress: Progress | None) -> Written:
+    async def _write(self, arguments: WriteToProcess, progress: Progress | None) -> WriteToProcessResult:
         data = arguments.text.encode("utf-8", "surrogateescape")
         try:
             await self._get(arguments.id).feed(data, arguments.close)
         except BrokenPipeError as error:
             raise ToolError(f"it reads no stdin: {error.strerror}; start it with stdin: true") from None
-        return Written(len(data))
+        return WriteToProcessResult(len(data))
 
-    async def _wait(self, arguments: WaitForProcess, progress: Progress | None) -> Waited:
+    async def _wait(self, arguments: WaitForProcess, progress: Progress | None) -> WaitForProcessResult:
         execution = self._get(arguments.id)
         found = await self._waits.wait(
             execution, WaitRequest(timeout=arguments.timeout, output=arguments.output, port=arguments.port)
         )
-        return Waited(found["reason"], execution.status, execution.exit_code, found.get("line"))
+        return WaitForProcessResult(found["reason"], execution.status, execution.exit_code, found.get("line"))
 
     async def _stop(self, arguments: StopProcess, progress: Progress | None) -> ProcessState:
         execution = self._get(arguments.id)

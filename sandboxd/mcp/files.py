@@ -27,7 +27,7 @@ DEFAULT_LINES = 2000
 #: Bytes of text that one call returns.
 MAX_TEXT = 200_000
 
-#: Entries, paths and matches that one call returns unless it asks for less or more.
+#: EntryList, paths and matches that one call returns unless it asks for less or more.
 DEFAULT_ENTRIES = 500
 DEFAULT_MATCHES = 100
 
@@ -63,7 +63,7 @@ class WriteFile(Arguments):
     content: str
 
 
-class Written(msgspec.Struct):
+class WriteFileResult(msgspec.Struct):
     """A file that was written."""
 
     path: str
@@ -79,7 +79,7 @@ class EditFile(Arguments):
     replace_all: Annotated[bool, Meta(description="Whether it may be there more than once.")] = False
 
 
-class Edited(msgspec.Struct):
+class EditFileResult(msgspec.Struct):
     """What an edit has done."""
 
     replaced: int
@@ -102,7 +102,7 @@ class Entry(msgspec.Struct, omit_defaults=True):
     size: int | None = None
 
 
-class Entries(msgspec.Struct, omit_defaults=True):
+class EntryList(msgspec.Struct, omit_defaults=True):
     """What was found, sorted."""
 
     entries: list[Entry]
@@ -138,7 +138,7 @@ class FileMatch(msgspec.Struct, omit_defaults=True):
     after: list[str] = []
 
 
-class Matches(msgspec.Struct, omit_defaults=True):
+class FileMatches(msgspec.Struct, omit_defaults=True):
     """Lines that match."""
 
     matches: list[FileMatch]
@@ -176,7 +176,7 @@ class FileTools:
                 "Write a file",
                 "Create a file, with the directories above it, or replace one.",
                 WriteFile,
-                Written,
+                WriteFileResult,
                 self._write,
                 as_json,
                 destructive=True,
@@ -186,7 +186,7 @@ class FileTools:
                 "Edit a file",
                 "Replace a text in a file by another. The old text must be there exactly once, unless replace_all.",
                 EditFile,
-                Edited,
+                EditFileResult,
                 self._edit,
                 as_json,
                 destructive=True,
@@ -196,7 +196,7 @@ class FileTools:
                 "List a directory",
                 "List what is in a directory, and with depth what is below it.",
                 ListDirectory,
-                Entries,
+                EntryList,
                 self._list,
                 _entries_text,
                 read_only=True,
@@ -206,7 +206,7 @@ class FileTools:
                 "Find files",
                 f"Find files and directories by a glob pattern. {', '.join(EXCLUDED)} are left out.",
                 FindFiles,
-                Entries,
+                EntryList,
                 self._find,
                 _entries_text,
                 read_only=True,
@@ -216,7 +216,7 @@ class FileTools:
                 "Search in files",
                 f"Search the contents of files by a regular expression. {', '.join(EXCLUDED)} are left out.",
                 SearchFiles,
-                Matches,
+                FileMatches,
                 self._search,
                 _matches_text,
                 read_only=True,
@@ -236,11 +236,11 @@ class FileTools:
             count = data.count(b"\n") + (not data.endswith(b"\n"))
         return FileText(data.decode("utf-8", "replace"), arguments.offset, count, total, cut)
 
-    async def _write(self, arguments: WriteFile, progress: Progress | None) -> Written:
+    async def _write(self, arguments: WriteFile, progress: Progress | None) -> WriteFileResult:
         await self._files.call(_write_with_parents, arguments.path, arguments.content)
-        return Written(arguments.path, len(arguments.content.encode("utf-8", "surrogateescape")))
+        return WriteFileResult(arguments.path, len(arguments.content.encode("utf-8", "surrogateescape")))
 
-    async def _edit(self, arguments: EditFile, progress: Progress | None) -> Edited:
+    async def _edit(self, arguments: EditFile, progress: Progress | None) -> EditFileResult:
         one = Edit(arguments.old_text, arguments.new_text, arguments.replace_all)
         try:
             edited = await self._files.call(edit, arguments.path, [one], lambda info: None)
@@ -252,14 +252,14 @@ class FileTools:
                 f"old_text: it is in the file {error.count} times, in lines {lines}; give more of its surroundings, "
                 "or replace_all"
             ) from None
-        return Edited(edited.replaced[0], edited.lines[0])
+        return EditFileResult(edited.replaced[0], edited.lines[0])
 
-    async def _list(self, arguments: ListDirectory, progress: Progress | None) -> Entries:
+    async def _list(self, arguments: ListDirectory, progress: Progress | None) -> EntryList:
         choice = Choice(depth=arguments.depth)
         page = await self._files.call(listing, arguments.path, choice, arguments.limit)
         return _entries(page.entries, page.next is not None)
 
-    async def _find(self, arguments: FindFiles, progress: Progress | None) -> Entries:
+    async def _find(self, arguments: FindFiles, progress: Progress | None) -> EntryList:
         request = GlobRequest(path=arguments.path, pattern=arguments.pattern, exclude=EXCLUDED, hidden=True)
 
         def find(root: Root, path: str) -> Any:
@@ -268,7 +268,7 @@ class FileTools:
         page = await self._files.call(find, arguments.path)
         return _entries(page.entries, page.next is not None)
 
-    async def _search(self, arguments: SearchFiles, progress: Progress | None) -> Matches:
+    async def _search(self, arguments: SearchFiles, progress: Progress | None) -> FileMatches:
         request = GrepRequest(
             path=arguments.path,
             pattern=arguments.pattern,
@@ -297,11 +297,11 @@ class FileTools:
         for match in found["matches"]:
             size += len(match["text"]) + sum(map(len, [*match.get("before", ()), *match.get("after", ())]))
             if size > MAX_TEXT:
-                return Matches(matches, True, found["timed_out"])
+                return FileMatches(matches, True, found["timed_out"])
             matches.append(
                 FileMatch(match["path"], match["line"], match["text"], match.get("before", []), match.get("after", []))
             )
-        return Matches(matches, found["truncated"], found["timed_out"])
+        return FileMatches(matches, found["truncated"], found["timed_out"])
 
 
 def _write_with_parents(root: Root, path: str, content: str) -> None:
@@ -309,8 +309,8 @@ def _write_with_parents(root: Root, path: str, content: str) -> None:
     write(root, path, content)
 
 
-def _entries(found: list[dict[str, Any]], more: bool) -> Entries:
-    return Entries([Entry(entry["path"], entry["type"], entry.get("size")) for entry in found], more)
+def _entries(found: list[dict[str, Any]], more: bool) -> EntryList:
+    return EntryList([Entry(entry["path"], entry["type"], entry.get("size")) for entry in found], more)
 
 
 def _file_text(result: FileText) -> str:
@@ -320,12 +320,12 @@ def _file_text(result: FileText) -> str:
     return note + result.content
 
 
-def _entries_text(result: Entries) -> str:
+def _entries_text(result: EntryList) -> str:
     lines = [f"{entry.path}/" if entry.type == "dir" else entry.path for entry in result.entries]
     return "\n".join([*lines, *(["[there are more]"] if result.more else [])]) or "[nothing]"
 
 
-def _matches_text(result: Matches) -> str:
+def _matches_text(result: FileMatches) -> str:
     lines: list[str] = []
     for match in result.matches:
         first = match.line - len(match.before)

@@ -69,11 +69,11 @@ class Notification(msgspec.Struct, frozen=True):
     params: dict[str, Any]
 
 
-class Answer(msgspec.Struct, frozen=True):
+class RpcResponse(msgspec.Struct, frozen=True):
     """A client's response to a request. This server sends no requests, so there is nothing to do with it."""
 
 
-Message = Request | Notification | Answer
+Message = Request | Notification | RpcResponse
 
 
 def decode(body: bytes, version: str) -> tuple[list[Message], bool]:
@@ -106,7 +106,7 @@ def _message(value: object) -> Message:
     if "method" not in value:
         if known is None or ("result" in value) == ("error" in value):
             raise RpcError(INVALID_REQUEST, "method: is missing", known)
-        return Answer()
+        return RpcResponse()
     method, params = value["method"], value.get("params", {})
     if not isinstance(method, str):
         raise RpcError(INVALID_REQUEST, "method: must be a string", known)

@@ -38,7 +38,7 @@ from sandboxd.processes.spawn_messages import (
     START,
     START_LONG,
     STARTED,
-    Malformed,
+    MalformedMessage,
     StartRequest,
     pack_request,
     unpack_done,
@@ -468,11 +468,11 @@ class _Server:
             number, kind, value, detail = unpack_record(message)
             launch = self.running.get(number) if kind == EXITED else self.starting.get(number)
             if launch is None or (launch.pid not in (None, value) and kind in (FORKED, STARTED, DONE)):
-                raise Malformed(f"a record of kind {kind} of a child that is in another state")
+                raise MalformedMessage(f"a record of kind {kind} of a child that is in another state")
             if (kind == DONE and not launch.collect) or len(fds) not in (0, 2 * (launch.collect and kind == STARTED)):
-                raise Malformed(f"a record of kind {kind} with {len(fds)} descriptors")
+                raise MalformedMessage(f"a record of kind {kind} with {len(fds)} descriptors")
             done = unpack_done(message) if kind == DONE else (0, b"", b"")
-        except Malformed as error:
+        except MalformedMessage as error:
             for fd in fds:
                 os.close(fd)
             self._client.replace(self, str(error))

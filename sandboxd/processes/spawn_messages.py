@@ -2,7 +2,7 @@
 The messages between the daemon and its spawn servers: fixed binary layouts, with bounds that are checked.
 
 Each is one message of a ``SOCK_SEQPACKET`` socket. Requests go to the server: a kind, the number of a child, a payload.
-Records come back: the number, a kind, and one or two integers. Either side raises :exc:`Malformed` for anything else;
+Records come back: the number, a kind, and one or two integers. Either side raises :exc:`MalformedMessage` for anything else;
 nothing that a message says makes its reader allocate more than the message itself.
 
 Imports little of the standard library and nothing else, for :mod:`sandboxd.processes.spawn_server` uses it.
@@ -47,7 +47,7 @@ _STDIN, _USER, _CWD, _MERGE, _SCRIPT, _TTY, _COLLECT = 1, 2, 4, 8, 16, 32, 64
 SCRIPT_FD = 9
 
 
-class Malformed(Exception):
+class MalformedMessage(Exception):
     """A message that the other side cannot have sent while it works as it should."""
 
 
@@ -152,7 +152,7 @@ class StartRequest:
         """
         Return the request of a payload.
 
-        :raise Malformed: if it is none.
+        :raise MalformedMessage: if it is none.
         """
         try:
             mark, flags, limit_count, group_count, *sizes = _START.unpack_from(data)
@@ -164,14 +164,14 @@ class StartRequest:
                 position += _LIMIT.size
             groups = unpack_from(f"<{group_count}I", data, position)
         except error as reason:
-            raise Malformed(str(reason)) from None
+            raise MalformedMessage(str(reason)) from None
         position += 4 * group_count
         texts = []
         for size in sizes:
             texts.append(data[position : position + size])
             position += size
         if position != len(data) or (bool(flags & _USER) != (group_count >= 2)):
-            raise Malformed("a start request whose parts do not add up")
+            raise MalformedMessage("a start request whose parts do not add up")
         argv, env, cwd, cgroup, program = texts
         user = (groups[0], groups[1], groups[2:]) if flags & _USER else None
         return cls(
@@ -200,10 +200,10 @@ def unpack_request(message: bytes) -> tuple[int, int, bytes]:
     """
     Return kind, number and payload of a request.
 
-    :raise Malformed: if it is none.
+    :raise MalformedMessage: if it is none.
     """
     if len(message) < _REQUEST.size:
-        raise Malformed("a request that is too short")
+        raise MalformedMessage("a request that is too short")
     kind, number = _REQUEST.unpack_from(message)
     return kind, number, message[_REQUEST.size :]
 
@@ -223,14 +223,14 @@ def unpack_done(message: bytes) -> tuple[int, bytes, bytes]:
     """
     Return wait status, stdout and stderr of a DONE record.
 
-    :raise Malformed: if it has none.
+    :raise MalformedMessage: if it has none.
     """
     start = _RECORD.size + _OUTPUT.size
     if not start <= len(message) <= start + MAX_OUTPUT:
-        raise Malformed(f"a record of {len(message)} bytes")
+        raise MalformedMessage(f"a record of {len(message)} bytes")
     status, size = _OUTPUT.unpack_from(message, _RECORD.size)
     if start + size > len(message):
-        raise Malformed("a record whose parts do not add up")
+        raise MalformedMessage("a record whose parts do not add up")
     return status, message[start : start + size], message[start + size :]
 
 
@@ -238,15 +238,15 @@ def unpack_record(message: bytes) -> tuple[int, int, int, int]:
     """
     Return number, kind, value and detail of a record.
 
-    :raise Malformed: if it is none, or has a value that its kind cannot have.
+    :raise MalformedMessage: if it is none, or has a value that its kind cannot have.
     """
     if len(message) < _RECORD.size:
-        raise Malformed(f"a record of {len(message)} bytes")
+        raise MalformedMessage(f"a record of {len(message)} bytes")
     number, kind, value, detail = _RECORD.unpack_from(message)
     if kind != DONE and len(message) != _RECORD.size:
-        raise Malformed(f"a record of {len(message)} bytes")
+        raise MalformedMessage(f"a record of {len(message)} bytes")
     if kind not in _MAX or not (0 if kind == EXITED else 1) <= value <= _MAX[kind]:
-        raise Malformed(f"a record of kind {kind} with the value {value}")
+        raise MalformedMessage(f"a record of kind {kind} with the value {value}")
     if detail not in (AT_START, AT_CWD, AT_EXEC):
-        raise Malformed(f"a record with the detail {detail}")
+        raise MalformedMessage(f"a record with the detail {detail}")
     return number, kind, value, detail

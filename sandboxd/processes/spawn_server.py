@@ -53,7 +53,7 @@ from sandboxd.processes.spawn_messages import (
     START,
     START_LONG,
     STARTED,
-    Malformed,
+    MalformedMessage,
     StartRequest,
     pack_done,
     pack_record,
@@ -169,7 +169,7 @@ class SpawnServer:
             if self._daemon_exited():
                 kill_remaining(self._base)
             code = 0
-        except Malformed:
+        except MalformedMessage:
             code = MALFORMED
         finally:
             os._exit(code)
@@ -178,7 +178,7 @@ class SpawnServer:
         """
         Serve requests until the end of file.
 
-        :raise Malformed: if one is not as it should be.
+        :raise MalformedMessage: if one is not as it should be.
         """
         control = self._control.fileno()
         while True:
@@ -263,7 +263,7 @@ class SpawnServer:
             elif kind == FORK:
                 self._fork_server(number, fds)
             else:
-                raise Malformed(f"a request of kind {kind}")
+                raise MalformedMessage(f"a request of kind {kind}")
         except OSError as error:
             self._record(number, FAILED, error.errno or errno.EIO)
         except ValueError:  # a limit that is above a hard one, or an argument that Python does not pass to the kernel

@@ -10,7 +10,7 @@ from email.utils import formatdate, parsedate_to_datetime
 _TAG = re.compile(r'[ \t,]*(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"[ \t]*(?=,|$)')
 
 
-class Malformed(ValueError):
+class MalformedHeader(ValueError):
     """A header is malformed; the text names it."""
 
 
@@ -35,7 +35,7 @@ class Tags:
 
     :param name: the header.
     :param text: its value.
-    :raise Malformed: if it is no list of entity tags.
+    :raise MalformedHeader: if it is no list of entity tags.
     :ivar any: whether it is ``*``.
     """
 
@@ -46,11 +46,11 @@ class Tags:
         while not self.any and text[end:].strip(" \t,"):
             found = _TAG.match(text, end)
             if found is None:
-                raise Malformed(f'{name}: {text!r} is no list of entity tags; give "...", with its quotes, or *')
+                raise MalformedHeader(f'{name}: {text!r} is no list of entity tags; give "...", with its quotes, or *')
             self._tags.append((bool(found[1]), f'"{found[2]}"'))
             end = found.end()
         if not (self.any or self._tags):
-            raise Malformed(f'{name}: must not be empty; give an entity tag as "...", or *')
+            raise MalformedHeader(f'{name}: must not be empty; give an entity tag as "...", or *')
 
     def has(self, tag: str | None, *, weakly: bool = False) -> bool:
         """
@@ -67,7 +67,7 @@ class Conditions:
     What a request's headers ask.
 
     :param header: gives a header's value by its name, or None.
-    :raise Malformed: if one cannot be understood.
+    :raise MalformedHeader: if one cannot be understood.
     """
 
     def __init__(self, header: Callable[[str], str | None]) -> None:

@@ -16,7 +16,7 @@ LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 HUNG_UP = 499
 
 
-class Answer(NamedTuple):
+class AnswerKind(NamedTuple):
     """
     A kind of answer.
 
@@ -43,13 +43,13 @@ class RequestStats:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self.answers: Counter[Answer] = Counter()
+        self.answers: Counter[AnswerKind] = Counter()
         self.latencies: dict[str, Histogram] = {}
         self.sent = 0
         self.open = 0
         self.last = clock.seconds()
 
-    def answered(self, answer: Answer, seconds: float, sent: int) -> None:
+    def answered(self, answer: AnswerKind, seconds: float, sent: int) -> None:
         """
         Count a request that was answered.
 

@@ -30,7 +30,7 @@ class RouteTraits(NamedTuple):
     success: bool = False
 
 
-class Found(NamedTuple):
+class RouteLookup(NamedTuple):
     """
     What there is to know of a request before its route is called.
 
@@ -50,7 +50,7 @@ class RouteTable:
     def __init__(self) -> None:
         self._fixed: dict[bytes, dict[bytes, RouteTraits]] = {}
         self._subtrees: dict[bytes, RouteTraits] = {}
-        self._known: dict[tuple[bytes, bytes], Found] = {}
+        self._known: dict[tuple[bytes, bytes], RouteLookup] = {}
         self._patterns: dict[re.Pattern[bytes], dict[bytes, RouteTraits]] = {}
 
     def add(self, method: bytes, path: str, traits: RouteTraits) -> None:
@@ -72,13 +72,13 @@ class RouteTable:
         for start in (b"", PREFIX):
             self._subtrees[start + prefix.encode("ascii")] = traits
 
-    def look_up(self, method: bytes, path: bytes) -> Found:
+    def look_up(self, method: bytes, path: bytes) -> RouteLookup:
         """Return what there is to know of a request; see :meth:`methods`."""
         found = self._known.get((method, path))
         if found is None:
             methods = self.methods(path)
             is_open, success = (any(getattr(each, name) for each in methods.values()) for name in ("open", "success"))
-            found = Found(self.find(method, path), is_open, success)
+            found = RouteLookup(self.find(method, path), is_open, success)
             if method in self._fixed.get(path.removeprefix(PREFIX), ()):  # no more than there are routes
                 self._known[method, path] = found
         return found

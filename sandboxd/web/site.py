@@ -19,7 +19,7 @@ from sandboxd.settings import Settings
 from sandboxd.web.admission import Admission
 from sandboxd.web.channel import Channel
 from sandboxd.web.request import Refusal, Request, printable
-from sandboxd.web.request_stats import Answer, RequestStats
+from sandboxd.web.request_stats import AnswerKind, RequestStats
 
 #: Seconds that clients get, when the daemon stops, to take what was already written to them.
 LAST_WORDS = 2.0
@@ -133,7 +133,7 @@ class Site(server.Site):
         """
         route = request.template or ""
         method = request.method.decode("ascii", "replace") if route else ""
-        self.stats.answered(Answer(method, route, code), request.latency, request.sentLength)
+        self.stats.answered(AnswerKind(method, route, code), request.latency, request.sentLength)
         if request.active:
             self.stats.closed()
         if self._log_access is None:
