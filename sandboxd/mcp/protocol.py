@@ -54,7 +54,7 @@ class RpcError(Exception):
         return {"jsonrpc": "2.0", "id": answered, "error": {"code": self.code, "message": str(self)}}
 
 
-class Request(msgspec.Struct, frozen=True):
+class RpcRequest(msgspec.Struct, frozen=True):
     """A message that wants an answer."""
 
     id: Id
@@ -62,7 +62,7 @@ class Request(msgspec.Struct, frozen=True):
     params: dict[str, Any]
 
 
-class Notification(msgspec.Struct, frozen=True):
+class RpcNotification(msgspec.Struct, frozen=True):
     """A message that wants none."""
 
     method: str
@@ -73,7 +73,7 @@ class RpcResponse(msgspec.Struct, frozen=True):
     """A client's response to a request. This server sends no requests, so there is nothing to do with it."""
 
 
-Message = Request | Notification | RpcResponse
+Message = RpcRequest | RpcNotification | RpcResponse
 
 
 def decode(body: bytes, version: str) -> tuple[list[Message], bool]:
@@ -113,10 +113,10 @@ def _message(value: object) -> Message:
     if not isinstance(params, dict):
         raise RpcError(INVALID_PARAMS if known is not None else INVALID_REQUEST, "params: must be an object", known)
     if "id" not in value:
-        return Notification(method, params)
+        return RpcNotification(method, params)
     if known is None:
         raise RpcError(INVALID_REQUEST, "id: must be a string or an integer")
-    return Request(known, method, params)
+    return RpcRequest(known, method, params)
 
 
 def result(id: Id, value: object) -> dict[str, object]:
