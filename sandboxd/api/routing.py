@@ -91,15 +91,15 @@ class Routes:
         """Add a route that takes no body; see :meth:`route`."""
         return self.route("GET", path, **options)
 
-    def post(self, path: str, type: Any, **options: Any) -> Adder:
+    def post(self, path: str, body_type: Any, **options: Any) -> Adder:
         """Add a route that takes a body; see :meth:`route`."""
-        return self.route("POST", path, type, **options)
+        return self.route("POST", path, body_type, **options)
 
     def route(
         self,
         method: str,
         path: str,
-        type: Any = None,
+        body_type: Any = None,
         *,
         query: Any = None,
         reply: Any = None,
@@ -117,7 +117,7 @@ class Routes:
         Add a route. It is called with the request, the body if it takes one, the path's parameters by name, and
         ``query`` by that name if it has a type for it.
 
-        :param type: what the body is decoded to from JSON; ``bytes`` for the body itself; a
+        :param body_type: what the body is decoded to from JSON; ``bytes`` for the body itself; a
             :class:`~sandboxd.api.operations.RawBody` for a :class:`~sandboxd.web.body.BodyStream` of it, as it
             arrives (for paths without parameters); None if there is none.
         :param query: a :class:`msgspec.Struct` that the query is decoded to.
@@ -133,8 +133,8 @@ class Routes:
         :param observes: likewise.
         :param documented: whether it is in the OpenAPI document.
         """
-        takes = RawBody() if type is bytes else type
-        streams = isinstance(type, RawBody)
+        takes = RawBody() if body_type is bytes else body_type
+        streams = isinstance(body_type, RawBody)
         self.table.add(
             method.encode("ascii"), path, RouteTraits(open, observes, streams, websocket=websocket, success=success)
         )
@@ -142,7 +142,7 @@ class Routes:
         def add(route: Route) -> None:
             async def endpoint(request: Request, **parameters: Any) -> bytes | None:
                 request.template = path
-                body = None if type is None or streams else request.take_body()
+                body = None if body_type is None or streams else request.take_body()
                 strict = prefers_strict(request.joined_header("Prefer"))
 
                 def call() -> Awaitable[RouteResult]:
@@ -155,16 +155,16 @@ class Routes:
                         return route(request, request.body_stream(), **parameters)
                     if body is None:
                         return route(request, **parameters)
-                    if type is bytes:
+                    if body_type is bytes:
                         return route(request, body, **parameters)
                     if cut is not None and len(body) >= LARGE:
                         return cut_first(cut, body)
                     return route(request, decoded(body), **parameters)
 
                 def decoded(body: bytes) -> Any:
-                    value = decode(body, type)
+                    value = decode(body, body_type)
                     if strict:
-                        check_fields(body, type)
+                        check_fields(body, body_type)
                     return value
 
                 async def cut_first(
