@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sandboxd.files import text
-from sandboxd.files.download import Opened
+from sandboxd.files.download import Download
 from sandboxd.files.errors import FileError
 from sandboxd.files.root import Root
 from sandboxd.files.upload import Patch
@@ -175,7 +175,7 @@ async def test_commands_start_in_the_root(rooted: Rooted) -> None:
 
 def opened(root: Root, path: str) -> str:
     """What a download sends."""
-    file = Opened(root, path)
+    file = Download(root, path)
     try:
         file.open()
         return file.known(0, 100).decode()

@@ -24,7 +24,7 @@ from urllib.parse import quote, quote_from_bytes
 import pytest
 from twisted.internet.threads import deferToThread
 
-from sandboxd.files.download import Opened
+from sandboxd.files.download import Download
 from sandboxd.files.errors import FileError
 from sandboxd.files.root import Root
 from sandboxd.files.upload import Replacement
@@ -322,7 +322,7 @@ async def test_a_reader_with_a_small_window_gets_every_byte_and_its_next_answer(
 
 def test_what_is_sent_by_the_kernel_stops_where_the_socket_is_full_or_the_file_ends(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(DATA)
-    file = Opened(Root(), str(tmp_path / "f"))
+    file = Download(Root(), str(tmp_path / "f"))
     file.open()
     ours, theirs = socket.socketpair()
     ours.setblocking(False)

@@ -13,7 +13,7 @@ from sandboxd.api.operations import RawBody
 from sandboxd.api.preconditions import CONDITIONS, close_in_thread, conditions, failed
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.files.access import Files
-from sandboxd.files.download import Opened
+from sandboxd.files.download import Download
 from sandboxd.messages.raw_files import FileQuery
 from sandboxd.reactor.threads import ThreadPool
 from sandboxd.web.conditions import Conditions, http_date, if_range
@@ -48,7 +48,7 @@ def add_download_routes(routes: Routes, files: Files) -> None:
         """
         asked = conditions(request)
         pool = await files.threads.find_pool(query.path)
-        file = Opened(files.root, query.path)
+        file = Download(files.root, query.path)
         try:
             await pool(file.open)
             return await _send(request, pool, file, asked)
@@ -66,7 +66,7 @@ def add_download_routes(routes: Routes, files: Files) -> None:
     routes.route("HEAD", "/files", query=FileQuery, reply=RawBody(), errors=_ERRORS, headers=_HEADERS)(head)
 
 
-async def _send(request: Request, pool: ThreadPool, file: Opened, asked: Conditions) -> Reply | None:
+async def _send(request: Request, pool: ThreadPool, file: Download, asked: Conditions) -> Reply | None:
     """Answer with a file, or with what its conditions make of it."""
     if file.tag:
         request.setHeader(b"ETag", file.tag.encode("ascii"))
@@ -103,7 +103,7 @@ async def _send(request: Request, pool: ThreadPool, file: Opened, asked: Conditi
     return None
 
 
-def _spans(request: Request, file: Opened, size: int) -> list[Span] | None:
+def _spans(request: Request, file: Download, size: int) -> list[Span] | None:
     """
     The parts that are asked for; None for all of it.
 
@@ -123,7 +123,7 @@ def _spans(request: Request, file: Opened, size: int) -> list[Span] | None:
 
 
 async def _send_spans(
-    request: Request, pool: ThreadPool, file: Opened, parts: list[tuple[bytes, Span]], tail: bytes
+    request: Request, pool: ThreadPool, file: Download, parts: list[tuple[bytes, Span]], tail: bytes
 ) -> None:
     stream = ResponseStream(request)
     try:
@@ -148,7 +148,7 @@ async def _send_spans(
         stream.finish()
 
 
-async def _send_directly(stream: ResponseStream, pool: ThreadPool, file: Opened, start: int, end: int) -> int:
+async def _send_directly(stream: ResponseStream, pool: ThreadPool, file: Download, start: int, end: int) -> int:
     """Let the kernel send some of a file, which is never in our memory; return how many bytes, 0 if it cannot."""
     await stream.when_drained()
     socket = stream.socket()

@@ -68,7 +68,7 @@ def raw() -> Iterator[None]:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
-class Connection:
+class TerminalSession:
     """
     This terminal, connected to a process.
 
@@ -176,7 +176,7 @@ class Connection:
 async def connect(session: Session, id: str, terminal: bool, stdin: bool) -> int | None:
     """Connect this terminal to a process; return its exit code, or None if the user has left it."""
     async with session.asynchronous() as sandbox, sandbox.attach(id) as attachment:
-        return await Connection(attachment, terminal, stdin).run()
+        return await TerminalSession(attachment, terminal, stdin).run()
 
 
 def finish(id: str, code: int | None) -> None:

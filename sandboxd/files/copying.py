@@ -29,7 +29,7 @@ _UNABLE = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOT
 MAX_UNSIZED = 64 * 1024 * 1024
 
 #: Most names of skipped files that a result lists.
-MAX_TOLD = 100
+MAX_SKIPPED = 100
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -40,7 +40,7 @@ class Copied(NamedTuple):
 
     :ivar entries: files, directories and links.
     :ivar size: bytes of the files.
-    :ivar skipped: sockets and devices, which cannot be: the first :data:`MAX_TOLD` of them.
+    :ivar skipped: sockets and devices, which cannot be: the first :data:`MAX_SKIPPED` of them.
     """
 
     entries: int
@@ -152,7 +152,7 @@ def _copy_tree(source_fd: int, source_name: bytes, target_fd: int, target_name: 
                         os.chown(entry.name, found.st_uid, found.st_gid, dir_fd=directory, follow_symlinks=False)
                     directories.append((parts, found))
                 elif not _copy_one(entry.dir_fd, entry.name, found, directory, entry.name):
-                    skipped += [entry.path] if len(skipped) < MAX_TOLD else []
+                    skipped += [entry.path] if len(skipped) < MAX_SKIPPED else []
                     continue
             except FileNotFoundError:
                 continue

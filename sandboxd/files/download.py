@@ -17,14 +17,14 @@ from sandboxd.files.steps import Steps
 #: Bytes that are read at a time.
 CHUNK = 512 * 1024
 
-#: Bytes that are sent by one call of :meth:`Opened.send`, at most.
+#: Bytes that are sent by one call of :meth:`Download.send`, at most.
 STEP = 8 * 1024 * 1024
 
 #: A file of no more than these is read when it is opened.
 SMALL = 64 * 1024
 
 
-class Opened(Steps):
+class Download(Steps):
     """
     A regular file to read. The facts are known once it is open.
 

@@ -51,7 +51,7 @@ def file_time(nanoseconds: int) -> str:
     return f"{text:%Y-%m-%dT%H:%M:%S}.{fraction:09d}Z".rjust(30, "0")
 
 
-class Names:
+class OwnerNames:
     """The names of users and groups, each looked up once."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ def _name(look_up: Callable[[], str]) -> str | None:
         return None
 
 
-def described(path: str, info: os.stat_result, target: str | None, names: Names) -> dict[str, object]:
+def described(path: str, info: os.stat_result, target: str | None, names: OwnerNames) -> dict[str, object]:
     """Describe a file, for the API."""
     type = TYPES.get(modes.S_IFMT(info.st_mode), "other")
     found: dict[str, object] = {
@@ -106,11 +106,11 @@ def stat(root: Root, path: str, follow: bool = False) -> dict[str, object]:
             target = os.readlink("", dir_fd=fd) if modes.S_ISLNK(info.st_mode) else None
         finally:
             os.close(fd)
-    return described(path, info, target, Names())
+    return described(path, info, target, OwnerNames())
 
 
 @dataclass(frozen=True)
-class Choice:
+class ListFilter:
     """
     What of a tree is meant.
 
@@ -145,7 +145,7 @@ class Page(NamedTuple):
 def listing(
     root: Root,
     path: str,
-    choice: Choice,
+    choice: ListFilter,
     limit: int,
     after: str = "",
     brief: bool = False,
@@ -162,7 +162,7 @@ def listing(
     """
     entries: list[dict[str, object]] = []
     unreadable: list[str] = []
-    names = Names()
+    names = OwnerNames()
     deadline = time.monotonic() + patience
     seen = after
 
@@ -190,7 +190,7 @@ def listing(
     return Page(entries, None, unreadable)
 
 
-def _is_chosen(entry: TreeEntry, choice: Choice) -> bool:
+def _is_chosen(entry: TreeEntry, choice: ListFilter) -> bool:
     """Whether an entry is one of those that are meant, its type aside; and say whether to go into it."""
     if (not choice.hidden and entry.name.startswith(".") and choice.pattern is None) or (
         choice.excluded is not None and choice.excluded(entry.path)
@@ -214,7 +214,7 @@ def _is_chosen(entry: TreeEntry, choice: Choice) -> bool:
     return choice.pattern.matches(state)
 
 
-def _entry(entry: TreeEntry, types: tuple[str, ...] | None, names: Names, brief: bool) -> dict[str, object] | None:
+def _entry(entry: TreeEntry, types: tuple[str, ...] | None, names: OwnerNames, brief: bool) -> dict[str, object] | None:
     if brief and types is None:
         return {"path": entry.path, "type": "dir" if entry.is_dir else "file"}
     try:

@@ -12,7 +12,7 @@ from sandboxd.files.access import Files
 from sandboxd.files.edit import Edit, NoMatch, edit
 from sandboxd.files.grep_process import GrepProcess
 from sandboxd.files.line_range import LineRange
-from sandboxd.files.listing import Choice, listing
+from sandboxd.files.listing import ListFilter, listing
 from sandboxd.files.patterns import PatternError
 from sandboxd.files.renames import make_parents
 from sandboxd.files.root import Root
@@ -255,7 +255,7 @@ class FileTools:
         return EditFileResult(edited.replaced[0], edited.lines[0])
 
     async def _list(self, arguments: ListDirectory, progress: Progress | None) -> EntryList:
-        choice = Choice(depth=arguments.depth)
+        choice = ListFilter(depth=arguments.depth)
         page = await self._files.call(listing, arguments.path, choice, arguments.limit)
         return _entries(page.entries, page.next is not None)
 

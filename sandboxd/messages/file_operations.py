@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType, field
 
 from sandboxd.files.edit import Edit
 from sandboxd.files.grep import Search
-from sandboxd.files.listing import Choice
+from sandboxd.files.listing import ListFilter
 from sandboxd.files.patterns import Excludes, Pattern, PatternError
 from sandboxd.files.permissions import ModeChange, Owner, owner, parse_mode
 from sandboxd.messages.archive import Name, TreeQuery
@@ -58,13 +58,13 @@ class ListQuery(TreeQuery, kw_only=True):
     limit: Limit = 1000
     after: After = ""
 
-    def choice(self) -> Choice:
+    def choice(self) -> ListFilter:
         """
         What is meant.
 
         :raise BadRequest: if a pattern is malformed.
         """
-        return Choice(
+        return ListFilter(
             self.depth,
             None if self.glob is None else pattern("glob", self.glob, self.hidden),
             self.glob is not None and "/" not in self.glob,
@@ -84,13 +84,13 @@ class GlobRequest(PathRequest, kw_only=True):
     limit: Limit = 1000
     after: After = ""
 
-    def choice(self) -> Choice:
+    def choice(self) -> ListFilter:
         """
         What is meant.
 
         :raise BadRequest: if a pattern is malformed.
         """
-        return Choice(
+        return ListFilter(
             None,
             pattern("pattern", self.pattern, self.hidden),
             hidden=self.hidden,

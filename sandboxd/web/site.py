@@ -22,7 +22,7 @@ from sandboxd.web.request import Refusal, Request, printable
 from sandboxd.web.request_stats import AnswerKind, RequestStats
 
 #: Seconds that clients get, when the daemon stops, to take what was already written to them.
-LAST_WORDS = 2.0
+CLOSE_TIMEOUT = 2.0
 
 
 class Site(server.Site):
@@ -64,13 +64,13 @@ class Site(server.Site):
         return Channel(self)
 
     async def close_all(self) -> None:
-        """Close every connection once what was written to it is sent, or after :data:`LAST_WORDS` seconds."""
+        """Close every connection once what was written to it is sent, or after :data:`CLOSE_TIMEOUT` seconds."""
         for channel in list(self.channels):
             channel.loseConnection()
         if not self.channels:
             return
         self._all_lost = Deferred()
-        timeout = self.reactor.callLater(LAST_WORDS, self._abort_all)
+        timeout = self.reactor.callLater(CLOSE_TIMEOUT, self._abort_all)
         await self._all_lost
         if timeout.active():
             timeout.cancel()

@@ -31,7 +31,7 @@ MAX_ENTRIES = 1_000_000
 MAX_NAME = 4095
 
 #: Names of what was left out that are remembered.
-MAX_TOLD = 100
+MAX_SKIPPED = 100
 
 #: Bytes that the names of an archive's directories may have together.
 MAX_DIRECTORIES = 64 * 1024 * 1024
@@ -277,7 +277,7 @@ class _Tree(Receiver):
     def _begin(self, member: Member, parts: list[str]) -> None:
         if member.kind is MemberType.OTHER:
             self.skips += 1
-            if len(self.skipped) < MAX_TOLD:
+            if len(self.skipped) < MAX_SKIPPED:
                 self.skipped.append(member.name)
         elif not parts:  # the directory itself
             if member.kind is not MemberType.DIRECTORY:
