@@ -52,7 +52,7 @@ from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.settings import Settings
 from sandboxd.watch.watches import Watches
 from sandboxd.web.admission import Admission
-from sandboxd.web.auth import Gate
+from sandboxd.web.auth import DaemonAuth
 from sandboxd.web.idempotency import IdempotencyStore
 from sandboxd.web.site import Site
 from sandboxd.web.sse import Streams
@@ -114,7 +114,7 @@ class Sandboxd(Service):
         files = Files(root, self._file_threads)
         self._search_threads = ThreadPool(reactor, 4, "searches")
         self._general_threads = ThreadPool(reactor, 2, "general")
-        self.gate = Gate(credentials, self._general_threads)
+        self.auth = DaemonAuth(credentials, self._general_threads)
         turns = TurnBudget(reactor)
         self.table = ProcessTable(
             reactor,
@@ -140,7 +140,7 @@ class Sandboxd(Service):
         self.routes = routes = Routes()
         self.site = Site(
             routes.resource(),
-            Admission(self.gate, routes.table, settings),
+            Admission(self.auth, routes.table, settings),
             settings,
             turns,
             reactor,

@@ -182,7 +182,7 @@ def makeService(options: Options) -> Sandboxd:
         console=options["console"],
     )
     if credentials.path is not None:
-        reloads.add("the tokens", service.gate.reload)
+        reloads.add("the tokens", service.auth.reload)
     # Right behind the reactor's own handlers, which it installs when it starts.
     reactor.addSystemEventTrigger(
         "during", "startup", _handle_signals, service, reloads, accompanied=bool(options["companion"])

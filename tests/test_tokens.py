@@ -13,7 +13,7 @@ from twisted.internet.defer import maybeDeferred
 
 from sandboxd.options import SECRET_PATH, ServiceOptions
 from sandboxd.web import tokens
-from sandboxd.web.auth import Gate
+from sandboxd.web.auth import DaemonAuth
 from sandboxd.web.tokens import BadTokens, Credentials, read_tokens, store_token, stored_tokens
 
 GIVEN = "given-token-0b1d"
@@ -118,30 +118,30 @@ def test_nothing_is_left_of_a_claim_that_could_not_be_stored(tmp_path: Path, mon
 
 async def test_a_token_that_another_daemon_has_stored_meanwhile_is_the_one(tmp_path: Path) -> None:
     file = tmp_path / "secret"
-    gate = Gate(Credentials((), file, pool=True), maybeDeferred)  # type: ignore[arg-type]
-    assert gate.may_claim(b"Bearer second")
+    auth = DaemonAuth(Credentials((), file, pool=True), maybeDeferred)  # type: ignore[arg-type]
+    assert auth.may_claim(b"Bearer second")
     store_token(file, "first")
-    assert not await gate.claim(b"Bearer second")
-    assert not gate.unclaimed
-    assert gate.allows(b"Bearer first")
-    assert not gate.allows(b"Bearer second")
+    assert not await auth.claim(b"Bearer second")
+    assert not auth.unclaimed
+    assert auth.allows(b"Bearer first")
+    assert not auth.allows(b"Bearer second")
 
 
 @pytest.mark.parametrize("token", ["", "x" * 5000, "pässwört", "a b", "a\tb", "a\x7fb"])
 def test_a_token_that_cannot_claim(tmp_path: Path, token: str) -> None:
-    gate = Gate(Credentials((), tmp_path / "secret", pool=True), maybeDeferred)  # type: ignore[arg-type]
-    assert not gate.may_claim(f"Bearer {token}".encode())
+    auth = DaemonAuth(Credentials((), tmp_path / "secret", pool=True), maybeDeferred)  # type: ignore[arg-type]
+    assert not auth.may_claim(f"Bearer {token}".encode())
 
 
 async def test_a_token_that_was_put_there_is_found_by_a_reload(tmp_path: Path) -> None:
     file = tmp_path / "secret"
-    gate = Gate(Credentials((), file, pool=True), maybeDeferred)  # type: ignore[arg-type]
-    await gate.reload()
-    assert gate.unclaimed
+    auth = DaemonAuth(Credentials((), file, pool=True), maybeDeferred)  # type: ignore[arg-type]
+    await auth.reload()
+    assert auth.unclaimed
     store_token(file, "first")
-    await gate.reload()
-    assert not gate.unclaimed
-    assert gate.allows(b"Bearer first")
+    await auth.reload()
+    assert not auth.unclaimed
+    assert auth.allows(b"Bearer first")
 
 
 # Options

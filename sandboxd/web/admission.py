@@ -7,7 +7,7 @@ from urllib.parse import unquote_to_bytes
 from twisted.logger import Logger
 
 from sandboxd.settings import Settings
-from sandboxd.web.auth import Gate, same_origin, subprotocol_authorization
+from sandboxd.web.auth import DaemonAuth, same_origin, subprotocol_authorization
 from sandboxd.web.request import Refusal, Request, too_large
 from sandboxd.web.route_table import RouteTable, RouteTraits
 
@@ -26,13 +26,13 @@ class Admission:
 
     Every route needs a token, those that there are not too, unless it was declared as open.
 
-    :param gate: checks tokens.
+    :param auth: checks tokens.
     :param routes: the traits of the routes.
     :param settings: how much of a request is taken.
     """
 
-    def __init__(self, gate: Gate, routes: RouteTable, settings: Settings) -> None:
-        self._gate = gate
+    def __init__(self, auth: DaemonAuth, routes: RouteTable, settings: Settings) -> None:
+        self._auth = auth
         self._routes = routes
         self._settings = settings
 
@@ -70,9 +70,9 @@ class Admission:
         if header is None and route is not None and route.websocket:
             header = subprotocol_authorization(request.requestHeaders.getRawHeaders(b"Sec-WebSocket-Protocol", []))
             in_subprotocol = header is not None
-        if self._gate.allows(header):
+        if self._auth.allows(header):
             request.authenticated = True
-        elif route is not None and not route.observes and self._gate.may_claim(header):
+        elif route is not None and not route.observes and self._auth.may_claim(header):
             request.claim = header
         else:
             return UNAUTHORIZED
@@ -83,7 +83,7 @@ class Admission:
     async def claim(self, authorization: bytes) -> Refusal | None:
         """Claim the daemon with an ``Authorization``; return why that has failed, or None."""
         try:
-            return None if await self._gate.claim(authorization) else UNAUTHORIZED
+            return None if await self._auth.claim(authorization) else UNAUTHORIZED
         except Exception:
             _log.failure("the daemon could not be claimed")
             return Refusal(503, "the token could not be stored; the daemon's log has the details")

@@ -94,7 +94,7 @@ class BearerAuth:
         return found
 
 
-class Gate(BearerAuth):
+class DaemonAuth(BearerAuth):
     """
     The daemon's own: its tokens can change while it runs.
 
