@@ -19,7 +19,7 @@ def parse(text: bytes) -> dict[bytes, bytes]:
     """
     The devices of all mounts, by where they are mounted; see proc_pid_mountinfo(5).
 
-    Two mounts of one file system have the same device, as ``major:minor``. Of two at the same resolution the later counts.
+    Two mounts of one file system have the same device, as ``major:minor``. Of two mounted at the same path the later counts.
     """
     found = {}
     for line in text.splitlines():

@@ -27,7 +27,7 @@ DEFAULT_LINES = 2000
 #: Bytes of text that one call returns.
 MAX_TEXT = 200_000
 
-#: EntryList, paths and matches that one call returns unless it asks for less or more.
+#: Entries, paths and matches that one call returns unless it asks for less or more.
 DEFAULT_ENTRIES = 500
 DEFAULT_MATCHES = 100
 

@@ -26,15 +26,15 @@ from sandboxd.mcp.protocol import (
     UNNAMED_VERSION,
     VERSIONS,
     Message,
-    Notification,
     RpcError,
+    RpcNotification,
     RpcReply,
+    RpcRequest,
     decode,
     negotiated,
     notification,
     result,
 )
-from sandboxd.mcp.protocol import Request as RpcRequest
 from sandboxd.mcp.tool import Progress, Tool, ToolError
 from sandboxd.messages.decoding import BadRequest
 from sandboxd.web.ascii_json import dumps
@@ -78,7 +78,7 @@ class McpServer:
             _log.failure("MCP request {method} failed", method=request.method[:100])
             return RpcError(INTERNAL_ERROR, "internal error; the daemon's log has the details").reply(request.id)
 
-    def notified(self, message: Notification) -> None:
+    def notified(self, message: RpcNotification) -> None:
         """Take notice of a notification. A cancelled request ends, if there is one only with that id."""
         if message.method == "notifications/cancelled":
             calls = self._in_flight.get(message.params.get("requestId", ""), [])
@@ -234,7 +234,7 @@ def add_mcp_route(routes: Routes, server: McpServer, streams: Streams) -> None:
         except RpcError as error:
             return Reply(error.reply(), 400)
         for message in messages:
-            if isinstance(message, Notification):
+            if isinstance(message, RpcNotification):
                 server.notified(message)
         asked = [message for message in messages if isinstance(message, RpcRequest)]
         if not asked:

@@ -2,8 +2,8 @@
 The messages between the daemon and its spawn servers: fixed binary layouts, with bounds that are checked.
 
 Each is one message of a ``SOCK_SEQPACKET`` socket. Requests go to the server: a kind, the number of a child, a payload.
-Records come back: the number, a kind, and one or two integers. Either side raises :exc:`MalformedMessage` for anything else;
-nothing that a message says makes its reader allocate more than the message itself.
+Records come back: the number, a kind, and one or two integers. Either side raises :exc:`MalformedMessage` for anything
+else; nothing that a message says makes its reader allocate more than the message itself.
 
 Imports little of the standard library and nothing else, for :mod:`sandboxd.processes.spawn_server` uses it.
 """
