@@ -1,5 +1,6 @@
 """
-What can be set when the daemon is started, on the command line or in the environment; the command line wins.
+The parser of the command line of ``twistd sandboxd`` and, for what that does not give, of the environment. The limits
+among the options become :class:`sandboxd.settings.Settings`.
 
 The environment is not read here, but given.
 """
@@ -98,7 +99,7 @@ class ServiceOptions(usage.Options):
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
-        Parse and check.
+        Parse the options and check them.
 
         :raise SystemExit: if something is wrong; its one line goes to stderr. (``twistd`` would print the whole
             usage text to stdout.)
@@ -111,7 +112,7 @@ class ServiceOptions(usage.Options):
 
     def parseArgs(self, *args: str) -> None:
         """
-        Take a command that stands behind ``--``.
+        Take the companion's command, which follows ``--``.
 
         :raise usage.UsageError: if there is something else that is no option.
         """
@@ -121,7 +122,7 @@ class ServiceOptions(usage.Options):
 
     def postOptions(self) -> None:
         """
-        Fill in from the environment what was not given.
+        Take what the command line does not give from the environment.
 
         :raise usage.UsageError: if a value is missing or bad.
         """
@@ -162,7 +163,7 @@ class ServiceOptions(usage.Options):
 
     def _credentials(self) -> Credentials:
         """
-        Where the tokens come from: the command line, the environment, or a credential of systemd's, in this order.
+        Return the tokens from the command line, the environment, or a credential of systemd's, in this order.
 
         :raise BadTokens: if a token file cannot be used.
         :raise usage.UsageError: if there is none, or more than one.

@@ -1,4 +1,7 @@
-"""The daemon as one service: what it is made of, how it starts, in which order it stops."""
+"""
+The composition root: :class:`Sandboxd`, the daemon as one Twisted service, with its parts, its start and its ordered
+stop.
+"""
 
 from __future__ import annotations
 
@@ -211,7 +214,9 @@ class Sandboxd(Service):
         )
 
     def stopService(self) -> Deferred[None]:
-        """Stop accepting, end every process, send each client how its command ended, close; fires when done."""
+        """
+        Stop accepting, end every process, report to each client how its command ended, and close; fires when done.
+        """
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 

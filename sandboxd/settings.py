@@ -1,4 +1,7 @@
-"""What can be set, with its defaults."""
+"""
+The limits of the daemon as one value, :class:`Settings`. :mod:`sandboxd.options` parses it from the command line and
+the environment.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-``twistd sandboxd``: the daemon, built from its options.
+The entry point of ``twistd sandboxd``: parse the options, open the sockets, and build the daemon.
 
 The only module that reads the environment or imports the global reactor.
 """
@@ -48,7 +48,7 @@ MAX_ROTATED = 9
 
 
 class Options(ServiceOptions):
-    """The options, with this process's environment behind them."""
+    """The options of ``twistd sandboxd``, with this process's environment."""
 
     environ = os.environ
 
@@ -81,14 +81,14 @@ def log_observer() -> ILogObserver:
 
 
 def _log_in_thread(reactor: Reactor) -> None:
-    """Write the log in a thread while the reactor runs. Not before: a thread would not survive twistd's fork."""
+    """Write the log in a thread while the reactor runs. Not before, as a thread would not survive twistd's fork."""
     if (outlet := _logging["outlet"]) is not None:
         outlet.start()
         reactor.addSystemEventTrigger("after", "shutdown", outlet.stop)
 
 
 def _is_journal(stream: str, fd: int) -> bool:
-    """Whether a descriptor leads to systemd's journal, which ``JOURNAL_STREAM`` identifies (systemd.exec(5))."""
+    """Return whether a descriptor leads to systemd's journal, which ``JOURNAL_STREAM`` identifies (systemd.exec(5))."""
     with suppress(OSError):
         found = os.fstat(fd)
         return stream == f"{found.st_dev}:{found.st_ino}"
@@ -105,7 +105,8 @@ def _log_access(options: Options) -> Callable[..., None] | None:
 
 def _open_sockets(options: Options) -> tuple[list[ListeningSocket], list[ListeningSocket]]:
     """
-    What the HTTP API and the proxy listen on: what systemd has opened, else what the options say.
+    Return the listening sockets of the HTTP API and of the proxy: those that systemd has opened, else those of the
+    options.
 
     Opened before ``twistd`` becomes a daemon, so that the reason of a failure reaches the caller of ``twistd``.
 
@@ -139,7 +140,7 @@ def _listen(variable: str, value: object, opened: Callable[[], ListeningSocket])
 
 def makeService(options: Options) -> Sandboxd:
     """
-    The daemon, ready to start.
+    Return the daemon, ready to start.
 
     :raise SystemExit: if a port cannot be had, or the root or the cgroup cannot be used.
     """
@@ -197,7 +198,7 @@ def makeService(options: Options) -> Sandboxd:
 
 def _import_service() -> type[Sandboxd]:
     """
-    Import what the daemon is made of, when it is needed: ``--help`` does not need it.
+    Import :class:`Sandboxd` when it is needed, which ``--help`` does not.
 
     Nothing of it is ever garbage, but looking for some would take a third of the time. Frozen, it is not looked at
     later either, when each full collection would stop the reactor for as long as that takes.
@@ -213,7 +214,7 @@ def _import_service() -> type[Sandboxd]:
 
 def _root(directory: str | None) -> Root:
     """
-    Where the paths of requests lead.
+    Return the root that confines the paths of requests.
 
     :raise SystemExit: if it cannot be used.
     """
@@ -226,7 +227,7 @@ def _root(directory: str | None) -> Root:
 
 def _cgroups(given: str | None) -> Cgroups | None:
     """
-    The cgroup that was given, or the one that systemd has delegated to us, if any.
+    Return the cgroup that the options name, or that systemd has delegated to this process; None if there is none.
 
     :raise SystemExit: if it is none that we can use.
     """
@@ -238,14 +239,17 @@ def _cgroups(given: str | None) -> Cgroups | None:
 
 
 def _reactor() -> Reactor:
-    """The global reactor. Not imported before it is needed: that would choose one before ``twistd --reactor`` can."""
+    """
+    Return the global reactor. It is imported here, as an earlier import would choose one before ``twistd --reactor``
+    can.
+    """
     from twisted.internet import reactor
 
     return cast(Reactor, reactor)
 
 
 def _set_clock(reactor: Reactor) -> None:
-    """Give the reactor a clock that no change of the wall clock and no pause of the process affects."""
+    """Set the reactor's clock to one that neither a change of the wall clock nor a pause of the process affects."""
     cast(Any, reactor).seconds = RunningTime()
 
 
@@ -263,7 +267,8 @@ def _set_process_attributes() -> None:
 
 def _handle_signals(service: Sandboxd, reloads: Reloads, accompanied: bool) -> None:
     """
-    Exit with 0 on SIGTERM, or with the code of a companion: twistd's own handlers make the process die of the signal.
+    Handle SIGTERM by an exit with 0, or with the companion's code; twistd's own handler would let the signal end the
+    process.
 
     Reload on SIGHUP. The companion gets the others.
     """

@@ -1,1 +1,1 @@
-"""The HTTP API: one Klein app, one file for each family of routes."""
+"""The routes of the HTTP API, a file for each family; one Klein app serves them all."""

@@ -1,4 +1,4 @@
-"""``/archive``: whole trees in one request, as tar."""
+"""Routes of ``/archive``: download and upload a directory tree as one tar archive."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CODINGS = (None, "identity", "gzip", "x-gzip", "zstd")
 
 def add_archive_routes(routes: Routes, files: Files) -> None:
     """
-    Add them to the API.
+    Add ``GET`` and ``PUT /archive`` to the API.
 
     :param files: the files that requests reach.
     """
@@ -51,7 +51,7 @@ def add_archive_routes(routes: Routes, files: Files) -> None:
     )
     async def get(request: Request, query: ArchiveQuery) -> None:
         """
-        A directory's contents, or a file, as a tar archive, made while it is sent.
+        Download a directory's contents, or a file, as a tar archive that is made while it is sent.
 
         It is of the pax format, with times to the nanosecond, and compressed with zstd or gzip if `Accept-Encoding`
         has them. Links are kept, sockets, FIFOs and devices are left out. A file that changes its size meanwhile is cut
@@ -88,7 +88,7 @@ def add_archive_routes(routes: Routes, files: Files) -> None:
     )
     async def put(request: Request, body: BodyStream, query: UnpackQuery) -> Reply:
         """
-        Unpack a tar archive into a directory, as it arrives.
+        Unpack a tar archive into a directory as it arrives.
 
         It may be compressed with gzip or zstd. Nothing is written outside of the directory: names that are absolute or
         have `..` are refused, and no link is followed. Links are made as they are; devices and FIFOs are skipped. Files
@@ -127,7 +127,7 @@ def add_archive_routes(routes: Routes, files: Files) -> None:
 
 
 async def _send(request: Request, pool: ThreadPool, packing: Packing, piece: bytes | None) -> None:
-    """Send the pieces, each made while the one before is on its way."""
+    """Send an archive piece by piece; the next piece is made while the last one is sent."""
     stream = ResponseStream(request)
     try:
         while piece is not None:
@@ -143,7 +143,7 @@ async def _send(request: Request, pool: ThreadPool, packing: Packing, piece: byt
 
 
 def _disposition(query: ArchiveQuery) -> bytes:
-    """A name to save it by, RFC 6266 and RFC 8187."""
+    """Return the ``Content-Disposition`` of an archive, with a file name to save it by (RFC 6266, RFC 8187)."""
     name = os.path.basename(query.path.rstrip("/")) or "root"
     name = f"{name}.{query.format or 'tar'}"
     return b"attachment; filename*=UTF-8''" + quote_from_bytes(os.fsencode(name), safe="").encode("ascii")

@@ -1,4 +1,7 @@
-"""``/processes/<id>/attach``: a process over one WebSocket, with the framing of Kubernetes' remote command protocol."""
+"""
+Route ``/processes/<id>/attach``: a process's stdin and output over one WebSocket, framed as Kubernetes' remote command
+protocol.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ MALFORMED = 1003
 
 
 class _Refused(Exception):
-    """The client has sent what cannot be done: the WebSocket is closed with a code and a reason."""
+    """An error in what the client has sent; the WebSocket is closed with its code and reason."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -40,7 +43,7 @@ class _Refused(Exception):
 
 
 def add_attach_route(routes: Routes, table: ProcessTable, websockets: WebSockets, turns: TurnBudget) -> None:
-    """Add it to the API."""
+    """Add ``GET /processes/<id>/attach`` to the API."""
 
     @routes.get("/processes/<id>/attach", query=AttachQuery, websocket=True, status=101, errors=(426,))
     async def attach(request: Request, id: str, query: AttachQuery) -> None:
@@ -93,7 +96,7 @@ async def _serve(
 async def _output(
     execution: Execution, socket: WebSocket, cursor: BytesCursor, query: AttachQuery, turns: TurnBudget
 ) -> None:
-    """Send what the process writes, as fast as the client takes it, then how it has ended."""
+    """Send the process's output as fast as the client takes it, then its exit status."""
     while not cursor.ended:
         await socket.when_ready()
         await turns.turn()
@@ -116,7 +119,7 @@ async def _output(
 
 
 def exit_status(execution: Execution) -> ExitStatus:
-    """Return how an execution has ended; a signal is 128 and its number, as shells have it."""
+    """Return an execution's exit status as shells report it: 128 plus the number of the signal that ended it."""
     code = execution.exit_code
     if execution.signal is not None:
         code = 128 + execution.signal
@@ -128,7 +131,7 @@ def exit_status(execution: Execution) -> ExitStatus:
 
 
 async def _input(execution: Execution, socket: WebSocket) -> None:
-    """Do what the client's messages say, until it closes."""
+    """Carry out the client's messages until it closes."""
     while (message := await socket.receive()) is not None:
         if not message:
             continue

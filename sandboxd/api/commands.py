@@ -1,4 +1,4 @@
-"""``/run`` and ``/run_streaming``: a command whose caller waits for it."""
+"""Routes ``/run`` and ``/run_streaming``: run a command while its caller waits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIME
 
 class CommandStarter:
     """
-    Start the command of a request.
+    The starter of the commands that requests ask for: it checks them, and finds them again by idempotency key.
 
     :param table: where executions live.
     :param files: the files that requests reach.
@@ -64,7 +64,7 @@ class CommandStarter:
 
     async def check(self, body: CommandRequest, interactive: bool = False) -> Command:
         """
-        Return the command of a request.
+        Return the command that a request asks for, checked.
 
         :param interactive: whether a terminal without a command gets the user's login shell.
         :raise BadRequest: if it is malformed.
@@ -90,7 +90,7 @@ class CommandStarter:
         self, request: Request, body: CommandRequest, *, background: bool = False, detached: bool = False
     ) -> tuple[Execution, bool]:
         """
-        Check and start the command of a request, unless this very request has come before.
+        Start the command of a request, or return the execution of an earlier request with the same idempotency key.
 
         One that is to outlive its connection is started even if that is lost meanwhile.
 
@@ -116,7 +116,7 @@ class CommandStarter:
 
     def once(self, request: Request, start: Callable[[], T]) -> KeyedResult[T]:
         """
-        Return the result of ``start``, called now or when the request came for the first time.
+        Return the result of ``start``, called now or by the first request with the same idempotency key.
 
         :raise KeyConflict: if the request's key is another's.
         """
@@ -124,7 +124,7 @@ class CommandStarter:
 
     def buffered(self, command: Command, limit: int) -> BufferedOutput:
         """
-        Start a command, and keep its output.
+        Start a command, and collect its output for one reply.
 
         :param limit: bytes of each stream to keep, at most.
         :raise SpawnError: if that cannot even be tried.
@@ -133,7 +133,7 @@ class CommandStarter:
 
     async def until_started(self, execution: Execution, entry: KeyedResult[T]) -> None:
         """
-        Wait until an execution runs.
+        Wait until an execution's process runs.
 
         :param entry: what its request has started. If it could not be, the request may be sent again.
         :raise ApiError: if the working directory cannot be entered.
@@ -181,7 +181,7 @@ def _not_executable(command: Command, error: SpawnError) -> ApiError:
 
 
 def cannot_start(error: SpawnError) -> ApiError:
-    """Return the error for a command that could not be started."""
+    """Return the error of a request whose command could not be started."""
     if error.errno == errno.E2BIG:
         return ApiError(400, "cmd or env: too long for the operating system; write it to a file and run that")
     status = 503 if error.errno in EXHAUSTED else 500
@@ -189,13 +189,15 @@ def cannot_start(error: SpawnError) -> ApiError:
 
 
 def not_permitted(survivors: Survivors) -> ApiError:
-    """Return the answer to a signal that some processes may not be sent."""
+    """Return the error of a request whose signal the daemon may not send to some of the processes."""
     denied = survivors.denied[0]
     return ApiError(409, f"{denied}: operation not permitted", survivors=survivors.pids)
 
 
 class Outcome(TypedDict, total=False):
-    """How an execution ended, beside its code: fields of several replies, there if they apply."""
+    """
+    The fields of a reply that say how an execution ended, beside its exit code; each is present only if it applies.
+    """
 
     timed_out: bool
     idle_timed_out: bool
@@ -205,7 +207,7 @@ class Outcome(TypedDict, total=False):
 
 
 def outcome(execution: Execution) -> Outcome:
-    """Return how an execution ended, beside its code."""
+    """Return the fields that say how an execution ended, beside its exit code."""
     found: Outcome = {}
     if execution.timed_out:
         found["timed_out"] = True
@@ -221,7 +223,7 @@ def outcome(execution: Execution) -> Outcome:
 
 
 def code_of(execution: Execution) -> int:
-    """Return the exit code for a reply; -1 also for a command that runs on because it cannot be killed."""
+    """Return the exit code for a reply; -1 also for a command that still runs because it could not be killed."""
     return -1 if execution.exit_code is None else execution.exit_code
 
 
@@ -239,7 +241,7 @@ def name_execution(request: Request, execution: Execution) -> None:
 
 
 def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams) -> None:
-    """Add them to the API."""
+    """Add ``POST /run`` and ``POST /run_streaming`` to the API."""
 
     @routes.post("/run", CommandRequest, reply=RunResult, errors=(409, 503), headers=("Idempotency-Key",))
     async def run(request: Request, body: CommandRequest) -> RunResult | None:
@@ -294,7 +296,7 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
     )
     async def run_streaming(request: Request, body: CommandRequest, query: StreamQuery) -> None:
         """
-        Run a command and send its output as Server-Sent Events, as it comes; the last one is ``complete``.
+        Run a command and send its output as Server-Sent Events as it comes; the last event is ``complete``.
 
         It ends with the connection, unless the request has ``detach`` or an ``Idempotency-Key``.
         """
@@ -328,7 +330,7 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
 
 
 def _in_parts(result: RunResult, stdout: HeadAndTail, stderr: HeadAndTail) -> Iterator[bytes]:
-    """Encode the reply of ``/run`` in parts, each when it is needed; ``result`` has all but the output."""
+    """Encode the reply of ``/run`` in parts, each when it is needed; ``result`` has all fields but the output."""
     before = b'{"stdout":"'
     for stream, after in ((stdout, b'","stderr":"'), (stderr, b'"')):
         yield before

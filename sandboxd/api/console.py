@@ -1,4 +1,4 @@
-"""``/console/``: the static files of the console, which need no token; every call that its page makes does."""
+"""Routes of ``/console/``: the static files of the web console. They need no token; the API calls of the page do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find the endpoint of a request, and run it."""
+"""Dispatch of requests: find the endpoint of a path, and run its coroutine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Endpoint = Callable[..., Coroutine[Any, Any, "bytes | None"]]
 
 class Dispatch(Resource):
     """
-    Call the endpoint of a request's path if that has no parameters; else have Klein find it.
+    A resource that calls the endpoint of a path without parameters itself, and has Klein find all others.
 
     Klein matches a path with Werkzeug, which costs as much as all the rest that is done for a small request.
     """
@@ -55,7 +55,7 @@ class Dispatch(Resource):
 
 class _Call:
     """
-    Runs an endpoint's coroutine and sends what it returns. A disconnect cancels what the coroutine awaits.
+    The coroutine of an endpoint while it runs. What it returns is sent; a disconnect cancels what it awaits.
 
     It does for one coroutine that only awaits Deferreds what ``Deferred.fromCoroutine`` does, without a Deferred, a
     context and a state of its own: most endpoints return without having waited for anything.
@@ -67,7 +67,7 @@ class _Call:
         self._awaited: Deferred[Any] | None = None
 
     def resume(self, result: object) -> None:
-        """Run until the coroutine awaits a Deferred that has not fired, or returns."""
+        """Run the coroutine until it awaits a Deferred that has not fired, or returns."""
         first = self._awaited is None
         try:
             if isinstance(result, Failure):

@@ -1,4 +1,4 @@
-"""``GET`` and ``HEAD /files``: the bytes of a file, streamed from disk as its client takes them."""
+"""Routes ``GET`` and ``HEAD /files``: a file's bytes, read from disk at the pace at which the client takes them."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _ERRORS = (304, 403, 404, 409, 412)
 
 def add_download_routes(routes: Routes, files: Files) -> None:
     """
-    Add them to the API.
+    Add ``GET`` and ``HEAD /files`` to the API.
 
     :param files: the files that requests reach.
     """
 
     async def get(request: Request, query: FileQuery) -> Reply | None:
         """
-        A file's bytes, of any size and kind.
+        Download a file of any size and kind.
 
         `Range` asks for parts of it, and the conditional headers for nothing if it is, or is not, what the client has.
         """
@@ -57,7 +57,7 @@ def add_download_routes(routes: Routes, files: Files) -> None:
                 close_in_thread(pool, file.close)
 
     async def head(request: Request, query: FileQuery) -> Reply | None:
-        """What `GET` would say of a file, without its bytes."""
+        """Return the headers of a `GET` of a file, without its bytes."""
         return await get(request, query)
 
     routes.get("/files", query=FileQuery, reply=RawBody(), errors=(206, *_ERRORS, 416), headers=(*_HEADERS, "Range"))(
@@ -67,7 +67,7 @@ def add_download_routes(routes: Routes, files: Files) -> None:
 
 
 async def _send(request: Request, pool: ThreadPool, file: Download, asked: Conditions) -> Reply | None:
-    """Answer with a file, or with what its conditions make of it."""
+    """Send a file, or 304 or 412 if the request's conditions say so."""
     if file.tag:
         request.setHeader(b"ETag", file.tag.encode("ascii"))
         request.setHeader(b"Last-Modified", http_date(file.modified).encode("ascii"))
@@ -105,7 +105,7 @@ async def _send(request: Request, pool: ThreadPool, file: Download, asked: Condi
 
 def _spans(request: Request, file: Download, size: int) -> list[Span] | None:
     """
-    The parts that are asked for; None for all of it.
+    Return the byte ranges that a request asks for; None for the whole file.
 
     :raise ApiError: if there are none.
     """
@@ -149,7 +149,7 @@ async def _send_spans(
 
 
 async def _send_directly(stream: ResponseStream, pool: ThreadPool, file: Download, start: int, end: int) -> int:
-    """Let the kernel send some of a file, which is never in our memory; return how many bytes, 0 if it cannot."""
+    """Have the kernel send part of a file with sendfile(2); return the number of bytes sent, 0 if it cannot."""
     await stream.when_drained()
     socket = stream.socket()
     if socket is None:
@@ -167,7 +167,7 @@ def _media_type(name: str) -> str:
 
 
 def disposition(name: str) -> bytes:
-    """``Content-Disposition`` for a file to save: RFC 6266, with the name once more in UTF-8 if it is not ASCII."""
+    """Return the ``Content-Disposition`` of a file to save: RFC 6266, with the name in UTF-8 too if it is not ASCII."""
     plain = "".join(c if " " <= c <= "~" and c not in '"\\%' else "_" for c in name)
     value = f'attachment; filename="{plain}"'
     if plain != name:

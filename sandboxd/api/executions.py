@@ -1,4 +1,4 @@
-"""``/processes/<id>``: any execution, a foreground one too, in full detail. Not in the Go server."""
+"""Routes of ``/processes/<id>``: inspect, feed, signal and await any execution, also one in the foreground."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def records(batch: Batch, count: int) -> list[Record]:
 
 
 def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> None:
-    """Add them to the API."""
+    """Add the routes below ``/processes/<id>`` to the API, but for ``attach``."""
 
     def get(id: str) -> Execution:
         try:
@@ -97,12 +97,12 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
 
     @routes.get("/processes/<id>", reply=ExecutionDetails)
     async def process(request: Request, id: str) -> ExecutionDetails:
-        """The details of an execution, also one of ``/run`` or ``/run_streaming``, by its ``X-Execution-Id``."""
+        """Describe an execution, also one of ``/run`` or ``/run_streaming``, by its ``X-Execution-Id``."""
         return await described(get(id))
 
     @routes.get("/processes/<id>/logs", query=LogsQuery, reply=Logs)
     async def logs(request: Request, id: str, query: LogsQuery) -> Logs | None:
-        """Some of an execution's log, at once."""
+        """Return records of an execution's log, at once."""
         execution = get(id)
         limit = MAX_RECORDS if query.limit is None else min(query.limit, MAX_RECORDS)
         log = execution.log
@@ -162,7 +162,7 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
     @routes.post("/processes/<id>/signal", SignalRequest, success=True, reply=DoneWithMessage, errors=(409,))
     async def signal(request: Request, body: SignalRequest, id: str) -> DoneWithMessage:
         """
-        Send a signal to an execution's processes, those that its shell has left included.
+        Send a signal to all processes of an execution, also to those that its shell has left behind.
 
         Answers 409 if none runs any more, or if one may not be signalled.
         """

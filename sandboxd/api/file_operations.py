@@ -1,4 +1,4 @@
-"""``/files/...``: what people do with files, beside reading and writing them."""
+"""Routes below ``/files/``: stat, list, glob, grep, move, copy, chmod, append, touch, link and edit."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ _ERRORS = (403, 404, 409, 507)
 
 def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool) -> None:
     """
-    Add them to the API.
+    Add the routes below ``/files/`` to the API.
 
     :param files: the files that requests reach.
     :param searches: likewise, for what waits for a process.
     """
 
     async def send(request: Request, threads: Callable[..., Any], work: Callable[[], dict[str, object]]) -> None:
-        """Answer with what may be long: it is made to JSON in the thread, too."""
+        """Send a reply that may be long: it is made and encoded in a thread."""
         await send_json_parts(request, (await threads(lambda: dumps(work())),))
 
     @routes.get("/files/stat", query=StatQuery, reply=FileInfo, errors=_ERRORS)
@@ -71,7 +71,7 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
     @routes.get("/files/list", query=ListQuery, reply=FileList, errors=_ERRORS)
     async def list_route(request: Request, query: ListQuery) -> None:
         """
-        List what is in a directory, and below it, with type, size, mode, owner and times of each.
+        List a directory, and those below it, with type, size, mode, owner and times of each entry.
 
         A page ends after `limit` entries, or some seconds; `next` is then where to go on. The order is by name, each
         directory before what is in it.
@@ -85,7 +85,7 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
     @routes.post("/files/glob", GlobRequest, reply=FoundList, errors=_ERRORS)
     async def glob_route(request: Request, body: GlobRequest) -> None:
         """
-        The paths below a directory that match a pattern, in pages as `/files/list` has them.
+        Find the paths below a directory that match a pattern, in pages like those of `/files/list`.
 
         Wildcards do not match names that begin with a dot, unless `hidden` is true. Links are not followed.
         """
@@ -98,7 +98,7 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
     @routes.post("/files/grep", GrepRequest, reply=Matches, errors=_ERRORS)
     async def grep_route(request: Request, body: GrepRequest) -> None:
         """
-        The lines that match a pattern, of a file or of all files below a directory.
+        Search a file, or all files below a directory, for lines that match a pattern.
 
         Binary files are left out, and names that begin with a dot unless `hidden` is true. It ends after `timeout`
         seconds whatever the pattern, with what it has found until then.
@@ -145,7 +145,7 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
 
     @routes.post("/files/chmod", ChmodRequest, reply=PermissionsChanged, errors=_ERRORS)
     async def chmod_route(request: Request, body: ChmodRequest) -> PermissionsChanged:
-        """Change the mode, the owner or the group of a file, or of all in a directory."""
+        """Change the mode, the owner or the group of a file, or of a whole directory tree."""
 
         def work() -> int:
             return change(files.root, body.path, *body.change(), body.recursive)
@@ -154,13 +154,13 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
 
     @routes.post("/files/append", AppendRequest, reply=Touched, errors=_ERRORS)
     async def append_route(request: Request, body: AppendRequest) -> Touched:
-        """Add to the end of a file, with one write; it is made if it is not there."""
+        """Append to a file with one write; create it if it does not exist."""
         info = await files.threads(body.path, lambda: append(files.root, body.path, body.data(), body.parents))
         return Touched(body.path, info.st_size, entity_tag(info))
 
     @routes.post("/files/touch", TouchRequest, reply=Touched, errors=_ERRORS)
     async def touch_route(request: Request, body: TouchRequest) -> Touched:
-        """Give a file the current time, or another; it is made if it is not there."""
+        """Set a file's time to now, or to another time; create it if it does not exist."""
         info = await files.call(touch, body.path, body.mtime, body.parents)
         return Touched(body.path, info.st_size, entity_tag(info))
 
@@ -177,7 +177,7 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
     @routes.post("/files/edit", EditRequest, reply=EditedFile, errors=(*_ERRORS, 412, 413), headers=("If-Match",))
     async def edit_route(request: Request, body: EditRequest) -> EditedFile:
         """
-        Replace texts in a file, one edit after another, all or none.
+        Replace texts in a file by a list of edits, all or none.
 
         The old text must be there exactly, and only once unless `replace_all`; else nothing is changed, and the 409 has
         `edit`, the number of the edit, `count`, how often its text is there, and `lines`, where.
@@ -199,7 +199,7 @@ def _page(path: str, page: Page) -> dict[str, object]:
 
 def _matching(tag: str) -> Conditions:
     """
-    What a body's ``if_match`` asks.
+    Return the condition that a body's ``if_match`` stands for.
 
     :raise BadRequest: if it is no entity tag.
     """

@@ -1,4 +1,4 @@
-"""File routes of the contract: text in JSON."""
+"""Routes of the Koyeb contract for files: text files and directories, as JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sandboxd.web.request import Request
 
 def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> None:
     """
-    Add them to the API.
+    Add ``/write_file``, ``/read_file``, ``/list_dir`` and the other file routes of the contract to the API.
 
     :param files: the files that requests reach.
     :param store: knows which requests have come before.
@@ -36,7 +36,7 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
     cached = files.cached_reader()
 
     def post(path: str, work: Callable[[Root, str], Struct], reply: type[Struct]) -> None:
-        """Add a route that does ``work`` in a thread, and answers a failure of the file system with 200."""
+        """Add a route that calls ``work`` in a thread, and answers an error of the file system with status 200."""
         success = issubclass(reply, Done)
 
         async def route(request: Request, body: PathRequest) -> Struct:
@@ -54,7 +54,7 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
         return Done(True)
 
     def delete_dir(root: Root, path: str) -> Struct:
-        """Remove whatever is there, as ``rm -rf`` does; nothing there is no error."""
+        """Remove a file or a directory tree, as ``rm -rf`` does; it is no error if there is none."""
         text.delete_tree(root, path)
         return Done(True)
 
@@ -64,7 +64,7 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
         return Done(True)
 
     def list_dir(root: Root, path: str) -> Struct:
-        """The names in a directory."""
+        """List the names in a directory."""
         return Entries(text.names(root, path))
 
     def stat_file(root: Root, path: str) -> Struct:
@@ -88,7 +88,7 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
         cut=lambda body: files.threads("/", cut_out, body),
     )
     async def write_file(request: Request, body: WriteFileRequest, text: LongText | None = None) -> Struct:
-        """Make a file, or replace one; a reader sees the old text or the new."""
+        """Create a file, or replace one atomically: a reader sees the old text or the new."""
         content: str | Callable[[], Iterator[bytes]] = body.content
         if text is not None and body.content == text.mark:
             content = text.pieces
@@ -116,7 +116,7 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
     @routes.post("/read_file", ReadFileRequest, reply=(Content, Lines, Error))
     async def read_file(request: Request, body: ReadFileRequest) -> Struct | None:
         """
-        A file's text, up to 64 MiB.
+        Return a file's text, up to 64 MiB.
 
         With `offset` or `limit` only those lines are answered, of a file of any size.
         """
@@ -135,7 +135,7 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
 
 
 async def _lines(request: Request, files: Files, body: ReadFileRequest) -> Struct | None:
-    """Answer with some lines of a file."""
+    """Answer with a range of a file's lines."""
     offset = body.offset or 1
     reading = LineRange(files.root, body.path, offset, body.limit)
     try:
@@ -151,7 +151,10 @@ async def _lines(request: Request, files: Files, body: ReadFileRequest) -> Struc
 
 
 def _failed(error: FileError, success: bool) -> Struct:
-    """Return the reply to a failure: with 200, as the clients discard the body of a 4xx, and match this text."""
+    """
+    Return the reply to a file operation that failed, with status 200: clients discard the body of a 4xx, and match this
+    text.
+    """
     return Failure(False, str(error)) if success else Error(str(error))
 
 
@@ -160,7 +163,7 @@ CHUNK = 256 * 1024
 
 
 def escaped_chunks(data: bytes) -> Iterator[bytes]:
-    """:func:`escaped`, a chunk at a time, for text of any size."""
+    """Yield the text of :func:`escaped` in chunks, for text of any size."""
     position = 0
     while position < len(data):
         end = character_border(data, min(position + CHUNK, len(data)))

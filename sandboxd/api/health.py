@@ -1,4 +1,4 @@
-"""Whether the daemon answers, and whether it would run a command."""
+"""Routes ``/health`` and ``/ready``: whether the daemon answers, and whether it would run a command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INTERVAL = 5.0
 
 class ReadyCheck:
     """
-    Find out whether a command would be run, by running one that does nothing.
+    The readiness check: runs a command that does nothing.
 
     :param accepting: returns whether requests are accepted.
     """
@@ -38,7 +38,7 @@ class ReadyCheck:
         self._trial: OneShot[None] | None = None
 
     def why_not(self) -> str | None:
-        """Return why no command would be run, as far as it is known without a trial; None if one would."""
+        """Return why no command would be run, without running one; None if nothing is known to prevent it."""
         if not self._accepting():
             return "the daemon does not accept requests: it is about to start or to stop"
         if self._table.full:
@@ -46,7 +46,7 @@ class ReadyCheck:
         return self._failure
 
     async def check(self) -> str | None:
-        """Run a command that does nothing, unless one was run in the last seconds; return :meth:`why_not` then."""
+        """Run a command that does nothing, unless one was run in the last seconds; then return :meth:`why_not`."""
         if self._accepting() and not self._table.full:
             if self._trial is not None:
                 await self._trial.when_fired()
@@ -73,7 +73,7 @@ class ReadyCheck:
 
 def add_health_routes(routes: Routes, clock: IReactorTime, proxy_port: int, ready: ReadyCheck) -> None:
     """
-    Add them to the API.
+    Add ``GET /health`` and ``GET /ready`` to the API.
 
     :param proxy_port: where the proxy listens.
     """
@@ -81,13 +81,13 @@ def add_health_routes(routes: Routes, clock: IReactorTime, proxy_port: int, read
 
     @routes.get("/health", reply=Health, open=True, observes=True)
     async def health(request: Request) -> Health:
-        """Whether the daemon answers. Needs no token."""
+        """Report that the daemon answers. Needs no token."""
         return Health("ok", __version__, int(clock.seconds() - started), str(proxy_port))
 
     @routes.get("/ready", reply=Readiness, errors=(503,), open=True, observes=True)
     async def readiness(request: Request) -> Readiness | Reply:
         """
-        Whether the daemon would run a command now. Needs no token.
+        Report whether the daemon would run a command now. Needs no token.
 
         It runs one that does nothing, at most once in 5 seconds. Answers 503 with the reason while that fails, while
         the daemon is stopping, and while as many commands run as may.

@@ -1,4 +1,4 @@
-"""The ports that are listened on in the sandbox: list them, and wait for one."""
+"""Routes of ``/ports``: list the listening TCP ports of the sandbox, and wait for one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from sandboxd.web.request import Request
 
 
 def _held() -> dict[Listener, tuple[int, int] | None]:
-    """Return the sockets that listen, with the lowest pid that holds each and its mark, if that can be seen. Blocks."""
+    """
+    Return the listening sockets, each with the lowest pid that holds it and that process's mark, if they can be seen.
+    Blocks.
+    """
     found = listeners()
     pids = owners({each.inode for each in found})
     lowest = {each: min(pids[each.inode]) for each in found if each.inode in pids}
@@ -24,7 +27,7 @@ def _held() -> dict[Listener, tuple[int, int] | None]:
 
 
 async def when_listening(poll: ListenerPoll, port: int) -> None:
-    """Wait until a port is listened on."""
+    """Wait until a process listens on a port."""
     while all(each.port != port for each in await poll.when_looked()):
         pass
 
@@ -40,7 +43,7 @@ def add_listener_routes(
     own_ports: frozenset[int],
 ) -> None:
     """
-    Add them to the API.
+    Add ``GET /ports`` and ``POST /ports/wait`` to the API.
 
     :param blocking: runs a blocking function off the reactor's thread.
     :param own_ports: those of the daemon.
@@ -48,7 +51,7 @@ def add_listener_routes(
 
     @routes.get("/ports", reply=ListeningPorts)
     async def ports(request: Request) -> ListeningPorts:
-        """The TCP ports that are listened on in the sandbox, sorted; the daemon's own are left out."""
+        """List the TCP ports that processes of the sandbox listen on, sorted, without the daemon's own."""
         executions = table.by_mark()
         found: dict[int, ListeningPort] = {}
         for listener, holder in sorted((await blocking(_held)).items()):
@@ -67,7 +70,7 @@ def add_listener_routes(
     @routes.post("/ports/wait", PortWaitRequest, reply=PortWaited)
     async def wait(request: Request, body: PortWaitRequest) -> PortWaited:
         """
-        Wait until anybody listens on a port or, with `http`, answers a `GET` of that path with 2xx or 3xx.
+        Wait until a process listens on a port or, with `http`, answers a `GET` of that path with 2xx or 3xx.
 
         Also answers, with `"ready": false`, when `timeout` seconds have passed.
         """

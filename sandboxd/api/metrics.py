@@ -1,5 +1,5 @@
 """
-The daemon in numbers, for Prometheus and for people.
+Routes ``/metrics``, ``/metrics.json`` and ``/status``: the daemon's metrics.
 
 Everything is counted where it happens; here it is only put together, in two steps: what the reactor's objects know is
 copied in its thread, and what is made of the copy, or read from ``/proc``, is made in another.
@@ -38,7 +38,7 @@ Labels = tuple[str, ...]
 
 class Family(NamedTuple):
     """
-    A metric.
+    A metric family: one metric with its values by labels.
 
     :ivar name: its name, without the ``_total`` of a counter.
     :ivar help: what it counts.
@@ -55,18 +55,18 @@ class Family(NamedTuple):
 
 
 def counter(name: str, help: str, value: float) -> Family:
-    """A number that only grows."""
+    """Return a counter, which only grows, without labels."""
     return Family(name, help, "counter", (), {(): value})
 
 
 def gauge(name: str, help: str, value: float) -> Family:
-    """A number."""
+    """Return a gauge without labels."""
     return Family(name, help, "gauge", (), {(): value})
 
 
 class Metrics:
     """
-    Collect the figures of the daemon's parts.
+    The metrics of all parts of the daemon.
 
     :param table: its executions.
     :param streams: its event streams.
@@ -102,7 +102,7 @@ class Metrics:
 
     async def idle(self) -> float:
         """
-        Return the seconds since the end of the last work; 0 while there is some.
+        Return the seconds since the last work ended; 0 while there is work.
 
         Work is a running command, a process that one has left behind, a request with a token, a forwarded connection;
         requests that only look at the daemon are not.
@@ -113,7 +113,7 @@ class Metrics:
         return max(0.0, self._clock.seconds() - max(stats.last, self._table.last_ended))
 
     async def families(self) -> list[Family]:
-        """Return all but those of the process, as they are now. Call in the reactor's thread."""
+        """Return the current metrics of all parts but those of the process itself. Call in the reactor's thread."""
         idle = await self.idle()
         return [
             Family(
@@ -219,7 +219,7 @@ class Metrics:
 
 
 def measured(families: Iterable[Family]) -> Iterator[Metric]:
-    """Return the families, and those of the process itself, as Prometheus metrics. Blocks."""
+    """Yield metrics, and those of the process itself, as objects of ``prometheus_client``. Blocks."""
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
     from prometheus_client.process_collector import ProcessCollector
 
@@ -242,7 +242,7 @@ def measured(families: Iterable[Family]) -> Iterator[Metric]:
 
 
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
-    """Return how many values were at most each bound."""
+    """Return, for each bound of a histogram, how many values were at most that."""
     total = 0
     found = []
     for bound, number in zip((*map(str, histogram.bounds), "+Inf"), histogram.counts, strict=True):
@@ -253,7 +253,7 @@ def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
 
 def exposed(families: Iterable[Family], accept: str) -> tuple[bytes, str]:
     """
-    What a scraper gets. Blocks.
+    Return the body that a Prometheus scraper gets, and its media type. Blocks.
 
     :param accept: the request's ``Accept``, by which Prometheus's text format or OpenMetrics is chosen.
     :return: the body and its type.
@@ -268,18 +268,18 @@ def exposed(families: Iterable[Family], accept: str) -> tuple[bytes, str]:
 
 
 class _Collected:
-    """Families in the form of a Prometheus registry."""
+    """Metrics with the interface of a Prometheus registry, for its encoders."""
 
     def __init__(self, families: Iterable[Family]) -> None:
         self._families = families
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics."""
+        """Return all metrics."""
         return measured(self._families)
 
 
 def as_json(families: Iterable[Family]) -> MetricsReply:
-    """Return the same for a JSON reply. Blocks."""
+    """Return metrics as a JSON reply. Blocks."""
     return MetricsReply(
         [
             messages.Metric(
@@ -300,7 +300,7 @@ def add_metrics_routes(
     open_metrics: bool,
 ) -> None:
     """
-    Add them to the API.
+    Add ``GET /metrics`` and ``GET /metrics.json`` to the API.
 
     :param threads: calls a blocking function in a thread.
     :param open_metrics: whether the metrics need no token.
@@ -308,7 +308,7 @@ def add_metrics_routes(
 
     @routes.get("/metrics", reply=RawBody("text/plain"), open=open_metrics, observes=True)
     async def scrape(request: Request) -> None:
-        """The daemon's metrics for Prometheus, in its text format or, by ``Accept``, as OpenMetrics."""
+        """Return the daemon's metrics in Prometheus' text format or, if ``Accept`` prefers it, as OpenMetrics."""
         accept = request.text_header(b"Accept") or ""
         body, content_type = await threads(exposed, await metrics.families(), accept)
         request.setHeader(b"Content-Type", content_type.encode("ascii"))
@@ -317,7 +317,7 @@ def add_metrics_routes(
 
     @routes.get("/metrics.json", reply=MetricsReply, open=open_metrics, observes=True)
     async def metrics_json(request: Request) -> MetricsReply:
-        """The same metrics as JSON."""
+        """Return the daemon's metrics as JSON."""
         return await threads(as_json, await metrics.families())
 
 
@@ -330,12 +330,12 @@ def add_status_route(
     lag: LagMeter,
     metrics: Metrics,
 ) -> None:
-    """Add it to the API."""
+    """Add ``GET /status`` to the API."""
     started = clock.seconds()
 
     @routes.get("/status", reply=DaemonStatus, observes=True)
     async def status(request: Request) -> DaemonStatus:
-        """How the daemon is doing."""
+        """Return the daemon's version, uptime and load."""
         return DaemonStatus(
             version=__version__,
             uptime=round(clock.seconds() - started, 3),

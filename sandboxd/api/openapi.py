@@ -1,5 +1,5 @@
 """
-``/openapi.json``: the API as an OpenAPI 3.1 document, made from the routes and the types of their messages.
+Route ``/openapi.json``: the API as an OpenAPI 3.1 document, made from the routes and the types of their messages.
 
 OpenAPI 3.1 has no schema for event streams; the types of their events are in ``x-events``.
 """
@@ -60,7 +60,7 @@ def _path(path: str) -> str:
 
 class _Writer:
     """
-    Describes operations.
+    The writer of a document's operations and of the components that they refer to.
 
     :param operations: all of them.
     :ivar components: the schemas that they refer to, by name.
@@ -77,7 +77,7 @@ class _Writer:
                 schema["description"] = _prose(schema["description"])
 
     def operation(self, operation: Operation) -> dict[str, object]:
-        """Return an Operation Object."""
+        """Return the Operation Object of a route."""
         summary, _, description = _prose(inspect.getdoc(operation.route) or "").partition("\n\n")
         statuses = {*_ANY_ERROR, *operation.errors} - ({401} if operation.is_open else set())
         if operation.body is not None:
@@ -172,7 +172,7 @@ def _prose(docstring: str) -> str:
 
 def document(operations: Iterable[Operation]) -> dict[str, object]:
     """
-    The OpenAPI document.
+    Return the OpenAPI document of the routes.
 
     :param operations: the descriptions of the routes.
     """
@@ -203,7 +203,7 @@ def document(operations: Iterable[Operation]) -> dict[str, object]:
 
 def add_openapi_route(routes: Routes, threads: ThreadPool) -> None:
     """
-    Add it to the API.
+    Add ``GET /openapi.json`` to the API.
 
     :param threads: makes the document, which takes some tens of milliseconds.
     """
@@ -214,5 +214,5 @@ def add_openapi_route(routes: Routes, threads: ThreadPool) -> None:
 
     @routes.get("/openapi.json", reply=dict, observes=True)
     async def openapi(request: Request) -> Reply:
-        """This API as an OpenAPI 3.1 document."""
+        """Return this API as an OpenAPI 3.1 document."""
         return Reply(await threads(made))

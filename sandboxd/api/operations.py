@@ -1,4 +1,6 @@
-"""The description of a route for the OpenAPI document: what it takes and answers. Given where the route is added."""
+"""
+The description of a route for the OpenAPI document: its body, query, replies and errors, as given where it is added.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any, NamedTuple
 @dataclass(frozen=True)
 class RawBody:
     """
-    A body that is not JSON.
+    The type of a body that is not JSON.
 
     :ivar media_type: its ``Content-Type``.
     """
@@ -20,7 +22,7 @@ class RawBody:
 
 class Events:
     """
-    A stream of Server-Sent Events.
+    The type of a reply that is a stream of Server-Sent Events.
 
     :param types: the type of each event's data, by the event's name.
     """
@@ -31,7 +33,7 @@ class Events:
 
 class Operation(NamedTuple):
     """
-    A route.
+    The description of a route.
 
     :ivar method: its HTTP method.
     :ivar path: its path, with parameters as ``<name>``.

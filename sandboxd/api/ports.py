@@ -1,4 +1,4 @@
-"""Bind, unbind and show the port that the proxy forwards to."""
+"""Routes ``/bind_port``, ``/unbind_port`` and ``/port``: the port that the TCP proxy forwards to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sandboxd.web.request import Request
 
 def add_port_routes(routes: Routes, forward: PortForward, proxy_ports: Sequence[int]) -> None:
     """
-    Add them to the API.
+    Add the routes that set and show the target of the proxy to the API.
 
     :param proxy_ports: where the proxy listens; empty if only on Unix sockets. The first is the one that is shown.
     """
@@ -44,6 +44,6 @@ def add_port_routes(routes: Routes, forward: PortForward, proxy_ports: Sequence[
 
     @routes.get("/port_status", reply=PortStatus)
     async def port_status(request: Request) -> PortStatus:
-        """The port that the proxy forwards to, if any."""
+        """Return the port that the proxy forwards to, if any."""
         bound = "" if forward.port is None else str(forward.port)
         return PortStatus(True, bound, str(proxy_ports[0] if proxy_ports else 0))

@@ -1,4 +1,4 @@
-"""What the routes of ``/files`` have in common: conditions, and threads that are let go."""
+"""Preconditions (``If-Match`` and its like) of the routes of ``/files``, and the end of their unfinished work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONDITIONS = ("If-Match", "If-None-Match", "If-Unmodified-Since")
 
 def conditions(request: Request) -> Conditions:
     """
-    What a request's headers ask.
+    Return the preconditions in a request's headers.
 
     :raise BadRequest: if one is malformed.
     """
@@ -34,7 +34,7 @@ def conditions(request: Request) -> Conditions:
 
 def failed(tag: str | None) -> ApiError:
     """
-    The answer to a request whose conditions do not hold.
+    Return the error 412 of a request whose preconditions do not hold.
 
     :param tag: the file's entity tag, or None if there is no file.
     """
@@ -43,7 +43,7 @@ def failed(tag: str | None) -> ApiError:
 
 
 def require(asked: Conditions) -> Callable[[os.stat_result | None], None]:
-    """A function that raises :class:`ApiError` if a file, or that there is none, is not as it is asked for."""
+    """Return a function that raises 412 unless a file's stat (None if it does not exist) meets the preconditions."""
 
     def check(info: os.stat_result | None) -> None:
         tag = None if info is None else entity_tag(info)
@@ -54,5 +54,5 @@ def require(asked: Conditions) -> Callable[[os.stat_result | None], None]:
 
 
 def close_in_thread(pool: ThreadPool, close: Callable[[], None]) -> None:
-    """End in a thread what may still be at work in another, without waiting for it."""
+    """Close a transfer in a thread, without waiting: a step of it may still run in another."""
     pool(close).addErrback(lambda failure: _log.failure("not ended", failure))

@@ -1,5 +1,5 @@
 """
-``/proxy/<port>/<rest>``: a server of the sandbox, seen through the API's own port.
+Routes below ``/proxy/<port>/``: forward HTTP requests to a server in the sandbox.
 
 A request is forwarded as it arrives, and its answer likewise: bodies of any length, both ways at once. Each has a
 connection of its own to the server; the client's is kept.
@@ -56,7 +56,7 @@ REPLACED = frozenset(
 
 class Previews:
     """
-    Requests that are forwarded.
+    The counts of the requests that are forwarded.
 
     :ivar open: how many there are.
     :ivar total: how many there have been.
@@ -69,7 +69,7 @@ class Previews:
 
 def add_preview_route(routes: Routes, reactor: Reactor, previews: Previews, own_ports: frozenset[int]) -> None:
     """
-    Add it to the API.
+    Add the routes below ``/proxy/<port>/`` to the API.
 
     :param own_ports: those of the daemon, to which nothing is forwarded.
     """
@@ -103,7 +103,9 @@ def add_preview_route(routes: Routes, reactor: Reactor, previews: Previews, own_
 
 
 def _target(request: Request) -> tuple[bytes, bytes | None]:
-    """Return the query with its question mark, and what the server is asked for: None if the port ends the path."""
+    """
+    Return the query with its question mark, and the path to ask the server for: None if the path ends with the port.
+    """
     path, mark, query = request.uri.partition(b"?")
     _, slash, rest = path.removeprefix(PREFIX).removeprefix(PATH).partition(b"/")
     return mark + query, slash + rest + mark + query if slash else None
@@ -167,7 +169,7 @@ def _request_head(request: Request, body: BodyStream, port: int, target: bytes, 
 
 
 def _forwarded(request: Request, port: int) -> Iterator[tuple[bytes, bytes]]:
-    """Return the headers that say whom the server answers: what a proxy before us has said is kept, or added to."""
+    """Yield the ``X-Forwarded-*`` headers; those that a proxy before this one has set are kept or extended."""
     clients = request.requestHeaders.getRawHeaders(b"X-Forwarded-For") or []
     host = getattr(request.getClientAddress(), "host", None)
     if host is not None:
@@ -196,7 +198,7 @@ async def _send_body(body: BodyStream, server: Outgoing) -> None:
 
 
 async def _switch(request: Request, server: Outgoing, answer: _ForwardedResponse, behind: bytes) -> None:
-    """Forward the bytes of the protocol that the server has switched to, both ways, until one side ends."""
+    """Copy bytes of the protocol that the server has switched to, both ways, until one side ends."""
     client = UpgradedStream(request, answer.head())
     await client.write(behind)
 
@@ -211,7 +213,7 @@ async def _switch(request: Request, server: Outgoing, answer: _ForwardedResponse
 
 class _ForwardedResponse:
     """
-    The server's answer, parsed for its framing and forwarded.
+    The response of the server, parsed for its framing and forwarded to the client.
 
     :ivar complete: whether all of it has been parsed.
     """
@@ -230,7 +232,7 @@ class _ForwardedResponse:
 
     def feed(self, data: bytes) -> bytes | None:
         """
-        Parse what has come.
+        Parse bytes from the server.
 
         :return: what follows the head if the server has switched protocols, else None.
         :raise ApiError: if it is no HTTP.
@@ -251,7 +253,7 @@ class _ForwardedResponse:
 
     def end(self) -> None:
         """
-        The server has closed the connection.
+        Handle the end of the server's connection.
 
         :raise ApiError: if the answer is not complete.
         """
@@ -259,7 +261,7 @@ class _ForwardedResponse:
             raise ApiError(502, "the server has closed the connection before its answer was complete")
 
     async def send(self) -> None:
-        """Forward what was parsed, when the client has taken what was sent before."""
+        """Forward what was parsed, once the client has taken what was sent before."""
         if not self._begun:
             return
         if self._stream is None:
@@ -270,12 +272,12 @@ class _ForwardedResponse:
         self._stream.write(body)
 
     def close(self) -> None:
-        """Forward no more."""
+        """Stop forwarding."""
         if self._stream is not None:
             self._stream.finish()
 
     def head(self) -> bytes:
-        """Return the head of an answer that switches protocols."""
+        """Return the head of a response that switches protocols."""
         lines = [b"HTTP/1.1 %d %s" % (self._status, self._reason)]
         return b"\r\n".join([*lines, *(b"%s: %s" % header for header in self._headers)]) + b"\r\n\r\n"
 
@@ -305,33 +307,33 @@ class _ForwardedResponse:
     # The names are httptools'. What follows a complete answer is ignored: no other was asked for.
 
     def on_message_begin(self) -> None:
-        """Parse the head of an answer, perhaps after an interim one."""
+        """Prepare for the head of a response, perhaps one after an interim response."""
         if not self.complete:
             self._headers.clear()
             self._reason = b""
 
     def on_status(self, reason: bytes) -> None:
-        """Keep some of the reason phrase."""
+        """Add to the reason phrase."""
         if not self.complete:
             self._reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; not a trailer."""
+        """Add a header, unless it is a trailer."""
         if not self._begun:
             self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """The head is complete."""
+        """Take the status, and decide whether this is the final response."""
         if not self.complete:
             self._status = self._parser.get_status_code()
             self._begun = self._status >= 200
             self.complete = self._begun and self._request.method == b"HEAD"
 
     def on_body(self, data: bytes) -> None:
-        """Keep some of the body."""
+        """Add to the body that waits to be sent."""
         if not self.complete:
             self._body.append(data)
 
     def on_message_complete(self) -> None:
-        """The answer is complete, if it was not an interim one."""
+        """Mark the response as complete, unless it was an interim one."""
         self.complete = self._begun

@@ -1,4 +1,4 @@
-"""Ask a server of the sandbox over HTTP whether it is ready."""
+"""The HTTP probe: asks a server in the sandbox whether it is ready."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ HEAD = 64 * 1024
 
 
 class HttpProbe:
-    """Sends requests to ports of the loopback interface. Redirects are answers, and not followed."""
+    """
+    A client that sends GET requests to ports of the loopback interface. Redirects count as answers, and are not
+    followed.
+    """
 
     _log = Logger()
 
@@ -28,7 +31,7 @@ class HttpProbe:
         self._reactor = reactor
 
     async def when_answered(self, port: int, path: str) -> None:
-        """Ask every :data:`~sandboxd.processes.listeners.INTERVAL` seconds until the answer is 2xx or 3xx."""
+        """Probe every :data:`~sandboxd.processes.listeners.INTERVAL` seconds until the answer is 2xx or 3xx."""
         while True:
             asked = self._reactor.seconds()
             if await self.answers(port, path):
@@ -49,7 +52,7 @@ class HttpProbe:
         return 200 <= status < 400
 
     async def _status(self, port: int, path: str) -> int:
-        """Return the status of the final answer; 0 if none has come when the connection ends, or a head too long."""
+        """Return the status of the final response; 0 if the connection ends before it, or the head is too long."""
         connection = await connect(self._reactor, port)
         try:
             await connection.write(
@@ -68,7 +71,7 @@ class HttpProbe:
 
 class _ProbeResponse:
     """
-    An answer, as far as it has come.
+    The response to a probe, as far as it has arrived.
 
     :ivar status: that of the first head that is complete and not interim (1xx); 0 until then.
     """
@@ -78,7 +81,7 @@ class _ProbeResponse:
         self.status = 0
 
     def on_headers_complete(self) -> None:
-        """Take the status: a head is complete."""
+        """Take the status, as a head is complete."""
         code = self.parser.get_status_code()
         if code >= 200 and not self.status:
             self.status = code

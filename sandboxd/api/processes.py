@@ -1,4 +1,6 @@
-"""Background processes: start, list, kill, and their logs."""
+"""
+Routes ``/start_process``, ``/list_processes``, ``/kill_process`` and ``/process_logs_streaming``: background processes.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ def listed(execution: Execution) -> Process:
 
 
 def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStarter, streams: Streams) -> None:
-    """Add them to the API."""
+    """Add the routes of the contract for background processes to the API."""
 
     @routes.post(
         "/start_process", CommandRequest, reply=Started, status=201, errors=(409, 503), headers=("Idempotency-Key",)
@@ -62,13 +64,13 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
 
     @routes.get("/list_processes", reply=Processes)
     async def list_processes(request: Request) -> Processes:
-        """The background processes that run or are remembered, in the order of their start."""
+        """List the background processes that run or are remembered, in the order of their start."""
         return Processes([listed(execution) for execution in table.background()])
 
     @routes.post("/kill_process", KillProcessRequest, success=True, reply=DoneWithMessage, errors=(409,))
     async def kill_process(request: Request, body: KillProcessRequest) -> DoneWithMessage:
         """
-        End a process and all that it has started; answers when they are gone.
+        End a process and all that it has started; answer when they are gone.
 
         ``signal`` is sent first, and SIGKILL ``grace`` seconds later. One that has ended but has left processes running
         is killed, too; its status stays. Answers 409 if one may not be signalled.
@@ -96,7 +98,7 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
     )
     async def process_logs_streaming(request: Request, query: ProcessLogsQuery) -> None:
         """
-        A process's log as Server-Sent Events: what is kept of it first, then new lines as they come.
+        Send a process's log as Server-Sent Events: first the lines that are kept, then new ones as they come.
 
         Every event has an ``id``, with which a stream that broke can be resumed.
         """

@@ -1,5 +1,5 @@
 """
-Add routes to the app: decode their bodies, encode their replies, answer every kind of error in one place.
+The registration of routes: decode bodies, encode replies, and turn every kind of error into a response.
 
 A route is an ``async`` function of the request (and of its decoded body) that returns a reply's
 :class:`~sandboxd.messages.decoding.Struct`, sent with the status that the route declares; a :class:`Reply` where the
@@ -61,7 +61,7 @@ class Reply(NamedTuple):
 
 
 class ApiError(Exception):
-    """A request that is answered with an error."""
+    """An error that a route answers a request with: a status and the fields of the JSON body."""
 
     def __init__(self, status: int, error: str, **fields: object) -> None:
         super().__init__(error)
@@ -71,7 +71,7 @@ class ApiError(Exception):
 
 class Routes:
     """
-    The routes, on one Klein app.
+    The routes of the API, on one Klein app.
 
     :ivar app: the app, complete once every family has added its own.
     :ivar operations: the description of each, for the OpenAPI document.
@@ -88,11 +88,11 @@ class Routes:
         self.app.handle_errors(HTTPException)(cast(Any, self._http_exception))
 
     def get(self, path: str, **options: Any) -> Adder:
-        """Add a route that takes no body; see :meth:`route`."""
+        """Return a decorator that adds a route without a body; see :meth:`route`."""
         return self.route("GET", path, **options)
 
     def post(self, path: str, body_type: Any, **options: Any) -> Adder:
-        """Add a route that takes a body; see :meth:`route`."""
+        """Return a decorator that adds a route with a body; see :meth:`route`."""
         return self.route("POST", path, body_type, **options)
 
     def route(
@@ -114,8 +114,8 @@ class Routes:
         documented: bool = True,
     ) -> Adder:
         """
-        Add a route. It is called with the request, the body if it takes one, the path's parameters by name, and
-        ``query`` by that name if it has a type for it.
+        Return a decorator that adds a route. The route is called with the request, the body if it takes one, the path's
+        parameters by name, and ``query`` by that name if it has a type for it.
 
         :param body_type: what the body is decoded to from JSON; ``bytes`` for the body itself; a
             :class:`~sandboxd.api.operations.RawBody` for a :class:`~sandboxd.web.body.BodyStream` of it, as it
@@ -193,8 +193,9 @@ class Routes:
 
     def subtree(self, prefix: str, path: str, methods: Sequence[str], *, reply: Any, errors: tuple[int, ...]) -> Adder:
         """
-        Add a route for all paths that begin with ``prefix``, whatever the method. It is called with the request and its
-        body as it arrives, to which no limit applies; the path comes as the client has sent it.
+        Return a decorator that adds a route for all paths that begin with ``prefix``, whatever the method. The route is
+        called with the request and its body as it arrives, to which no limit applies; the path is the one that the
+        client has sent.
 
         :param path: said in the OpenAPI document.
         :param methods: likewise.
@@ -220,7 +221,10 @@ class Routes:
         return add
 
     def resource(self) -> IResource:
-        """What serves them, at ``/`` and under :data:`PREFIX`, which two of the official clients hard-code."""
+        """
+        Return the resource that serves all routes, at ``/`` and below :data:`PREFIX`, which two of the official clients
+        hard-code.
+        """
         return Dispatch(self.app.resource(), self._fixed, self._subtrees)
 
     def _http_exception(self, request: Request, failure: Failure) -> bytes:
@@ -245,7 +249,9 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 
 def _error_reply(request: Request, error: Exception) -> Reply:
-    """Return the reply to a request whose route has raised an error; one that is not foreseen is logged, and 500."""
+    """
+    Return the reply to a request whose route has raised an error; an unexpected one is logged, and answered with 500.
+    """
     if isinstance(error, ApiError):
         return Reply({**request.on_error, **error.fields}, error.status)
     if isinstance(error, (BodyError, HandshakeError, FileError)):
@@ -266,7 +272,7 @@ def _error_reply(request: Request, error: Exception) -> Reply:
 
 async def _answered(request: Request, call: Callable[[], Awaitable[RouteResult]], status: int) -> bytes | None:
     """
-    Call a route, and make the response of what it returns or raises.
+    Call a route, and make the response from what it returns or raises.
 
     :param status: that of a Struct.
     """

@@ -1,4 +1,4 @@
-"""``/ports/<port>/connect``: one TCP connection to a port of the sandbox, through a WebSocket."""
+"""Route ``/ports/<port>/connect``: a TCP connection to a port of the sandbox, over a WebSocket."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def port_number(text: str) -> int:
 
 def add_tunnel_route(routes: Routes, reactor: Reactor, websockets: WebSockets, own_ports: frozenset[int]) -> None:
     """
-    Add it to the API.
+    Add ``GET /ports/<port>/connect`` to the API.
 
     :param own_ports: those of the daemon, to which nothing is connected.
     """
@@ -67,7 +67,7 @@ def add_tunnel_route(routes: Routes, reactor: Reactor, websockets: WebSockets, o
 
 
 async def _to_client(target: Outgoing, socket: WebSocket) -> None:
-    """Send what the port's owner sends, until it ends."""
+    """Send the bytes that the port's owner sends, until it ends."""
     try:
         while data := await target.read():
             await socket.send(data)
@@ -76,6 +76,6 @@ async def _to_client(target: Outgoing, socket: WebSocket) -> None:
 
 
 async def _to_target(socket: WebSocket, target: Outgoing) -> None:
-    """Write what the client sends, until it closes."""
+    """Write the bytes that the client sends, until it closes."""
     while (data := await socket.receive()) is not None:
         await target.write(data)

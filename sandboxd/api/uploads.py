@@ -1,4 +1,4 @@
-"""``PUT``, ``POST`` and ``DELETE /files``: files that are written as they arrive, and replaced in one step."""
+"""Routes ``PUT``, ``POST`` and ``DELETE /files``: files are written as they arrive, and replaced atomically."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ERRORS = (400, 403, 404, 409, 412, 413, 415, 507)
 
 def add_upload_routes(routes: Routes, files: Files) -> None:
     """
-    Add them to the API.
+    Add ``PUT``, ``POST`` and ``DELETE /files`` to the API.
 
     :param files: the files that requests reach.
     """
@@ -45,7 +45,7 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
     )
     async def put(request: Request, body: BodyStream, query: UploadQuery) -> Reply:
         """
-        Make a file of the body, or replace one (200), in one step once all has arrived.
+        Create a file from the body, or replace one (200), atomically once the whole body has arrived.
 
         A reader sees the old file or the new one, and an upload that breaks off leaves the old one. With `offset`, or
         a `Content-Range`, the body is written into its place in the file instead, which can be done in parallel.
@@ -82,7 +82,7 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
     )
     async def post(request: Request, body: BodyStream, query: FormQuery) -> StoredFiles:
         """
-        Put the files of a form into a directory, each in one step once all of it has arrived.
+        Write the files of a form into a directory, each atomically once it has arrived.
 
         If one cannot be written, those before it are: the error lists them.
         """
@@ -121,7 +121,7 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
 
 async def _receive(pool: ThreadPool, upload: Upload, body: BodyStream) -> UploadResult:
     """
-    Write what arrives.
+    Write a body to an upload as it arrives, and commit it.
 
     :raise ApiError: if it is not what its digest says.
     """
@@ -139,7 +139,7 @@ async def _receive(pool: ThreadPool, upload: Upload, body: BodyStream) -> Upload
 
 async def _owner(threads: FilesystemThreads, text: str | None) -> Owner | None:
     """
-    Whom a file is to belong to.
+    Return the owner that a query asks for, or None.
 
     :raise BadRequest: if there is no such user or group.
     """
@@ -151,7 +151,7 @@ async def _owner(threads: FilesystemThreads, text: str | None) -> Owner | None:
 
 def _offset(request: Request, body: BodyStream, query: UploadQuery) -> int | None:
     """
-    Where the body belongs, if it is a part.
+    Return the offset in the file at which a partial body belongs; None if the body is the whole file.
 
     :raise BadRequest: if ``Content-Range`` is malformed, or says another thing.
     """

@@ -1,4 +1,4 @@
-"""Wait until a process is ready: by its output, a port that it listens on, an HTTP answer, or its end."""
+"""Waits for a process to be ready: its output has a text, it listens on a port, answers over HTTP, or ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Reason(TypedDict):
 
 
 class WaitResult(_Reason, total=False):
-    """What a wait has found: fields of its reply."""
+    """The outcome of a wait: fields of its reply."""
 
     seq: int
     line: str
@@ -33,7 +33,7 @@ class WaitResult(_Reason, total=False):
 
 class Waits:
     """
-    Waits for what a request asks for.
+    The waits that requests ask for.
 
     :param poll: looks for sockets that listen.
     :param blocking: runs a blocking function off the reactor's thread.
@@ -50,7 +50,7 @@ class Waits:
 
     async def wait(self, execution: Execution, body: WaitRequest) -> WaitResult:
         """
-        Wait for the first of what a request names.
+        Wait for the first of the conditions that a request names.
 
         All is looked at once, in the order of the document, before anything is waited for; also with a timeout of 0.
 
@@ -81,7 +81,7 @@ class Waits:
     async def _output_or_end(
         self, waiting: _Waiting, execution: Execution, search: OutputSearch, searching: bool
     ) -> None:
-        """Wait for the text, or for the end, which comes after all output."""
+        """Wait for the text in the output, or for the end, which comes after all output."""
         match = await search.until_ended() if searching else None
         if match is None:
             await execution.when_ended()
@@ -97,7 +97,7 @@ class Waits:
         waiting.found = {"reason": "port"}
 
     async def _is_ready(self, execution: Execution, port: int, http: str | None, deadline: float | None) -> bool:
-        """Look once."""
+        """Check the port, or probe it over HTTP, once."""
         if http is None:
             return await self._listens(execution, port)
         answers: list[bool] = []
@@ -110,14 +110,14 @@ class Waits:
         return answers == [True]
 
     async def _listens(self, execution: Execution, port: int) -> bool:
-        """Return whether one of its processes listens on a port, at the next look."""
+        """Return whether one of the execution's processes listens on a port, at the next look at the sockets."""
         if all(each.port != port for each in await self._poll.when_looked()):
             return False
         return execution.mark in await self._blocking(marks_at, port)
 
 
 class _Waiting:
-    """What a wait has found."""
+    """The holder of a wait's result."""
 
     found: WaitResult
 

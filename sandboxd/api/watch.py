@@ -1,4 +1,4 @@
-"""``/watch``: what changes in a directory, as Server-Sent Events."""
+"""Route ``/watch``: the changes in a directory, as Server-Sent Events."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BATCH = 256
 
 class _Target(NamedTuple):
     """
-    What is to be watched.
+    The directory or file that a request asks to watch.
 
     :ivar key: the same for all that asks for the same.
     :ivar prefix: the directory as the client calls it.
@@ -41,7 +41,7 @@ class _Target(NamedTuple):
 
 def add_watch_routes(routes: Routes, files: Files, streams: Streams, watches: Watches) -> None:
     """
-    Add them to the API.
+    Add ``GET /watch`` to the API.
 
     :param files: the files that requests reach.
     """
@@ -64,7 +64,7 @@ def add_watch_routes(routes: Routes, files: Files, streams: Streams, watches: Wa
     )
     async def watch(request: Request, query: WatchQuery) -> None:
         """
-        What changes in a directory, as Server-Sent Events.
+        Send the changes in a directory as Server-Sent Events.
 
         The first event, ``ready``, says that the watch has begun: each change from then on is an event. Every event has
         an ``id``; a client that sends the last one within a minute gets what it has missed, or a ``gap`` event if that
@@ -101,7 +101,7 @@ def add_watch_routes(routes: Routes, files: Files, streams: Streams, watches: Wa
 
 
 async def _follow(stream: EventStream, streams: Streams, watch: Watch, position: int, prefix: bytes) -> None:
-    """Send what changes, until nothing more will."""
+    """Send the changes of a watch until it ends."""
     while True:
         await stream.when_ready()
         await streams.turns.turn()
@@ -132,7 +132,7 @@ def _event(change: Change, number: int, prefix: bytes) -> bytes:
 
 def _target(root: Root, query: WatchQuery) -> _Target:
     """
-    What a request wants to have watched. A file is watched in its directory, so that it may be replaced.
+    Return the target of a watch. A file is watched through its directory, so that it may be replaced.
 
     :raise FileError: if there is no such thing.
     :raise BadRequest: if a pattern is malformed.
@@ -158,7 +158,7 @@ def _target(root: Root, query: WatchQuery) -> _Target:
 
 
 def _refused(path: str, error: OSError) -> Exception:
-    """Why a watch cannot be."""
+    """Return the error of a watch that cannot be started."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return ApiError(503, f"watch {path}: too many watches in this system (fs.inotify.max_user_instances)")
     return FileError("watch", path, (error.strerror or str(error)).lower(), error.errno or 0)

@@ -1,5 +1,6 @@
 """
-A client of the API, for synchronous code (:class:`Sandbox`) and for asyncio (:class:`AsyncSandbox`).
+The client library: :class:`Sandbox`, whose methods block, and :class:`AsyncSandbox`, whose methods are coroutines of
+asyncio.
 
 It needs the extra ``client``. The classes are imported when they are first used.
 """

@@ -1,4 +1,4 @@
-"""WebSockets for asyncio: attachments, tunnels, and ports that are forwarded."""
+"""The WebSockets of the asyncio client: attachments, tunnels and forwarded ports."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class AsyncSandbox(Protocol):
 @asynccontextmanager
 async def opened(sandbox: AsyncSandbox, path: str, subprotocol: str) -> AsyncIterator[ClientConnection]:
     """
-    Give a WebSocket to the ``async with`` statement.
+    Open a WebSocket, and close it at the end of the ``async with`` statement.
 
     :raise SandboxError: if it cannot be opened, or breaks.
     """
@@ -63,7 +63,7 @@ async def opened(sandbox: AsyncSandbox, path: str, subprotocol: str) -> AsyncIte
 
 class AsyncAttachment:
     """
-    An attachment to a process: iterate over it for its output, and write to it. It reconnects by itself.
+    An attachment to a process: iterate over it for output, and write to it. It reconnects by itself.
 
     Closing it does not end the process.
     """
@@ -80,16 +80,16 @@ class AsyncAttachment:
         return self._attaching.exit_code
 
     async def write(self, data: bytes) -> None:
-        """Write to the stdin of the process."""
+        """Write to the process's stdin."""
         for message in input_messages(data):
             await self._send(message)
 
     async def close_stdin(self) -> None:
-        """End the stdin of the process."""
+        """Close the process's stdin."""
         await self._send(END_OF_INPUT)
 
     async def resize(self, cols: int, rows: int) -> None:
-        """Set the size of its terminal, in characters."""
+        """Set the size of the process's terminal, in characters."""
         self._attaching.size = (cols, rows)
         if self._connected:
             await self._send(resize_message(cols, rows))
@@ -125,7 +125,7 @@ class AsyncAttachment:
         await self.close()
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connection; the process runs on."""
         await self._events.aclose()
 
     async def _iterate(self) -> AsyncGenerator[Chunk | Gap | Lost, None]:
@@ -183,14 +183,14 @@ class AsyncTunnel:
 
 @asynccontextmanager
 async def tunnel(sandbox: AsyncSandbox, port: int) -> AsyncIterator[AsyncTunnel]:
-    """Give a connection to a port of the sandbox to the ``async with`` statement."""
+    """Open a connection to a port of the sandbox, and close it at the end of the ``async with`` statement."""
     async with opened(sandbox, tunnel_path(port), BYTES) as socket:
         yield AsyncTunnel(sandbox, socket)
 
 
 class AsyncForward:
     """
-    A local port that leads to one of the sandbox.
+    A local port that is forwarded to a port of the sandbox.
 
     :ivar port: the local one.
     :ivar on_error: called with what is wrong, when a connection cannot be forwarded.
@@ -235,7 +235,7 @@ class AsyncForward:
                 await writer.wait_closed()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, remote: AsyncTunnel) -> None:
-        """Carry bytes both ways until the port's owner has ended its side."""
+        """Copy bytes both ways until the port's owner has ended its side."""
 
         async def down() -> None:
             while data := await remote.receive():

@@ -1,4 +1,4 @@
-"""The face for asyncio."""
+"""The asyncio client: :class:`AsyncSandbox`, whose methods are coroutines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def awaitable(describe: Callable[P, Flow[T]]) -> Callable[Concatenate[AsyncSandbox, P], Awaitable[T]]:
-    """Return the method that carries an operation out."""
+    """Return the coroutine method that carries out an operation."""
 
     @wraps(describe)
     async def method(self: AsyncSandbox, /, *args: P.args, **options: P.kwargs) -> T:
@@ -39,7 +39,7 @@ def awaitable(describe: Callable[P, Flow[T]]) -> Callable[Concatenate[AsyncSandb
 
 class AsyncSandbox:
     """
-    A sandbox, for asyncio. Local files are read and written in threads.
+    A client of one sandbox, for asyncio. Local files are read and written in threads.
 
     :param url: where its API is, such as ``http://127.0.0.1:3030``; with the prefix if it has one.
     :param secret: its token.
@@ -80,7 +80,8 @@ class AsyncSandbox:
         **options: Unpack[CommandOptions],
     ) -> RunResult:
         """
-        Run a command and return its output when it has ended. It ends with the connection, or if this is cancelled.
+        Run a command and return its output when it has ended. The command is killed if the connection breaks, or this
+        is cancelled.
 
         :param check: raise CommandFailed if its code is not 0.
         :param max_output: bytes of each stream to keep, half of the beginning and half of the end.
@@ -137,7 +138,7 @@ class AsyncSandbox:
         follow: bool = True,
     ) -> AsyncEvents[Record | Gap]:
         """
-        Iterate over the log of a process: what is kept of it, then new lines until it has ended.
+        Iterate over the log of a process: first the records that are kept, then new ones until it has ended.
 
         :param after: only what is behind the record of this number.
         :param tail: only the last so many, and what comes.
@@ -188,7 +189,7 @@ class AsyncSandbox:
         self, path: str, *, recursive: bool = False, exclude: Sequence[str] = (), after: int | None = None
     ) -> AsyncEvents[Change]:
         """
-        Iterate over what changes in a directory. The first change is ``ready``: all from then on is reported.
+        Iterate over the changes in a directory. The first one is ``ready``: all from then on are reported.
 
         :param recursive: whether what is in the directories below is meant too.
         :param exclude: patterns of what is left out.
@@ -211,7 +212,7 @@ class AsyncSandbox:
 
     def forward_port(self, port: int, local: int = 0, host: str = "127.0.0.1") -> AsyncForward:
         """
-        Make a port of the sandbox a local one: ``async with sandbox.forward_port(8080) as forward:``.
+        Forward a local port to one of the sandbox: ``async with sandbox.forward_port(8080) as forward:``.
 
         :param local: the local port; 0 for any. ``forward.port`` is the one it is.
         :param host: the local address to listen on.
@@ -268,7 +269,7 @@ class AsyncSandbox:
     @asynccontextmanager
     async def open_stream(self, request: Request) -> AsyncIterator[httpx.Response]:
         """
-        Send a request, and give its reply, the body unread, to the ``async with`` statement.
+        Send a request, and give its reply, with the body unread, to the ``async with`` statement.
 
         :raise ConnectionLost: there too, when the connection breaks.
         """
@@ -299,7 +300,7 @@ class AsyncEvents(Generic[T]):
 
     @property
     def id(self) -> str | None:
-        """The id of the execution, once the stream has begun; None if it is not of one."""
+        """The id of the execution, once the stream has begun; None if the stream is not of an execution."""
         return self._follow.id
 
     def __aiter__(self) -> AsyncIterator[T]:
@@ -315,7 +316,7 @@ class AsyncEvents(Generic[T]):
         await self.close()
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         await self._events.aclose()
 
     async def _iterate(self) -> AsyncGenerator[T, None]:
@@ -354,7 +355,7 @@ class AsyncCommandEvents(AsyncEvents[Output | Gap]):
         return self._command.result
 
     async def close(self) -> None:
-        """Hang up, and kill the command if it runs."""
+        """Close the connection, and kill the command if it runs."""
         await super().close()
         if not self._command.running:
             return
@@ -370,7 +371,7 @@ class AsyncCommandEvents(AsyncEvents[Output | Gap]):
 
 
 async def _in_thread(body: Callable[[], Iterable[bytes]]) -> AsyncIterator[bytes]:
-    """Yield the pieces of a body, each made in a thread."""
+    """Yield the pieces of a body; each is made in a thread."""
     iterator = iter(await asyncio.to_thread(body))
     while (data := await asyncio.to_thread(next, iterator, None)) is not None:
         yield data

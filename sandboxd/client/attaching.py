@@ -1,5 +1,5 @@
 """
-The WebSockets of the API, without I/O: which path and subprotocol they have, and what their messages mean.
+The WebSocket protocols of the API, without I/O: their paths, subprotocols and messages.
 
 ``/processes/<id>/attach`` has the framing of Kubernetes' remote command protocol: the first byte of a message is the
 channel.
@@ -30,19 +30,19 @@ REFUSALS = (1002, 1003, 1007, 1008, 1009)
 
 
 class Chunk(NamedTuple):
-    """Some output, as it was written."""
+    """Output of a process, as it was written."""
 
     stream: StreamName
     data: bytes
 
 
 class Lost(NamedTuple):
-    """Some output was lost while the connection was broken; nobody knows how much."""
+    """Output was lost while the connection was broken; how much is unknown."""
 
 
 class Attaching:
     """
-    An attachment to a process, over as many connections as it takes.
+    The state of an attachment to a process, which may take several connections.
 
     A terminal's output is read on behind the bytes that have been seen. The messages of other processes have no
     numbers: from the start of a log that is still whole, what has been seen is skipped, byte by byte; else what was
@@ -67,7 +67,7 @@ class Attaching:
 
     @property
     def ended(self) -> bool:
-        """Whether the process has ended and all of its output has come."""
+        """Whether the process has ended and all of its output has arrived."""
         return self.exit_code is not None
 
     def path(self) -> Flow[str]:
@@ -87,7 +87,7 @@ class Attaching:
 
     def feed(self, message: bytes | str) -> Iterator[Chunk | Gap | Lost]:
         """
-        Yield what a message brings.
+        Yield the output in a message.
 
         :raise ProtocolError: if it is not as the protocol has it.
         """
@@ -149,7 +149,7 @@ END_OF_INPUT = bytes([CLOSE, STDIN])
 
 @operation("GET /processes/{id}/attach")
 def attach(id: str, *, after: int | None = None, tail: int | None = None, events: bool = True) -> Attaching:
-    """Return an attachment that is not connected."""
+    """Return the state of an attachment that is not connected yet."""
     return Attaching(id, after, tail)
 
 

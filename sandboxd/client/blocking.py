@@ -1,4 +1,4 @@
-"""The face for synchronous code."""
+"""The blocking client: :class:`Sandbox`, whose methods return when the operation is done."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def blocking(describe: Callable[P, Flow[T]]) -> Callable[Concatenate[Sandbox, P], T]:
-    """Return the method that carries an operation out."""
+    """Return the blocking method that carries out an operation."""
 
     @wraps(describe)
     def method(self: Sandbox, /, *args: P.args, **options: P.kwargs) -> T:
@@ -39,7 +39,7 @@ def blocking(describe: Callable[P, Flow[T]]) -> Callable[Concatenate[Sandbox, P]
 
 class Sandbox:
     """
-    A sandbox, for synchronous code. Several threads may use it.
+    A client of one sandbox, whose methods block. Several threads may use it.
 
     :param url: where its API is, such as ``http://127.0.0.1:3030``; with the prefix if it has one.
     :param secret: its token.
@@ -77,7 +77,7 @@ class Sandbox:
         **options: Unpack[CommandOptions],
     ) -> RunResult:
         """
-        Run a command and return its output when it has ended. It ends with the connection.
+        Run a command and return its output when it has ended. The command is killed if the connection breaks.
 
         :param check: raise CommandFailed if its code is not 0.
         :param max_output: bytes of each stream to keep, half of the beginning and half of the end.
@@ -134,7 +134,7 @@ class Sandbox:
         follow: bool = True,
     ) -> Events[Record | Gap]:
         """
-        Iterate over the log of a process: what is kept of it, then new lines until it has ended.
+        Iterate over the log of a process: first the records that are kept, then new ones until it has ended.
 
         :param after: only what is behind the record of this number.
         :param tail: only the last so many, and what comes.
@@ -185,7 +185,7 @@ class Sandbox:
         self, path: str, *, recursive: bool = False, exclude: Sequence[str] = (), after: int | None = None
     ) -> Events[Change]:
         """
-        Iterate over what changes in a directory. The first change is ``ready``: all from then on is reported.
+        Iterate over the changes in a directory. The first one is ``ready``: all from then on are reported.
 
         :param recursive: whether what is in the directories below is meant too.
         :param exclude: patterns of what is left out.
@@ -208,7 +208,8 @@ class Sandbox:
 
     def forward_port(self, port: int, local: int = 0, host: str = "127.0.0.1") -> Forward:
         """
-        Make a port of the sandbox a local one: ``with sandbox.forward_port(8080) as forward:``, then ``forward.port``.
+        Forward a local port to one of the sandbox: ``with sandbox.forward_port(8080) as forward:``, then
+        ``forward.port``.
 
         :param local: the local port; 0 for any.
         :param host: the local address to listen on.
@@ -269,7 +270,7 @@ class Sandbox:
     @contextmanager
     def _opened(self, client: httpx.Client, request: Request) -> Iterator[httpx.Response]:
         """
-        Send a request, and give its reply, the body unread, to the ``with`` statement.
+        Send a request, and give its reply, with the body unread, to the ``with`` statement.
 
         :raise ConnectionLost: there too, when the connection breaks.
         """
@@ -288,7 +289,8 @@ class Sandbox:
     @contextmanager
     def open_stream(self, request: Request) -> Iterator[httpx.Response]:
         """
-        Send a request over a connection of its own, and give its reply, the body unread, to the ``with`` statement.
+        Send a request over a connection of its own, and give its reply, with the body unread, to the ``with``
+        statement.
 
         The garbage collector may close a stream that was abandoned, and does so at any time: also while this thread
         holds the lock of the pool that the connection belongs to, and would wait for itself for ever.
@@ -311,7 +313,7 @@ class Events(Generic[T]):
 
     @property
     def id(self) -> str | None:
-        """The id of the execution, once the stream has begun; None if it is not of one."""
+        """The id of the execution, once the stream has begun; None if the stream is not of an execution."""
         return self._follow.id
 
     def __iter__(self) -> Iterator[T]:
@@ -327,7 +329,7 @@ class Events(Generic[T]):
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._events.close()
 
     def _iterate(self) -> Generator[T, None, None]:
@@ -365,7 +367,7 @@ class CommandEvents(Events[Output | Gap]):
         return self._command.result
 
     def close(self) -> None:
-        """Hang up, and kill the command if it runs."""
+        """Close the connection, and kill the command if it runs."""
         super().close()
         if not self._command.running:
             return

@@ -1,4 +1,4 @@
-"""The exceptions of the client, and which one an HTTP reply becomes."""
+"""The exceptions of the client, and which of them an error reply becomes."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class Unavailable(ServerFault):
 
 
 class ProtocolError(SandboxError):
-    """What answered does not speak the API; perhaps it is not sandboxd."""
+    """The reply is not one of the API's; perhaps another server than sandboxd has answered."""
 
 
 class SandboxGone(SandboxError):
-    """The sandbox cannot be reached, or the connection was lost and what ran over it cannot be resumed."""
+    """The sandbox cannot be reached, or the connection was lost and the operation cannot be resumed."""
 
 
 _BY_STATUS: Mapping[int, type[SandboxError]] = {

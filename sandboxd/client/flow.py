@@ -1,5 +1,6 @@
 """
-The sans-I/O core: an operation is a generator of steps, and the two faces differ only in how they carry a step out.
+The core of the client, without I/O: an operation is a generator of steps; the blocking and the asyncio client differ
+only in how they carry out a step.
 
 A flow yields a step and is sent its result. The steps are a :class:`Request`, whose result is a :class:`Response`;
 :class:`Work`, a function that blocks; and :class:`Again`, whose result comes when it is time to try again.
@@ -26,7 +27,7 @@ Writer = Callable[[bytes], object]
 @dataclass(frozen=True)
 class Response:
     """
-    A reply.
+    The response to an HTTP request.
 
     :ivar headers: by lower-case name.
     :ivar body: empty if it went to the request's sink.
@@ -40,7 +41,7 @@ class Response:
 @dataclass(frozen=True)
 class Request:
     """
-    A request.
+    An HTTP request to send: one kind of step.
 
     :ivar path: below the URL of the sandbox, percent-encoded.
     :ivar body: bytes, or a function that returns an iterator of the pieces of a body of any length; it may block.
@@ -61,7 +62,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Work:
-    """A function that blocks on something other than the network, such as a local file."""
+    """A function that blocks on something other than the network, such as a local file: one kind of step."""
 
     function: Callable[[], Any]
 
@@ -69,7 +70,7 @@ class Work:
 @dataclass(frozen=True)
 class Again:
     """
-    Something has failed that may succeed later.
+    A wait before another try, after a failure that may pass: one kind of step.
 
     :ivar progress: whether anything was achieved since the last one, so that patience begins anew.
     """
@@ -85,7 +86,7 @@ Flow = Generator[Step, Any, T]
 
 class ConnectionLost(SandboxGone):
     """
-    The connection broke, or there was none.
+    The connection broke, or could not be made.
 
     :ivar sent: whether the daemon may have received the request.
     """
@@ -97,7 +98,7 @@ class ConnectionLost(SandboxGone):
 
 class Backoff:
     """
-    When to try again, and when to give up.
+    The times of further tries after failures: exponential, with jitter.
 
     :param patience: seconds without any success after which to give up.
     """
@@ -107,7 +108,7 @@ class Backoff:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: something has succeeded."""
+        """Forget earlier failures, as a try has succeeded."""
         self._since: float | None = None
         self._delay = 0.05
 
@@ -138,14 +139,14 @@ class Backoff:
 
 
 def work(function: Callable[[], T]) -> Flow[T]:
-    """Return what a function returns that blocks."""
+    """Call a function that blocks, and return its result."""
     result: T = yield Work(function)
     return result
 
 
 def exchange(request: Request) -> Flow[Response]:
     """
-    Send a request, again if it cannot have been executed or may be twice; return a successful reply.
+    Send a request, and return the successful reply; send it again if it was not executed, or may be executed twice.
 
     :raise SandboxError: the error that was answered.
     """

@@ -1,4 +1,4 @@
-"""Event streams that are resumed behind their last event, without I/O."""
+"""Event streams that are resumed after their last event, without I/O."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SILENCE = 50.0
 
 class Follow(Generic[T]):
     """
-    A stream of events.
+    The state of an event stream, which may take several requests.
 
     :param request: opens it.
     :param beginning: query parameters that say where it begins; when it is resumed, the last event's id does.
@@ -38,15 +38,15 @@ class Follow(Generic[T]):
         self.id: str | None = None
 
     def may_resume(self, error: SandboxError) -> bool:
-        """Return whether it can be opened again after an error."""
+        """Return whether the stream can be opened again after an error."""
         return self._request.repeatable or not (isinstance(error, ConnectionLost) and error.sent)
 
     def prepare(self) -> Flow[None]:
-        """Find out what has to be known before it is opened."""
+        """Find out what must be known before the stream is opened."""
         yield from ()
 
     def open(self) -> Request:
-        """Return the request for what is behind the last event that was seen."""
+        """Return the request for the events after the last one that was seen."""
         self._parser.restart()
         self.asked = True
         request = self._request
@@ -61,7 +61,7 @@ class Follow(Generic[T]):
 
     def feed(self, data: bytes) -> Iterator[T]:
         """
-        Yield what ``data`` completes.
+        Yield the events that are complete with ``data``.
 
         :raise SandboxError: what the daemon reports in the stream.
         """
@@ -75,7 +75,7 @@ class Follow(Generic[T]):
 
 class CommandFollow(Follow["Output | Gap"]):
     """
-    The output of a command that is run.
+    The stream of a command's output.
 
     :ivar result: how it ended, once it has.
     :ivar on_start: called with the execution's id when the command runs.
@@ -93,7 +93,7 @@ class CommandFollow(Follow["Output | Gap"]):
 
     @property
     def running(self) -> bool:
-        """Whether the command may run, although the connection is closed."""
+        """Whether the command may still run although the connection is closed."""
         return self.asked and not self.ended and self._request.repeatable
 
     def _take(self, event: Event) -> Iterator[Output | Gap]:
@@ -110,7 +110,7 @@ class CommandFollow(Follow["Output | Gap"]):
 
 class LogFollow(Follow["Record | Gap"]):
     """
-    The log of a process.
+    The stream of a process's log.
 
     :param tail: how many of the last records to begin with. The number of the first one is asked for once: if the
         connection broke before the first record, the last ones would be others by then.
@@ -122,7 +122,7 @@ class LogFollow(Follow["Record | Gap"]):
         self._tail = tail
 
     def prepare(self) -> Flow[None]:
-        """Find out with which record it begins."""
+        """Find out the record that the stream begins with."""
         if self._tail is not None:
             found = yield from process(self._process)
             self._beginning = {"after": max(0, found.output.records - self._tail)}
@@ -140,7 +140,7 @@ class LogFollow(Follow["Record | Gap"]):
 
 
 class ChangeFollow(Follow[Change]):
-    """The changes of a directory."""
+    """The stream of changes in a directory."""
 
     _stands = False
 
@@ -195,7 +195,7 @@ def follow_changes(
     path: str, *, recursive: bool = False, exclude: Sequence[str] = (), after: int | None = None
 ) -> ChangeFollow:
     """
-    Return the stream of what changes.
+    Return the stream of changes in a directory.
 
     :param recursive: whether what is in the directories below is meant too.
     :param exclude: patterns of what is left out.

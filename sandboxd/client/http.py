@@ -1,4 +1,4 @@
-"""What both faces share of httpx."""
+"""The use of httpx that the blocking and the asyncio client share."""
 
 from __future__ import annotations
 
@@ -63,22 +63,24 @@ def auth_headers(secret: str | None) -> dict[str, str]:
 
 
 def verify(url: str) -> ssl.SSLContext | bool:
-    """Return how the sandbox's certificate is verified. To read the authorities takes a while, so it is done once."""
+    """
+    Return the TLS verification of a sandbox's certificate. To load the authorities takes long, so it is done once.
+    """
     return httpx.create_ssl_context() if url.startswith("https:") else False
 
 
 def timeouts(seconds: float | None) -> httpx.Timeout:
-    """Return the timeouts of a request that may be silent for so long."""
+    """Return httpx's timeouts for a request that may be silent for this many seconds."""
     return httpx.Timeout(seconds, connect=CONNECT, pool=None)
 
 
 def head(response: httpx.Response) -> Response:
-    """Return the head of a reply."""
+    """Return the head of a response."""
     return Response(response.status_code, {name.lower(): value for name, value in response.headers.items()})
 
 
 def lost(error: httpx.TransportError, url: str) -> SandboxError:
-    """Return what a failure of the connection is to the caller."""
+    """Return the client's exception for a failure of the connection."""
     sent = not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout))
     what = "the connection was lost" if sent else "cannot be reached"
     if isinstance(error, httpx.ReadTimeout):

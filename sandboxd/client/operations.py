@@ -1,5 +1,5 @@
 """
-The operations of the API, each described once: what is sent, and what the reply is.
+The operations of the API, each described once for both clients: its request, and the type of its reply.
 
 Every function returns a flow; :mod:`sandboxd.client.blocking` and :mod:`sandboxd.client.asynchronous` carry them out.
 """
@@ -69,7 +69,7 @@ OPERATIONS: dict[str, tuple[Callable[..., object], object]] = {}
 
 
 def operation(name: str, reply: object = None) -> Callable[[F], F]:
-    """Enter a description into :data:`OPERATIONS`."""
+    """Return a decorator that enters an operation into :data:`OPERATIONS`."""
 
     def register(describe: F) -> F:
         OPERATIONS[name] = (describe, reply)
@@ -88,7 +88,7 @@ class Terminal(TypedDict, total=False):
 
 class CommandOptions(TypedDict, total=False):
     """
-    How a command is to run. All but ``input`` is as in the body of ``/run``, see docs/api.md.
+    The options of a command. All but ``input`` are as in the body of ``/run``, see docs/api.md.
 
     ``input``: what it reads from stdin, text or bytes.
     """
@@ -141,7 +141,7 @@ def post(path: str, body: Mapping[str, Any], **fields: Any) -> Request:
 
 
 def new_key() -> str:
-    """Return a new value for ``Idempotency-Key``, which makes a request repeatable."""
+    """Return a new ``Idempotency-Key``, with which a request can be sent again safely."""
     return str(uuid.uuid4())
 
 
@@ -158,7 +158,7 @@ def run(
     cmd: Cmd, *, check: bool = False, max_output: int | None = None, **options: Unpack[CommandOptions]
 ) -> Flow[RunResult]:
     """
-    Run a command and return its output when it has ended. It ends with the connection.
+    Run a command and return its output when it has ended. The command is killed if the connection breaks.
 
     :param check: raise CommandFailed if its code is not 0.
     :param max_output: bytes of each stream to keep, half of the beginning and half of the end.
@@ -192,7 +192,7 @@ def processes() -> Flow[list[Process]]:
 
 @operation("GET /processes/{id}", Execution)
 def process(id: str) -> Flow[Execution]:
-    """Return all about one execution."""
+    """Return the details of an execution."""
     return call(Request("GET", one(id)), Execution)
 
 
@@ -246,7 +246,7 @@ def records(
     limit: int | None = None,
 ) -> Flow[Logs]:
     """
-    Return some of an execution's log as it is now, at most 10,000 records.
+    Return records of an execution's log as it is now, at most 10,000.
 
     :param after: only what is behind the record of this number.
     :param tail: only the last so many.
@@ -324,7 +324,7 @@ def write(
     exclusive: bool = False,
 ) -> Flow[Stored]:
     """
-    Make a file, or replace one in one step.
+    Create a file, or replace one atomically.
 
     :param mode: permissions in octal, as ``"0644"``.
     :param parents: make the directories above.
@@ -352,7 +352,7 @@ def delete(path: str, *, if_match: str | None = None) -> Flow[None]:
 
 @operation("POST /delete_dir", Done)
 def delete_tree(path: str) -> Flow[None]:
-    """Remove whatever is there, as ``rm -rf`` does; nothing there is no error."""
+    """Remove a file or a directory tree, as ``rm -rf`` does; it is no error if there is none."""
     response = yield from exchange(post("/delete_dir", {"path": path}, timeout=None))
     decode(accepted(response.body), Done)
 
@@ -367,7 +367,7 @@ def make_dir(path: str) -> Flow[None]:
 @operation("GET /files/stat", FileInfo)
 def stat(path: str, *, follow: bool = False) -> Flow[FileInfo]:
     """
-    Return all about a file, a directory or a link.
+    Return the description of a file, a directory or a link.
 
     :param follow: about what a link leads to, instead of itself.
     """
@@ -375,7 +375,7 @@ def stat(path: str, *, follow: bool = False) -> Flow[FileInfo]:
 
 
 def exists(path: str) -> Flow[bool]:
-    """Return whether there is anything of that name, be it a broken link."""
+    """Return whether a path exists, also if it is a broken link."""
     try:
         yield from stat(path)
     except NotFound:
@@ -396,7 +396,7 @@ def list_page(
     after: str | None = None,
 ) -> Flow[FileList]:
     """
-    Return a page of what is in a directory.
+    Return a page of the list of a directory.
 
     :param depth: how deep to go; 1 is the directory itself.
     :param after: the ``next`` of the page before.
@@ -425,7 +425,7 @@ def list_files(
     hidden: bool = True,
 ) -> Flow[list[FileInfo]]:
     """
-    Return all that is in a directory, each directory before what is in it.
+    Return the entries of a directory, and of those below it, each directory before its own entries.
 
     :param depth: how deep to go; 1 is the directory itself.
     :param glob: what names match, or with a slash what paths from the directory do.
@@ -484,7 +484,7 @@ def grep(
     timeout: float = 10.0,
 ) -> Flow[Matches]:
     """
-    Return the lines that match a regular expression of Python, of a file or of all files below a directory.
+    Search a file, or all files below a directory, for lines that match a regular expression of Python.
 
     :param literal: whether the pattern is a text instead.
     :param glob: which files to search.
@@ -512,7 +512,7 @@ def edit(
     path: str, *edits: tuple[str, str], replace_all: bool = False, if_match: str | None = None
 ) -> Flow[EditedFile]:
     """
-    Replace texts in a file, one after another, all or none.
+    Replace texts in a file by a list of edits, all or none.
 
     :param edits: the old text and the new one. The old must be there exactly once, unless ``replace_all``.
     :param if_match: the entity tag that the file must have; else PreconditionFailed.
@@ -524,14 +524,14 @@ def edit(
 
 @operation("POST /files/move", Transferred)
 def move(source: str, to: str, *, overwrite: bool = False, parents: bool = False) -> Flow[Transferred]:
-    """Give a file or a directory another name. ``to`` is that name, not a directory to put it into."""
+    """Rename a file or a directory. ``to`` is the new path, not a directory to move it into."""
     body = {"from": source, "to": to, "overwrite": overwrite, "parents": parents}
     return call(post("/files/move", body, timeout=None, repeatable=False), Transferred)
 
 
 @operation("POST /files/copy", Transferred)
 def copy(source: str, to: str, *, overwrite: bool = False, parents: bool = False) -> Flow[Transferred]:
-    """Copy a file, a link, or a directory with all that is in it, within the sandbox."""
+    """Copy a file, a link, or a directory tree, within the sandbox."""
     body = {"from": source, "to": to, "overwrite": overwrite, "parents": parents}
     return call(post("/files/copy", body, timeout=None, repeatable=overwrite), Transferred)
 
@@ -553,7 +553,7 @@ def chmod(
 
 @operation("POST /files/append", Touched)
 def append(path: str, content: str | bytes, *, parents: bool = False) -> Flow[Touched]:
-    """Add to the end of a file, with one write; it is made if it is not there."""
+    """Append to a file with one write; create it if it does not exist."""
     body: dict[str, Any] = {"path": path, "parents": parents}
     if isinstance(content, bytes):
         body["base64"] = base64.b64encode(content).decode("ascii")
@@ -565,7 +565,7 @@ def append(path: str, content: str | bytes, *, parents: bool = False) -> Flow[To
 @operation("POST /files/touch", Touched)
 def touch(path: str, mtime: str | None = None, *, parents: bool = False) -> Flow[Touched]:
     """
-    Give a file the current time, or another; it is made if it is not there.
+    Set a file's time to now, or to another time; create it if it does not exist.
 
     :param mtime: RFC 3339.
     """
@@ -581,7 +581,7 @@ def link(
     overwrite: bool = False,
     parents: bool = False,
 ) -> Flow[Linked]:
-    """Make a link that leads to ``target``."""
+    """Make a symbolic or hard link to ``target``."""
     body = {"path": path, "target": target, "kind": kind, "overwrite": overwrite, "parents": parents}
     return call(post("/files/link", body, repeatable=overwrite), Linked)
 
@@ -591,7 +591,7 @@ def link(
 
 @operation("GET /ports", Ports)
 def ports() -> Flow[list[ListeningPort]]:
-    """Return the TCP ports that are listened on in the sandbox, the daemon's own left out."""
+    """Return the TCP ports that processes of the sandbox listen on, without the daemon's own."""
     reply = yield from call(Request("GET", "/ports"), Ports)
     return reply.ports
 
@@ -599,7 +599,7 @@ def ports() -> Flow[list[ListeningPort]]:
 @operation("POST /ports/wait", PortReadiness)
 def wait_for_port(port: int, http: str | None = None, timeout: float | None = None) -> Flow[PortReadiness]:
     """
-    Wait until anything listens on a port.
+    Wait until a process listens on a port.
 
     :param http: a path that is to answer with 2xx or 3xx.
     :param timeout: seconds after which to return in any case.
@@ -609,14 +609,14 @@ def wait_for_port(port: int, http: str | None = None, timeout: float | None = No
 
 @operation("POST /bind_port", Bound)
 def bind_port(port: int) -> Flow[None]:
-    """Let the sandbox's TCP proxy forward to a port. Conflict, if it does already."""
+    """Make the sandbox's TCP proxy forward to a port."""
     yield from call(post("/bind_port", {"port": str(port)}, repeatable=False), Bound)
 
 
 @operation("POST /unbind_port", Done)
 def unbind_port(port: int | None = None) -> Flow[None]:
     """
-    Let the TCP proxy forward nothing.
+    Make the TCP proxy forward to no port.
 
     :param port: the port that it has to forward to now; else Conflict.
     """
@@ -634,14 +634,14 @@ def port_status() -> Flow[PortStatus]:
 
 @operation("GET /health", Health)
 def health() -> Flow[Health]:
-    """Return whether the daemon answers. Needs no token."""
+    """Return the daemon's health. Needs no token."""
     return call(Request("GET", "/health", timeout=10.0), Health)
 
 
 @operation("GET /ready", Readiness)
 def ready() -> Flow[None]:
     """
-    Return once the daemon takes commands. Needs no token.
+    Wait until the daemon accepts commands. Needs no token.
 
     :raise Unavailable: if it does not for as long as the client is patient, with the reason.
     """
@@ -650,7 +650,7 @@ def ready() -> Flow[None]:
 
 @operation("GET /status", DaemonStatus)
 def status() -> Flow[DaemonStatus]:
-    """Return how the daemon is doing."""
+    """Return the daemon's version, uptime and load."""
     return call(Request("GET", "/status"), DaemonStatus)
 
 
@@ -670,7 +670,7 @@ def openapi() -> Flow[dict[str, Any]]:
 
 def accepted(body: bytes) -> bytes:
     """
-    Return the reply of a file route of the original API, which answers 200 to what the operating system refuses.
+    Return the body of a reply, or raise the error in it: file routes of the original API answer errors with 200.
 
     :raise SandboxError: if it did.
     """

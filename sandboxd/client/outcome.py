@@ -1,4 +1,4 @@
-"""How a command has ended, as a value or as an exception."""
+"""The end of a command, as a value or as an exception."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ended(complete: Complete | None) -> RunResult:
 
 def checked(result: RunResult, check: bool) -> RunResult:
     """
-    Return a result, or raise what it amounts to.
+    Return a result, or raise the exception that it stands for.
 
     :raise CommandTimeout: if the command was killed because of its ``timeout`` or ``idle_timeout``.
     :raise CommandFailed: if ``check`` and its code is not 0.

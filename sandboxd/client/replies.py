@@ -1,4 +1,4 @@
-"""What the API answers, as values. Fields that a newer daemon adds are ignored."""
+"""The replies of the API as values. Fields that a newer daemon adds are ignored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Reply(msgspec.Struct, kw_only=True):
 
 class RunResult(Reply):
     """
-    What a command has written, and how it ended.
+    The output of a command, and how it ended.
 
     :ivar code: its exit code; -1 if a signal ended it.
     :ivar signal: the signal that ended it, such as ``SIGKILL``.
@@ -42,7 +42,7 @@ class RunResult(Reply):
 
 
 class Complete(Reply):
-    """How a command ended that was followed."""
+    """How a command ended whose output was streamed."""
 
     code: int
     error: bool
@@ -55,7 +55,7 @@ class Complete(Reply):
 
 class Output(Reply):
     """
-    A line of output, or a piece of one.
+    A line of output, or a piece of a long line.
 
     :ivar data: the line without its end.
     :ivar partial: whether the line goes on in the next record of the stream.
@@ -75,7 +75,7 @@ class Output(Reply):
 
 class Record(Output, kw_only=True):
     """
-    A line of a log, and when it came.
+    A line of a log, with its number and the time of its arrival.
 
     :ivar timestamp: RFC 3339, in UTC.
     """
@@ -85,7 +85,7 @@ class Record(Output, kw_only=True):
 
 class Gap(Reply):
     """
-    So many lines of a log can no longer be had.
+    The number of lines that were dropped from the log.
 
     A command that is streamed waits for its reader as long as the connection lasts; while it is broken, the daemon
     keeps the last 10,000 lines.
@@ -103,7 +103,7 @@ class Started(Reply):
 
 
 class Process(Started, kw_only=True):
-    """A background process, as the list of them shows it."""
+    """A background process, as the list shows it."""
 
     command: str
     started_at: str
@@ -136,7 +136,7 @@ class TerminalSize(Reply):
 
 
 class Execution(Reply):
-    """All about one execution, in the foreground or in the background."""
+    """The details of an execution, in the foreground or in the background."""
 
     id: str
     pid: int
@@ -164,7 +164,7 @@ class Execution(Reply):
 
 class Awaited(Execution, kw_only=True):
     """
-    An execution, and why waiting for it is over.
+    The details of an execution when a wait is over, and why it is over.
 
     :ivar seq: the number of the record that has the text waited for.
     :ivar line: the line that has it.
@@ -185,14 +185,14 @@ class Logs(Reply):
 
 
 class Done(Reply):
-    """It was done."""
+    """The reply to an operation that has succeeded."""
 
     success: bool = True
     message: str = ""
 
 
 class StdinWritten(Reply):
-    """The command's stdin has taken the bytes."""
+    """The number of bytes that stdin has taken."""
 
     success: bool
     bytes: int
@@ -200,7 +200,7 @@ class StdinWritten(Reply):
 
 class FileInfo(Reply):
     """
-    A file, a directory or a link.
+    The description of a file, a directory or a link.
 
     :ivar path: as it was asked for; in a list, relative to the directory that is listed.
     :ivar mode: permissions in octal, four digits.
@@ -252,7 +252,7 @@ class FoundList(Reply):
 
 class Match(Reply):
     """
-    A line that matches an expression.
+    A line that matches a search.
 
     :ivar cut: how many of its characters come before ``text``.
     """
@@ -267,7 +267,7 @@ class Match(Reply):
 
 
 class Matches(Reply):
-    """What was found, and how much was not searched."""
+    """The matches of a search, and what was not searched."""
 
     path: str
     matches: list[Match]
@@ -281,7 +281,7 @@ class Matches(Reply):
 
 class Lines(Reply):
     """
-    Some lines of a text file.
+    A range of a text file's lines.
 
     :ivar offset: the number of the first one, from 1.
     :ivar lines: how many there are in ``content``.
@@ -303,7 +303,7 @@ class Stored(Reply):
 
 
 class Touched(Reply):
-    """A file as it is now."""
+    """A file after the operation."""
 
     path: str
     size: int
@@ -311,7 +311,7 @@ class Touched(Reply):
 
 
 class EditedPlace(Reply):
-    """What became of one edit."""
+    """The result of one edit."""
 
     replaced: int
     lines: list[int]
@@ -330,7 +330,7 @@ class Deleted(Reply):
 
 
 class Transferred(Reply, rename={"from_": "from"}):
-    """What was moved or copied."""
+    """The result of a move or a copy."""
 
     from_: str
     to: str
@@ -341,7 +341,7 @@ class Transferred(Reply, rename={"from_": "from"}):
 
 
 class PermissionsChanged(Reply):
-    """How many files were changed."""
+    """The number of files that were changed."""
 
     path: str
     changed: int
@@ -356,7 +356,7 @@ class Linked(Reply):
 
 
 class Unpacked(Reply):
-    """An archive that was unpacked on the sandbox."""
+    """The result of unpacking an archive in the sandbox."""
 
     path: str
     entries: int
@@ -367,7 +367,7 @@ class Unpacked(Reply):
 
 class Change(Reply, rename={"from_": "from"}):
     """
-    Something has changed on the file system.
+    A change on the file system.
 
     :ivar event: ``ready`` (the watch stands), ``created``, ``modified``, ``deleted``, ``moved``, ``overflow`` (look at
         all below ``path`` anew), ``gap`` (``dropped`` changes are lost: look at all anew) or ``end``.
@@ -387,7 +387,7 @@ class Change(Reply, rename={"from_": "from"}):
 
 
 class Bound(Reply):
-    """The proxy forwards to this port."""
+    """The port that the proxy forwards to."""
 
     success: bool
     message: str
@@ -396,7 +396,7 @@ class Bound(Reply):
 
 class PortStatus(Reply):
     """
-    The proxy's target.
+    The port that the proxy forwards to, if any.
 
     :ivar port: empty if none is bound.
     """
@@ -407,7 +407,7 @@ class PortStatus(Reply):
 
 
 class ListeningPort(Reply):
-    """A TCP port of the sandbox that a process listens on."""
+    """A TCP port that a process of the sandbox listens on."""
 
     port: int
     addresses: list[str]
@@ -417,7 +417,7 @@ class ListeningPort(Reply):
 
 
 class Ports(Reply):
-    """The TCP ports that are listened on."""
+    """The TCP ports that processes listen on."""
 
     ports: list[ListeningPort]
 
@@ -430,7 +430,7 @@ class PortReadiness(Reply):
 
 
 class Health(Reply):
-    """The daemon answers."""
+    """The reply of a daemon that answers."""
 
     status: str
     version: str = ""
@@ -439,14 +439,14 @@ class Health(Reply):
 
 
 class Readiness(Reply):
-    """Whether the daemon would take a command now."""
+    """Whether the daemon would run a command now."""
 
     ready: bool
 
 
 class DaemonStatus(Reply):
     """
-    How the daemon is doing.
+    The daemon's version, uptime and load.
 
     :ivar idle: seconds since it was last used; 0 while anything runs.
     :ivar longest_stall: seconds by which it was late, at most.
@@ -464,7 +464,7 @@ class DaemonStatus(Reply):
 
 
 class Sample(Reply):
-    """A value of a metric."""
+    """One value of a metric."""
 
     name: str
     labels: dict[str, str]
@@ -472,7 +472,7 @@ class Sample(Reply):
 
 
 class Metric(Reply):
-    """A metric, as Prometheus has it."""
+    """A metric, in Prometheus' data model."""
 
     name: str
     type: str
@@ -488,7 +488,7 @@ class MetricsReply(Reply):
 
 def decode(body: bytes | str, type: type[T], **more: object) -> T:
     """
-    Return a JSON text as a value.
+    Decode a JSON text as a value.
 
     :param more: further fields of the value, which the text does not have.
     :raise ProtocolError: if it is not JSON, or not of that type.
@@ -503,7 +503,7 @@ def decode(body: bytes | str, type: type[T], **more: object) -> T:
 
 def fields(body: bytes) -> dict[str, Any]:
     """
-    Return a reply as it came.
+    Return the fields of a reply as they were sent.
 
     :raise ProtocolError: if it is not a JSON object.
     """

@@ -1,4 +1,4 @@
-"""WebSockets for synchronous code: attachments, tunnels, and ports that are forwarded."""
+"""The WebSockets of the blocking client: attachments, tunnels and forwarded ports."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Sandbox(Protocol):
 @contextmanager
 def opened(sandbox: Sandbox, path: str, subprotocol: str) -> Iterator[ClientConnection]:
     """
-    Give a WebSocket to the ``with`` statement.
+    Open a WebSocket, and close it at the end of the ``with`` statement.
 
     :raise SandboxError: if it cannot be opened, or breaks.
     """
@@ -63,7 +63,7 @@ def opened(sandbox: Sandbox, path: str, subprotocol: str) -> Iterator[ClientConn
 
 class Attachment:
     """
-    An attachment to a process: iterate over it for its output, and write to it from another thread or in between.
+    An attachment to a process: iterate over it for output, and write to it from another thread or in between.
 
     It reconnects by itself. Closing it does not end the process.
     """
@@ -81,16 +81,16 @@ class Attachment:
         return self._attaching.exit_code
 
     def write(self, data: bytes) -> None:
-        """Write to the stdin of the process. The output has to be iterated over by another thread, or have begun."""
+        """Write to the process's stdin. The iteration over the output must have begun, or run in another thread."""
         for message in input_messages(data):
             self._send(message)
 
     def close_stdin(self) -> None:
-        """End the stdin of the process."""
+        """Close the process's stdin."""
         self._send(END_OF_INPUT)
 
     def resize(self, cols: int, rows: int) -> None:
-        """Set the size of its terminal, in characters."""
+        """Set the size of the process's terminal, in characters."""
         self._attaching.size = (cols, rows)
         if self._socket is not None:
             self._send(resize_message(cols, rows))
@@ -120,7 +120,7 @@ class Attachment:
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection; the process runs on."""
         self._events.close()
 
     def _set(self, socket: ClientConnection | None) -> None:
@@ -180,14 +180,14 @@ class Tunnel:
 
 @contextmanager
 def tunnel(sandbox: Sandbox, port: int) -> Iterator[Tunnel]:
-    """Give a connection to a port of the sandbox to the ``with`` statement."""
+    """Open a connection to a port of the sandbox, and close it at the end of the ``with`` statement."""
     with opened(sandbox, tunnel_path(port), BYTES) as socket:
         yield Tunnel(sandbox, socket)
 
 
 class Forward:
     """
-    A local port that leads to one of the sandbox, in a thread with an event loop.
+    A local port that is forwarded to a port of the sandbox, by a thread with an event loop.
 
     :ivar port: the local one.
     """

@@ -1,4 +1,6 @@
-"""Server-Sent Events (WHATWG HTML, section 9.2): a parser that is fed bytes. Lines end with LF, as the daemon's do."""
+"""
+A parser of Server-Sent Events (WHATWG HTML, section 9.2) that is fed bytes. Lines end with LF, as the daemon's do.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ class Event(NamedTuple):
 
 class EventParser:
     """
-    Makes events of the bytes of a stream, however they are cut.
+    A parser of the bytes of a stream, in pieces of any size.
 
     :ivar last_id: the id to resume behind.
     """
@@ -47,5 +49,5 @@ class EventParser:
                 yield Event(name, "\n".join(texts), self.last_id)
 
     def restart(self) -> None:
-        """Forget an incomplete event: the stream begins anew behind the last complete one."""
+        """Forget an incomplete event, as the stream begins again after the last complete one."""
         self._rest = b""

@@ -1,5 +1,5 @@
 """
-Files of any size, up and down, with flat memory; what breaks off is resumed.
+Uploads and downloads of files of any size with constant memory; one that is interrupted is resumed.
 
 A large upload goes to a name of its own beside the target (``PUT /files`` with ``offset``) and is moved into place in
 the end, so that others see the old file or the new one. A download goes to such a name on this side. Both names depend
@@ -40,7 +40,7 @@ Sink = str | os.PathLike[str] | IO[bytes]
 
 class Counter:
     """
-    Counts the bytes of a transfer, and reports them.
+    A counter of a transfer's bytes, which reports progress.
 
     :ivar done: how many have been moved.
     """
@@ -59,7 +59,7 @@ class Counter:
 
 
 def pieces(file: IO[bytes], count: Counter) -> Iterator[bytes]:
-    """Yield what is in a file, in pieces."""
+    """Yield the contents of a file in pieces."""
     while data := file.read(PIECE):
         yield count.add(data)
 
@@ -75,7 +75,7 @@ def upload(
     progress: Progress | None = None,
 ) -> Flow[Stored]:
     """
-    Make a file of the sandbox, or replace one, in one step once all has arrived.
+    Create a file in the sandbox, or replace one atomically, from a local file or other data.
 
     A broken upload is resumed if ``source`` is a path, and begun anew if it is bytes; else SandboxGone is raised.
 
@@ -196,7 +196,7 @@ def _size(path: str) -> Flow[int]:
 
 
 def _move_into_place(part: str, path: str) -> Flow[None]:
-    """Move a file; once, though the answer be lost."""
+    """Rename a file; once, even if the reply is lost."""
     while True:
         try:
             yield from move(part, path, overwrite=True)
@@ -211,14 +211,14 @@ def _move_into_place(part: str, path: str) -> Flow[None]:
 
 @operation("HEAD /files")
 def head(path: str) -> Flow[Response]:
-    """Return the head of the reply to a download: its length, date and entity tag."""
+    """Return length, date and entity tag from the head of a download's reply."""
     return exchange(Request("HEAD", target("/files", path=path)))
 
 
 @operation("GET /files")
 def download(path: str, sink: Sink, *, progress: Progress | None = None) -> Flow[int]:
     """
-    Copy a file of the sandbox to this side; return its size.
+    Download a file of the sandbox; return its size.
 
     A broken download is resumed if the file is still the same. If it is not, it begins anew if ``sink`` is a path;
     else PreconditionFailed is raised.
@@ -309,7 +309,7 @@ class _Fetching:
 
 class _PartFile:
     """
-    A local file that is not complete, beside the one that it will be.
+    The local file of an incomplete download, beside its destination.
 
     :param path: the file of the sandbox.
     """
@@ -322,11 +322,11 @@ class _PartFile:
         self.etag = ""
 
     def is_there(self) -> bool:
-        """Return whether an earlier download was ended before it was complete."""
+        """Return whether an earlier download was interrupted."""
         return any(self._target.parent.glob(f"{self._prefix}*.part"))
 
     def resume(self, etag: str) -> int:
-        """Open what there is of a version, if anything, and return its size."""
+        """Open the part that exists of a version of the file, if any, and return its size."""
         path = self._name(etag)
         if not etag or not path.exists():
             return 0
@@ -335,7 +335,7 @@ class _PartFile:
         return self._file.tell()
 
     def begin(self, etag: str) -> None:
-        """Begin with a version."""
+        """Start a new file for a version."""
         self.close()
         for old in self._target.parent.glob(f"{self._prefix}*.part"):
             old.unlink(missing_ok=True)
@@ -343,12 +343,12 @@ class _PartFile:
         self._file = self._path.open("wb")
 
     def write(self, data: bytes) -> None:
-        """Add to it."""
+        """Append data."""
         assert self._file is not None
         self._file.write(data)
 
     def commit(self) -> None:
-        """Give it its name."""
+        """Rename the file to its destination."""
         assert self._file is not None
         assert self._path is not None
         self.close()
@@ -359,7 +359,7 @@ class _PartFile:
         self._path = None
 
     def close(self) -> None:
-        """Close it; what is there stays, to be resumed."""
+        """Close the file; what it has stays, to be resumed."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -369,5 +369,5 @@ class _PartFile:
 
 
 def _digest(*texts: str) -> str:
-    """Return a short name for some texts, for the length of a file's name is limited."""
+    """Return a short name made from texts, as the length of a file's name is limited."""
     return hashlib.sha256(os.fsencode("\0".join(texts))).hexdigest()[:16]

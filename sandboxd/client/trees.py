@@ -1,4 +1,6 @@
-"""Whole trees of files in one request, as tar, made and unpacked while it is on its way."""
+"""
+Uploads and downloads of directory trees in one request, as tar archives that are made and unpacked while they are sent.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ WAITING = 16
 
 class Downloaded(msgspec.Struct, frozen=True):
     """
-    A tree that was copied to this side.
+    The result of a tree's download.
 
     :ivar entries: files, directories and links that are there now.
     :ivar bytes: bytes of the files.
@@ -50,7 +52,7 @@ def upload_tree(
     progress: Progress | None = None,
 ) -> Flow[Unpacked]:
     """
-    Copy what is in a local directory into one of the sandbox, which is made if need be.
+    Upload the contents of a local directory into a directory of the sandbox, which is made if necessary.
 
     Files that are there are replaced, each in one step; others stay. If the connection breaks, it begins anew.
 
@@ -65,7 +67,7 @@ def upload_entries(
     top: Path, entries: Sequence[tuple[str, os.stat_result]], path: str, progress: Progress | None = None
 ) -> Flow[Unpacked]:
     """
-    Copy some files, directories and links below a local directory into one of the sandbox.
+    Upload some entries of a local directory into a directory of the sandbox.
 
     :param entries: names relative to ``top``, each directory before what is in it.
     """
@@ -90,7 +92,7 @@ def download_tree(
     progress: Progress | None = None,
 ) -> Flow[Downloaded]:
     """
-    Copy what is in a directory of the sandbox into a local one, which is made if need be.
+    Download the contents of a directory of the sandbox into a local directory, which is made if necessary.
 
     Nothing is written outside of it, whatever the sandbox sends. If the connection breaks, it begins anew.
 
@@ -124,7 +126,7 @@ def download_tree(
 
 
 def walk(top: Path, exclude: Sequence[str] = ()) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the files, directories and links below a directory: their names relative to it, and their status."""
+    """Yield the files, directories and links below a directory, by their relative names, with their stat."""
     waiting = [""]
     while waiting:
         directory = waiting.pop()
@@ -139,13 +141,13 @@ def walk(top: Path, exclude: Sequence[str] = ()) -> Iterator[tuple[str, os.stat_
 
 
 def excluded(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether a pattern matches: the last part of a name, or with a slash all of it."""
+    """Return whether a pattern matches a name: its last part or, if the pattern has a slash, all of it."""
     base = os.path.basename(name)
     return any(fnmatchcase(name if "/" in pattern else base, pattern.strip("/")) for pattern in patterns)
 
 
 def pack(top: Path, entries: Sequence[tuple[str, os.stat_result]]) -> Iterator[bytes]:
-    """Yield a tar archive. A file that changes its size meanwhile is cut, or filled with zeros."""
+    """Yield a tar archive in pieces. A file that changes its size meanwhile is cut, or filled up with zeros."""
     archive = tarfile.TarFile(fileobj=io.BytesIO(), mode="w", format=tarfile.PAX_FORMAT)
     small: list[bytes] = []
     waiting = 0
@@ -188,7 +190,8 @@ def _size(info: os.stat_result) -> int:
 
 class Unpacking:
     """
-    Unpacks an archive that arrives in pieces, in a thread of its own, for tarfile reads where we are written to.
+    The unpacking of an archive that arrives in pieces, in a thread of its own, as tarfile reads where this is written
+    to.
 
     :param top: the directory to unpack into.
     """
@@ -207,7 +210,7 @@ class Unpacking:
 
     def write(self, data: bytes) -> None:
         """
-        Take a piece; wait while many are not unpacked.
+        Add a piece; wait while many pieces are not unpacked.
 
         :raise Exception: why it cannot be unpacked.
         """
@@ -217,7 +220,7 @@ class Unpacking:
 
     def finish(self) -> Downloaded:
         """
-        Return what is there once all is.
+        Wait until all is unpacked, and return the result.
 
         :raise Exception: why it cannot be unpacked.
         """
@@ -228,7 +231,7 @@ class Unpacking:
         return Downloaded(self._entries, self._bytes, self._skipped)
 
     def cancel(self) -> None:
-        """There will be no more; what was unpacked stays."""
+        """End without the rest of the archive; what was unpacked stays."""
         self._put(None)
 
     def _put(self, data: bytes | None) -> None:
@@ -240,7 +243,7 @@ class Unpacking:
                 continue
 
     def read(self, size: int) -> bytes:
-        """Return bytes of the archive: what tarfile calls."""
+        """Return bytes of the archive. Called by tarfile."""
         while len(self._rest) < size and not self._ended:
             piece = self._pieces.get()
             if piece is None:
@@ -278,7 +281,7 @@ class Unpacking:
 
 class _Tree:
     """
-    A local directory that members of an archive are put into, none outside of it.
+    The local directory that an archive is unpacked into; no member gets out of it.
 
     Symbolic links are made when all else is there, so that nothing is written through one of the archive, and only such
     as lead to a place within. What an older download may have left is looked at before a directory is written into.
@@ -294,7 +297,7 @@ class _Tree:
         self.links: list[tuple[tuple[str, ...], str]] = []
 
     def add(self, member: tarfile.TarInfo, contents: IO[bytes] | None) -> bool:
-        """Put a member into the tree. Return False if it is left out."""
+        """Unpack a member. Return False if it is left out."""
         parts = _parts(member.name)
         if parts is None:
             return False
@@ -368,7 +371,7 @@ class _Tree:
 
 
 def _mtime(member: tarfile.TarInfo) -> int:
-    """Return when a member was changed, in nanoseconds."""
+    """Return the modification time of a member, in nanoseconds."""
     text = member.pax_headers.get("mtime", "")
     try:
         return int(Decimal(text) * 10**9)
@@ -377,6 +380,6 @@ def _mtime(member: tarfile.TarInfo) -> int:
 
 
 def _parts(name: str) -> tuple[str, ...] | None:
-    """Return a member's name in parts; None if it leads out."""
+    """Split a member's name at its slashes; return None if it leads out of the directory."""
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     return None if ".." in parts or name.startswith("/") else parts

@@ -1,4 +1,4 @@
-"""What both faces share of the WebSockets' library."""
+"""The use of the ``websockets`` library that the blocking and the asyncio client share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAILURES = (OSError, TimeoutError, EOFError, WebSocketException)
 
 
 def arguments(url: str, path: str, headers: dict[str, str], subprotocol: str) -> dict[str, Any]:
-    """Return the arguments of ``connect``."""
+    """Return the arguments of the library's ``connect``."""
     return {
         "uri": f"ws{url.removeprefix('http')}{path}",
         "additional_headers": {name: value for name, value in headers.items() if name == "Authorization"},
@@ -29,7 +29,7 @@ def arguments(url: str, path: str, headers: dict[str, str], subprotocol: str) ->
 
 
 def failure(error: BaseException, url: str) -> SandboxError:
-    """Return what a failure is to the caller."""
+    """Return the client's exception for a failure of a WebSocket."""
     if isinstance(error, InvalidStatus):
         return error_of(error.response.status_code, bytes(error.response.body or b""))
     if isinstance(error, ConnectionClosed):

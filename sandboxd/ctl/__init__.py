@@ -1,1 +1,3 @@
-"""``sandboxctl``: the API for people. The module of a command is imported when it is called, so that it starts fast."""
+"""
+``sandboxctl``, the command line of the API. The module of a command is imported when it is called, for a fast start.
+"""

@@ -1,4 +1,4 @@
-"""``python -m sandboxd.ctl``."""
+"""The entry point of ``python -m sandboxd.ctl``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``completion``: for bash, zsh and fish."""
+"""The command ``completion``, for bash, zsh and fish."""
 
 from __future__ import annotations
 

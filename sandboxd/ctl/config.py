@@ -1,4 +1,4 @@
-"""Which sandbox is meant: options, the environment, or a context from the user's configuration."""
+"""The configuration of ``sandboxctl``: which sandbox to use, from options, the environment or the user's contexts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 @dataclass(frozen=True)
 class Target:
     """
-    A sandbox and its token.
+    The address of a sandbox, and its token.
 
     :ivar origin: where the URL is from, for error messages.
     """
@@ -25,7 +25,7 @@ class Target:
 
 
 def config_path() -> Path:
-    """Return the file that holds the contexts."""
+    """Return the path of the file that holds the contexts."""
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Path(base) / "sandboxctl/contexts.json"
 
@@ -49,7 +49,7 @@ def load_contexts() -> dict[str, Any]:
 
 
 def save_contexts(contexts: dict[str, Any]) -> None:
-    """Write the contexts in one step, for the user's eyes only."""
+    """Write the contexts atomically, with mode 0600."""
     path = config_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_suffix(f".{os.getpid()}")
@@ -73,7 +73,7 @@ def read_secret(path: str) -> str:
 
 def find_target(url: str | None, secret_file: str | None, context: str | None) -> Target:
     """
-    Return which sandbox is meant.
+    Return the sandbox that the options, the environment or the contexts select.
 
     An option wins over the environment, and that over the current context. A secret from the environment is not sent to
     the URL of a context, nor the other way round, unless an option says so.
@@ -101,7 +101,7 @@ def find_target(url: str | None, secret_file: str | None, context: str | None) -
 
 
 def use_colours(is_terminal: bool) -> bool:
-    """Return whether to colour what is printed: on a terminal, unless ``NO_COLOR`` (no-color.org) is set."""
+    """Return whether to colour the output: on a terminal, unless ``NO_COLOR`` (no-color.org) is set."""
     return is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -111,5 +111,5 @@ def editor() -> str:
 
 
 def variable(name: str) -> str | None:
-    """Return a variable of the environment."""
+    """Return the value of an environment variable."""
     return os.environ.get(name)

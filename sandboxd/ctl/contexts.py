@@ -1,4 +1,4 @@
-"""``context``: the addresses of several sandboxes."""
+"""The command ``context``: the addresses of several sandboxes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cp``: files and directories, to, from and within the sandbox."""
+"""The command ``cp``: copies of files and directories to, from and within the sandbox."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def cp(session: Session, source: str, destination: str, exclude: tuple[str, ...]
 
 
 def _into(sandbox: Sandbox, source: str, destination: str) -> str:
-    """Return the path that a copy gets: below ``destination`` if that is a directory."""
+    """Return the path of a copy: below ``destination`` if that is a directory."""
     from sandboxd.client import NotFound
 
     destination = destination or "."

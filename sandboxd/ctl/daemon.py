@@ -1,4 +1,4 @@
-"""``health`` and ``top``."""
+"""The commands ``health`` and ``top``."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def top(session: Session, once: bool, as_json: bool) -> None:
 
 
 class Picture:
-    """What ``top`` shows. Rates are those since the picture before."""
+    """One screen of ``top``. Rates are since the screen before."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._before: dict[str, float] = {}
 
     def numbers(self) -> dict[str, Any]:
-        """Return all that is shown, as numbers."""
+        """Return all values of the screen."""
         import msgspec
 
         values: dict[str, float] = {}
@@ -76,7 +76,7 @@ class Picture:
         return {**msgspec.to_builtins(self._session.sandbox.status()), "metrics": values}
 
     def text(self) -> str:
-        """Return the picture."""
+        """Return the text of the screen."""
         import time
 
         from sandboxd.ctl.processes import process_table

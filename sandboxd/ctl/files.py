@@ -1,4 +1,4 @@
-"""``ls``, ``cat`` and ``edit``."""
+"""The commands ``ls``, ``cat`` and ``edit``."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ LETTERS = {"dir": "d", "link": "l", "fifo": "p", "socket": "s", "char": "c", "bl
 
 
 def remote(path: str) -> str:
-    """Return a path of the sandbox without the colon that it may be given with."""
+    """Return a path of the sandbox without its leading colon, if it has one."""
     return path.removeprefix(":") or "."
 
 
 def shown(info: FileInfo) -> str:
-    """Return a name as it is listed."""
+    """Return a name as a list shows it."""
     return colour(printable(info.path), TYPES.get(info.type)) + ("/" if info.type == "dir" else "")
 
 

@@ -1,4 +1,4 @@
-"""The entry point: global options, the commands by name, and what errors look like."""
+"""The entry point: global options, the commands by name, and the printing of errors."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """A group whose commands are imported when they are needed."""
+    """A click group whose commands are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names."""
+        """Return the names of all commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -79,7 +79,7 @@ def cli(ctx: click.Context, url: str | None, secret_file: str | None, context: s
 
 
 def hint(error: Exception, target: Target) -> str:
-    """Return what to do about an error, or an empty text."""
+    """Return advice for an error, or an empty text."""
     name = type(error).__name__
     where = f" ({target.url}, from {target.origin})"
     return {
@@ -125,5 +125,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def script() -> None:
-    """Run the command line, as the program ``sandboxctl``."""
+    """Run the command line as the program ``sandboxctl``."""
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""What is printed: tables, JSON, sizes and times."""
+"""The output of commands: tables, JSON, sizes and times."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def print_json(value: Any) -> None:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """
-    Return a table in text. The last column is not filled up.
+    Return a text table. The last column is not padded.
 
     :param right: the columns that are aligned to the right.
     """
@@ -56,7 +56,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[i
 
 
 def age(since: str, until: str | None = None) -> str:
-    """Return how long ago a time (RFC 3339) was, or how long it was until another: ``3m12s``."""
+    """Return the time since a timestamp (RFC 3339), or between two of them: ``3m12s``."""
     seconds = int((parse_time(until) if until else time.time()) - parse_time(since))
     for size, name, below, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
         if seconds >= size:
@@ -65,14 +65,14 @@ def age(since: str, until: str | None = None) -> str:
 
 
 def parse_time(text: str) -> float:
-    """Return a time (RFC 3339, UTC) in seconds since the epoch."""
+    """Return a timestamp (RFC 3339, UTC) in seconds since the epoch."""
     whole, _, fraction = text.removesuffix("Z").partition(".")
     seconds = datetime.fromisoformat(whole).replace(tzinfo=timezone.utc).timestamp()
     return seconds + float(f"0.{fraction or 0}")
 
 
 def size(count: float) -> str:
-    """Return a number of bytes for people: ``1.5M``."""
+    """Format a number of bytes for people: ``1.5M``."""
     for unit in ("", "K", "M", "G", "T"):
         if count < 1024 or unit == "T":
             return f"{count:.0f}{unit}" if unit == "" or count >= 100 else f"{count:.1f}{unit}"
@@ -81,14 +81,14 @@ def size(count: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text that cannot steer the terminal: control characters and bytes that are not UTF-8 are escaped."""
+    """Return text that cannot control the terminal: control characters and bytes that are not UTF-8 are escaped."""
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode("ascii") for each in text
     )
 
 
 def write_text(text: str, error: bool = False) -> None:
-    """Write the output of a command as it is, at once."""
+    """Write the output of a command unchanged, and flush."""
     stream = (sys.stderr if error else sys.stdout).buffer
     stream.write(text.encode("utf-8", "surrogateescape"))
     stream.flush()

@@ -1,4 +1,4 @@
-"""``ports``, ``bind`` and ``port-forward``."""
+"""The commands ``ports``, ``bind`` and ``port-forward``."""
 
 from __future__ import annotations
 

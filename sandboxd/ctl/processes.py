@@ -1,4 +1,4 @@
-"""``ps``, ``logs``, ``wait`` and ``kill``: background processes."""
+"""The commands ``ps``, ``logs``, ``wait`` and ``kill``, for background processes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SHORT = 8
 
 
 class Id(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.4
-    """An id, or a prefix of one."""
+    """The click type of a process id, or a prefix of one."""
 
     name = "id"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the ids of the processes that there are."""
+        """Return the ids of the background processes."""
         from click.shell_completion import CompletionItem
 
         session = ctx.ensure_object(Session)
@@ -40,7 +40,7 @@ class Id(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic si
 
 def full_id(sandbox: Sandbox, prefix: str) -> str:
     """
-    Return the id that begins so.
+    Return the only id with a prefix.
 
     :raise ClickException: if there is none, or more than one.
     """

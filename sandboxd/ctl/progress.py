@@ -1,4 +1,4 @@
-"""A bar for what takes a while."""
+"""A progress bar for transfers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DELAY = 0.5
 
 
 class Bar:
-    """Shows how far a transfer is, once it has taken a moment."""
+    """A progress bar, shown once the transfer has run for :data:`DELAY` seconds."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -28,7 +28,7 @@ class Bar:
         self._bars: Bars | None = None
 
     def __call__(self, done: int, total: int | None) -> None:
-        """Take the bytes that have been moved, and those there are."""
+        """Show the number of bytes transferred, and the total."""
         if self._bars is None:
             if time.monotonic() - self._since < DELAY:
                 return
@@ -53,14 +53,14 @@ class Bar:
         return bars
 
     def close(self) -> None:
-        """Leave it as it is."""
+        """Stop updating the bar; its last state stays on the screen."""
         if self._bars is not None:
             self._bars.stop()
 
 
 @contextmanager
 def bar(title: str, quiet: bool = False) -> Iterator[Progress | None]:
-    """Give a bar to the ``with`` statement; None if standard error is no terminal, or it is to be quiet."""
+    """Give a progress bar to the ``with`` statement; None if standard error is no terminal, or ``quiet`` is true."""
     if quiet or not sys.stderr.isatty():
         yield None
         return

@@ -1,4 +1,4 @@
-"""``run`` and ``start``."""
+"""The commands ``run`` and ``start``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TIMED_OUT = 124
 
 
 def command_options(function: F) -> F:
-    """Add the options of a command that is to run."""
+    """Add the options of a command that is to be run."""
     decorators = (
         click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED),
         click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Set a variable; NAME alone: as here."),
@@ -77,7 +77,7 @@ def options(env: Sequence[str], cwd: str | None, timeout: float | None, user: st
 
 
 def exit_code(result: Complete) -> int:
-    """Return the exit code that stands for a command's end."""
+    """Return the exit code of ``sandboxctl`` for the end of a command."""
     if result.timed_out or result.idle_timed_out:
         return TIMED_OUT
     if result.signal is not None:
@@ -87,7 +87,8 @@ def exit_code(result: Complete) -> int:
 
 class Interrupts:
     """
-    Passes Ctrl-C and its like on to a command: its own time to end, then the end.
+    The handling of Ctrl-C and its like: the signal is passed on to the command, which is killed if it does not end in
+    time.
 
     A second one raises KeyboardInterrupt, as does one before the command runs.
     """
@@ -99,7 +100,7 @@ class Interrupts:
         self._before: dict[int, Any] = {}
 
     def started(self, id: str) -> None:
-        """Take the id of the command, which runs."""
+        """Take the id of the command, as it runs."""
         self._id = id
 
     def __enter__(self) -> None:

@@ -1,4 +1,4 @@
-"""What is shown on a terminal again and again."""
+"""A text on the terminal that is shown again and again, such as that of ``top``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def height() -> int:
 
 def repeat(picture: Callable[[], str], interval: float = INTERVAL) -> None:
     """
-    Show a text anew each ``interval`` seconds, until Ctrl-C.
+    Show a text, made again every ``interval`` seconds, until Ctrl-C.
 
     On a terminal it takes the place of the one before, line by line, so that nothing flickers; lines that do not fit
     are left out. Elsewhere each is printed below the one before.

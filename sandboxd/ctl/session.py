@@ -1,4 +1,4 @@
-"""What the commands share: the sandbox that is meant, and how an error is printed."""
+"""The session of one command line: the selected sandbox, its clients, and the printing of errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 class Session:
     """
-    What the global options say.
+    The global options of a command line, and what is made from them.
 
     :ivar patience: seconds for which a connection that is lost or refused is tried again.
     """
@@ -27,24 +27,24 @@ class Session:
         self.patience = 10.0
 
     def choose(self, url: str | None, secret_file: str | None, context: str | None) -> None:
-        """Take the options that say which sandbox is meant."""
+        """Take the options that select a sandbox."""
         self._options = (url, secret_file, context)
 
     @cached_property
     def target(self) -> Target:
-        """Which sandbox is meant."""
+        """The selected sandbox."""
         return find_target(*self._options)
 
     @cached_property
     def sandbox(self) -> Sandbox:
-        """The sandbox, for commands that block."""
+        """The blocking client of the sandbox."""
         from sandboxd.client import Sandbox
 
         with self._bad_values():
             return Sandbox(self.target.url, self.target.secret, patience=self.patience)
 
     def asynchronous(self) -> AsyncSandbox:
-        """Return the sandbox, for commands that wait for several things."""
+        """Return the asyncio client of the sandbox, for commands that wait for several things at once."""
         from sandboxd.client import AsyncSandbox
 
         with self._bad_values():

@@ -1,4 +1,4 @@
-"""``sync``: upload what differs."""
+"""The command ``sync``: upload the files that differ."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def sync(
 
 
 def _look(top: Path, exclude: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
-    """Return what would make a local file, directory or link another, by its name."""
+    """Return mode, size and time of each local file, directory and link, by name; a change of any changes them."""
     return {name: _version(info) for name, info in _walk(top, exclude).items()}
 
 
@@ -76,7 +76,7 @@ def _version(info: os.stat_result) -> tuple[int, int, int]:
 def _send(
     sandbox: Sandbox, top: Path, path: str, exclude: tuple[str, ...], delete: bool, quiet: bool
 ) -> dict[str, tuple[int, int, int]]:
-    """Upload what differs, and return what there was here."""
+    """Upload the entries that differ, and return what :func:`_look` returns, as of now."""
     from sandboxd.client import NotFound
 
     local = _walk(top, exclude)
@@ -105,7 +105,7 @@ def _send(
 
 
 def _same(place: Path, info: os.stat_result, there: FileInfo | None) -> bool:
-    """Return whether a local file and a remote one are the same, as far as can be told without reading them."""
+    """Return whether a local file and a remote one seem to be the same, without reading them."""
     if there is None:
         return False
     mode = modes.S_IMODE(info.st_mode) & 0o777
@@ -124,7 +124,7 @@ def _same(place: Path, info: os.stat_result, there: FileInfo | None) -> bool:
 
 
 def nanoseconds(text: str) -> int:
-    """Return a time (RFC 3339, UTC) in nanoseconds since the epoch."""
+    """Return a timestamp (RFC 3339, UTC) in nanoseconds since the epoch."""
     from datetime import datetime, timezone
 
     whole, _, fraction = text.removesuffix("Z").partition(".")

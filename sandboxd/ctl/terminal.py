@@ -1,4 +1,4 @@
-"""``shell`` and ``attach``: this terminal as that of a process of the sandbox."""
+"""The commands ``shell`` and ``attach``: connect this terminal to a process of the sandbox."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HELP = b"\r\n~.  leave; the process goes on\r\n~~  send a tilde\r\n~?  this help
 
 
 class Escapes:
-    """Finds what is meant for sandboxctl in what is typed: a tilde at the beginning of a line, as in ssh(1)."""
+    """The parser of escapes in what is typed: a tilde at the beginning of a line, as in ssh(1)."""
 
     def __init__(self) -> None:
         self._at_start = True
@@ -36,7 +36,7 @@ class Escapes:
         self.help = False
 
     def feed(self, data: bytes) -> bytes:
-        """Return what is to be sent. Sets ``left`` if it is over, ``help`` if help is asked for."""
+        """Return the bytes to send. Sets ``left`` if the user leaves, ``help`` if help is asked for."""
         out = bytearray()
         for byte in data:
             if self._tilde:
@@ -59,7 +59,7 @@ class Escapes:
 
 @contextmanager
 def raw() -> Iterator[None]:
-    """Put the terminal into raw mode, and back."""
+    """Put the terminal into raw mode, and back at the end of the ``with`` statement."""
     before = termios.tcgetattr(0)
     try:
         tty.setraw(0)
@@ -70,7 +70,7 @@ def raw() -> Iterator[None]:
 
 class TerminalSession:
     """
-    This terminal, connected to a process.
+    The connection of this terminal to a process.
 
     :param attachment: what it is connected by.
     :param terminal: whether the process has a terminal; else its output is printed, and standard input is piped to it
@@ -86,7 +86,7 @@ class TerminalSession:
         self._left = asyncio.Event()
 
     async def run(self) -> int | None:
-        """Return the exit code of the process, or None if the user has left it."""
+        """Return the exit code of the process, or None if the user has left."""
         loop = asyncio.get_running_loop()
         tasks = [asyncio.ensure_future(self._output()), asyncio.ensure_future(self._left.wait())]
         if self._stdin:
@@ -174,13 +174,13 @@ class TerminalSession:
 
 
 async def connect(session: Session, id: str, terminal: bool, stdin: bool) -> int | None:
-    """Connect this terminal to a process; return its exit code, or None if the user has left it."""
+    """Connect this terminal to a process; return its exit code, or None if the user has left."""
     async with session.asynchronous() as sandbox, sandbox.attach(id) as attachment:
         return await TerminalSession(attachment, terminal, stdin).run()
 
 
 def finish(id: str, code: int | None) -> None:
-    """End with a process's exit code, or say how to come back."""
+    """Exit with a process's exit code, or print how to come back."""
     if code is None:
         fail(f"left; to come back: sandboxctl attach {id[:8]}; to end it: sandboxctl kill {id[:8]}")
         raise click.exceptions.Exit(0)

@@ -1,1 +1,1 @@
-"""What makes a process a daemon: logs, listening sockets, the service manager, reload, hardening."""
+"""The daemon as a process: logs, listening sockets, the service manager, reload, hardening."""

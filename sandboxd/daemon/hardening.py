@@ -36,7 +36,7 @@ def forbid_inspection() -> None:
 
 def environment_at_exec() -> dict[str, str]:
     """
-    The environment as it was given to this process, whatever has been taken out of ``os.environ`` since.
+    Return the environment that this process was started with, whatever was removed from ``os.environ`` since.
 
     :raise OSError: if ``/proc`` cannot be read.
     """

@@ -1,5 +1,5 @@
 """
-How the log is written: as text for people, as a JSON object a line, or as systemd's journal wants it.
+The log's formats: text for people, a JSON object a line, or lines for systemd's journal.
 
 A reader of the log that has stopped reading must not stop the daemon, so while that runs a thread does the writing.
 """
@@ -43,7 +43,7 @@ _INTERNAL = {"format", "isError", "message", "printed", "system", "text", "time"
 
 class LogWriter:
     """
-    Where lines go out.
+    The writer of the log's lines.
 
     :param write: writes them, and may block.
     """
@@ -59,7 +59,7 @@ class LogWriter:
         self._stuck = False
 
     def put(self, text: str) -> None:
-        """Write some lines, now or soon."""
+        """Write lines now, or hand them to the thread."""
         if self._thread is None:
             if not self._stuck:
                 self._write(_encoded(text))
@@ -79,7 +79,7 @@ class LogWriter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what waits, unless that takes too long, and without a thread from now on."""
+        """Write what is queued, unless that takes too long, and write without a thread from now on."""
         if self._thread is None:
             return
         with self._changed:
@@ -109,7 +109,7 @@ def _encoded(text: str) -> bytes:
 
 
 def to_descriptor(fd: int) -> Callable[[bytes], None]:
-    """A function that writes to a descriptor, without a buffer that an exit would have to wait for."""
+    """Return a function that writes to a descriptor, without a buffer that an exit would have to wait for."""
 
     def write(data: bytes) -> None:
         left = memoryview(data)
@@ -122,7 +122,7 @@ def to_descriptor(fd: int) -> Callable[[bytes], None]:
 @implementer(ILogObserver)
 class Observer:
     """
-    Writes events.
+    A log observer that writes events as text.
 
     :param render: makes text of one; lines, each with its end.
     """
@@ -138,7 +138,7 @@ class Observer:
 
 def log_observer(outlet: LogWriter, level: Any, *, as_json: bool, to_journal: bool) -> ILogObserver:
     """
-    What writes the log.
+    Return the observer that writes the log.
 
     :param level: what is below it is left out; one of :class:`twisted.logger.LogLevel`.
     :param as_json: whether each event is a JSON object.
@@ -151,19 +151,19 @@ def log_observer(outlet: LogWriter, level: Any, *, as_json: bool, to_journal: bo
 
 
 def as_text(event: LogEvent) -> str:
-    """An event as Twisted's own log files have it: time, origin, level, text; further lines are indented."""
+    """Format an event as Twisted's own log files have it: time, origin, level, text; further lines are indented."""
     return formatEventAsClassicLogText(event) or ""
 
 
 def as_bare_text(event: LogEvent) -> str:
-    """An event without its time."""
+    """Format an event without its time."""
     return f"{eventAsText(event, includeTimestamp=False)}\n"
 
 
 def as_json_line(event: LogEvent) -> str:
     """
-    An event as a JSON object: ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, the fields that the message
-    was made of, and ``traceback`` if there is one.
+    Format an event as a JSON object: ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, the fields that the
+    message was made of, and ``traceback`` if there is one.
     """
     seconds = event.get("log_time", 0.0)
     found: dict[str, object] = {
@@ -181,7 +181,7 @@ def as_json_line(event: LogEvent) -> str:
 
 
 def _prioritised(render: Callable[[LogEvent], str]) -> Callable[[LogEvent], str]:
-    """Begin each line with the event's priority, as sd-daemon(3) has it."""
+    """Return a function that puts the event's priority at the beginning of each line, as sd-daemon(3) asks."""
 
     def prioritised(event: LogEvent) -> str:
         level = event.get("log_level", LogLevel.info).name

@@ -1,4 +1,4 @@
-"""What is read again when the daemon is asked to reload, by SIGHUP."""
+"""Reload on SIGHUP: what is read again then."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 class Reloads:
     """
-    The things that can be reloaded, each by a coroutine function.
+    The parts of the daemon that can be reloaded, each by a coroutine function.
 
     :param began: is called when a reload begins.
     :param ended: is called when it has ended, whatever came of it.
@@ -28,7 +28,7 @@ class Reloads:
 
     def add(self, name: str, reload: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """
-        Have something reloaded.
+        Add a part to be reloaded.
 
         :param name: what it is, for the log.
         :param reload: reads it again. It raises if that fails, and then keeps what it had.

@@ -1,4 +1,4 @@
-"""The sockets that the daemon listens on: ports, paths, and what a service manager has opened for it."""
+"""The sockets that the daemon listens on: ports, paths, and those that a service manager has opened for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BACKLOG = 4096
 
 class ListeningSocket:
     """
-    A socket that listens.
+    A listening socket.
 
     :param sock: the socket.
     :param path: where we have made it, if it is to be removed at the end.
@@ -41,7 +41,7 @@ class ListeningSocket:
         self, reactor: IReactorSocket, factory: IProtocolFactory, transport: Callable[..., object] | None = None
     ) -> IListeningPort:
         """
-        Accept connections. To be called once.
+        Accept connections. Can be called once.
 
         :param transport: makes the transport of each, as a :class:`twisted.internet.tcp.Port` has it; None for
             Twisted's own.
@@ -58,11 +58,11 @@ class ListeningSocket:
         return cast(IListeningPort, port)
 
     def close(self) -> None:
-        """Close it, if it is not served."""
+        """Close the socket, if it is not served."""
         self._sock.close()
 
     def remove(self) -> None:
-        """Remove its name, if we have made it and it is still ours."""
+        """Remove the socket's path, if this process has made it and it is still the same."""
         if self._path is not None:
             with suppress(OSError):
                 if os.lstat(self._path).st_ino == self._inode:
@@ -71,7 +71,7 @@ class ListeningSocket:
 
 class _UnixPort(unix.Port):
     """
-    Listens on a Unix socket that exists.
+    A listening port on a Unix socket that exists already.
 
     ``adoptStreamPort`` would open it to all (mode 0666), and at the end remove it and shut it down, even if the service
     manager goes on listening there. Twisted does not touch an abstract socket name, so it is given one.
@@ -120,7 +120,7 @@ def listen_at(path: Path) -> ListeningSocket:
 
 
 def _is_stale(path: Path) -> bool:
-    """Return whether there is a socket on which no process listens any more."""
+    """Return whether a path is a socket on which no process listens any more."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return False

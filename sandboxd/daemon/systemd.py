@@ -20,12 +20,12 @@ FIRST_FD = 3
 
 
 class ActivationError(Exception):
-    """What was passed on cannot be used. The text says why."""
+    """The sockets that the service manager has passed cannot be used. The text says why."""
 
 
 def inherited_sockets(environ: Mapping[str, str], names: Sequence[str]) -> dict[str, list[socket.socket]]:
     """
-    The listening sockets that the service manager has opened for this process, by name.
+    Return the listening sockets that the service manager has opened for this process, by name.
 
     Takes the descriptors: they are not inherited by children from now on. If none has a name of ours, which is so
     when FileDescriptorName= was not set, they are taken in the order of ``names``, one for each.
@@ -64,7 +64,7 @@ def _listening(fd: int) -> socket.socket:
 
 class ServiceManager:
     """
-    Sends the state of the daemon to the service manager that has set NOTIFY_SOCKET; does nothing without one.
+    The service manager that has set NOTIFY_SOCKET, to which the daemon's state is sent. Without one nothing is sent.
 
     :param environ: the daemon's environment.
     :param reactor: its timer feeds the watchdog. If it is blocked, no keep-alive is sent, and the manager acts.
@@ -81,21 +81,21 @@ class ServiceManager:
         self._interval = _watchdog_interval(environ)
 
     def ready(self, status: str) -> None:
-        """The daemon serves, or has reloaded; from now on the watchdog is fed."""
+        """Report that the daemon serves, or has reloaded, and feed the watchdog from now on."""
         self.notify(READY="1", STATUS=status)
         if self._interval is not None and not self._watchdog.running:
             self._watchdog.start(self._interval)
 
     def reloading(self) -> None:
-        """A reload begins, which :meth:`ready` ends."""
+        """Report that a reload begins; :meth:`ready` reports its end."""
         self.notify(RELOADING="1", MONOTONIC_USEC=str(time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000))
 
     def stopping(self, status: str) -> None:
-        """The daemon has begun to stop. The watchdog is fed until it is gone: that may take seconds."""
+        """Report that the daemon has begun to stop. The watchdog is fed until the end, which may take seconds."""
         self.notify(STOPPING="1", STATUS=status)
 
     def notify(self, **fields: str) -> None:
-        """Send what sd_notify(3) lists. Never waits: a manager that does not read cannot hold up the daemon."""
+        """Send fields that sd_notify(3) lists. Never waits: a manager that does not read cannot hold up the daemon."""
         if not self._address:
             return
         message = "\n".join(f"{name}={value}" for name, value in fields.items())
@@ -107,7 +107,7 @@ class ServiceManager:
 
 
 def _watchdog_interval(environ: Mapping[str, str]) -> float | None:
-    """Half of the time within which the watchdog wants to be fed, in seconds, or None if there is none for us."""
+    """Return half of the watchdog's timeout in seconds, or None if there is no watchdog for this process."""
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     microseconds = environ.get("WATCHDOG_USEC", "")

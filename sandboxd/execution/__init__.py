@@ -1,1 +1,1 @@
-"""Executions: a running command, its output log, and the table of all of them. No HTTP here."""
+"""Executions: a running command, its output log, and the table of all of them. Knows no HTTP."""

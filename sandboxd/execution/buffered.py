@@ -1,4 +1,4 @@
-"""Buffer the output of a foreground command until it has ended, within a bound."""
+"""The collection of a foreground command's output for one reply, within a bound."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = Logger()
 
 class HeadAndTail:
     """
-    The first and the last bytes of a stream.
+    A buffer that keeps the first and the last bytes of a stream.
 
     :param limit: most bytes kept: half from the head, the rest from the tail.
     :ivar size: bytes received.
@@ -60,7 +60,7 @@ class HeadAndTail:
         yield from self._tail
 
     def text(self) -> str:
-        """Return the kept bytes as text, with a line that says what was cut out, if anything was."""
+        """Return the kept bytes as text; a line in the middle says how much was cut out, if anything was."""
         cut = f"\n[... {self.dropped} bytes left out ...]\n" if self.dropped else ""
         head, tail = (b"".join(part).decode("utf-8", "replace") for part in (self._head, self._tail))
         return head + cut + tail
@@ -68,7 +68,7 @@ class HeadAndTail:
 
 class BufferedOutput:
     """
-    Collect the output of an execution, for a reply when it has ended.
+    The output of an execution, collected for a reply when it has ended.
 
     :param limit: most bytes kept of each stream.
     :ivar kept: the output by stream; complete once the execution has ended.

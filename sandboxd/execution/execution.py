@@ -61,7 +61,7 @@ class Execution:
         collect: bool = False,
     ) -> None:
         """
-        Request its start.
+        Request the start of the command.
 
         :param collect: whether its output may come some milliseconds late; see :meth:`.Spawner.spawn`.
 
@@ -104,17 +104,17 @@ class Execution:
 
     @property
     def size(self) -> int:
-        """Bytes of memory that its record holds."""
+        """Bytes of memory that the record of the execution holds."""
         return self.log.size + self.command.size
 
     @property
     def mark(self) -> int:
-        """The mark of its processes."""
+        """The mark of the execution's processes."""
         return self._mark
 
     @property
     def status(self) -> Status:
-        """Its state, as the API names it."""
+        """The state, as the API names it."""
         if self.ended_at is None:
             return "running"
         if self._killed:
@@ -122,16 +122,17 @@ class Execution:
         return "completed" if self.exit_code == 0 else "failed"
 
     def when_started(self) -> Deferred[None]:
-        """Return a Deferred that fires when it runs, or fails with :exc:`SpawnError`. Can be cancelled."""
+        """Return a Deferred that fires when the command runs, or fails with :exc:`SpawnError`. Can be cancelled."""
         return self._start.when_fired()
 
     def when_ended(self) -> Deferred[None]:
-        """Return a Deferred that fires when it has ended and its log is complete. Can be cancelled."""
+        """Return a Deferred that fires when the command has ended and its log is complete. Can be cancelled."""
         return self._end.when_fired()
 
     def when_settled(self) -> Deferred[None]:
         """
-        Return a Deferred that fires when its outcome can be reported. Can be cancelled.
+        Return a Deferred that fires when the outcome can be reported: the command has ended, and no kill is going on.
+        Can be cancelled.
 
         That is when it has ended and no kill of it is going on; or when its timeout has passed but it cannot be killed.
         """
@@ -139,7 +140,7 @@ class Execution:
 
     async def kill(self, signum: int = signal.SIGKILL, grace: float = 0.0) -> Survivors:
         """
-        End its whole process tree, and wait until that is gone and the exit status is known.
+        End the whole process tree, and wait until it is gone and the exit status is known.
 
         :param signum: the first signal.
         :param grace: seconds until SIGKILL follows, if ``signum`` was another.
@@ -179,7 +180,7 @@ class Execution:
 
     async def send_signal(self, signum: int) -> Survivors:
         """
-        Send a signal to its process tree, whatever that does with it.
+        Send a signal to the process tree.
 
         :param signum: 0 to send none.
         :return: the processes of the tree, those that its shell has left included.
@@ -193,12 +194,14 @@ class Execution:
         return found
 
     async def left(self) -> list[int]:
-        """Return the pids of its tree that run although its shell has ended; none while that runs."""
+        """
+        Return the pids of the process tree that still run although the shell has ended; none while the shell runs.
+        """
         return [] if self.ended_at is None else (await self.send_signal(0)).pids
 
     def feed(self, data: bytes, close: bool) -> Deferred[None]:
         """
-        Write to its stdin.
+        Write to the command's stdin.
 
         :param close: whether to close stdin afterwards.
         :return: fires when the pipe has taken all; fails with :exc:`BrokenPipeError` if stdin is closed.
@@ -212,7 +215,7 @@ class Execution:
 
     def resize(self, cols: int, rows: int) -> None:
         """
-        Set the size of its terminal.
+        Set the size of the command's terminal.
 
         :raise OSError: if it has none, or has ended.
         """
@@ -225,12 +228,12 @@ class Execution:
 
     @property
     def has_stdin(self) -> bool:
-        """Whether its stdin can be written to now."""
+        """Whether the command's stdin can be written to now."""
         return self._child is not None and (self.command.stdin or self.tty is not None)
 
     def kill_without_waiting(self) -> None:
         """
-        Kill it if it runs, without waiting; a failure is logged.
+        Start to kill the process tree if the command runs; a failure is logged.
 
         Processes that an ended one has left in the background are not killed.
         """
@@ -250,7 +253,7 @@ class Execution:
         self.kill_without_waiting()
 
     def _watch_idle(self, limit: float, wait: float) -> None:
-        """Check in ``wait`` seconds whether nothing has been written for ``limit`` seconds."""
+        """Check in ``wait`` seconds whether the command has written nothing for ``limit`` seconds."""
         call = self._clock.callLater(wait, self._look_idle, limit)
         self._timers = [timer for timer in self._timers if timer.active()] + [call]
 

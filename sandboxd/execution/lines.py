@@ -1,4 +1,4 @@
-"""Split the output of a pipe into lines, a batch at a time."""
+"""The splitting of a pipe's output into lines, a batch at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH_PIECES = 32
 @dataclass(frozen=True)
 class SplitLines:
     """
-    Consecutive lines of one stream, or consecutive pieces of a long line.
+    Consecutive lines of one stream, or consecutive pieces of one long line.
 
     :ivar data: the bytes as they came. Whole lines end with a newline; a piece, and the last line of a stream
         that ended without one, do not.
@@ -38,7 +38,7 @@ class SplitLines:
         return bool(self.ends)
 
     def since(self, skip: int) -> SplitLines:
-        """Return these without the first ``skip``; ``skip`` must be less than :attr:`count`."""
+        """Return the lines without the first ``skip``, which must be less than :attr:`count`."""
         if skip == 0:
             return self
         if not self.ends:
@@ -59,7 +59,7 @@ class SplitLines:
 
 class LineSplitter:
     """
-    Collect the chunks of one stream into :class:`SplitLines`.
+    A splitter of one stream's chunks into :class:`SplitLines`.
 
     The cost is linear in the bytes, whatever their shape: an unfinished line is kept as a list of chunks and
     joined once, and a line over :data:`PIECE` bytes leaves in pieces as it arrives. Pieces are cut between
@@ -75,7 +75,7 @@ class LineSplitter:
 
     @property
     def unfinished(self) -> bytes:
-        """The line that has begun, as far as it is in no piece yet."""
+        """The beginning of a line whose end has not arrived, without the pieces that were already returned."""
         return b"".join(self._tail)
 
     def take_unfinished(self) -> list[SplitLines]:
@@ -93,7 +93,7 @@ class LineSplitter:
 
     def feed(self, chunk: bytes) -> list[SplitLines]:
         """
-        Add what the pipe delivered; return the lines and pieces that are complete.
+        Add a chunk from the pipe; return the lines and pieces that are complete.
 
         :attr:`begins` tells whether the unfinished line, or its next piece, begins with this chunk.
         """

@@ -77,7 +77,7 @@ class Batch:
 
     @property
     def cost(self) -> int:
-        """Bytes of memory that it counts for."""
+        """Bytes of memory that the batch counts for."""
         return len(self.lines.data) + BATCH_OVERHEAD
 
     def since(self, position: int) -> Batch:
@@ -106,7 +106,7 @@ class Batch:
 @dataclass(frozen=True)
 class DroppedRecords:
     """
-    Records that a reader has missed, because the log has dropped them.
+    The number of records that a reader has missed, because the log has dropped them.
 
     :ivar dropped: their number.
     :ivar after: sequence number of the last one.
@@ -168,7 +168,7 @@ class OutputLog:
         return splitter.begins and bool(splitter.unfinished)
 
     def flush(self, stream: Stream, time: float) -> None:
-        """Make a record of an unfinished line, as far as it has come."""
+        """Make a record of the unfinished line, as far as it has arrived."""
         self._add(stream, self._splitters[stream].take_unfinished(), time)
 
     def close(self, time: float) -> None:
@@ -190,7 +190,7 @@ class OutputLog:
         return self.next - 1
 
     def before_last(self, count: int, stream: Stream | None = None) -> int:
-        """Return the sequence number after which the last ``count`` records are, those of ``stream`` if it is given."""
+        """Return the sequence number before the last ``count`` records, of all streams or of ``stream``."""
         if count == 0:
             return self.last
         for batch in reversed(self._batches):
@@ -398,7 +398,7 @@ class Cursor:
 
     @property
     def behind(self) -> int:
-        """Number of records that it has yet to read."""
+        """Number of records that the reader has yet to read."""
         return self._log.next - self.position
 
     def when_more(self) -> Deferred[None]:

@@ -1,4 +1,4 @@
-"""Wait until the output of an execution contains a text."""
+"""The search for a text in the output of an execution, in what is kept and in what follows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINE = 64 * 1024
 
 class OutputMatch(NamedTuple):
     """
-    Where a text was found.
+    The place where a text was found.
 
     :ivar seq: the number of the record in which it ends.
     :ivar line: the line so far, its last :data:`LINE` bytes if it is longer.
@@ -25,7 +25,7 @@ class OutputMatch(NamedTuple):
 
 class OutputSearch:
     """
-    Searches a log from its beginning, then what comes; a line in several records counts as one.
+    A search of a log for a text; a line that is in several records counts as one.
 
     :param text: what to look for, without a newline in it.
     """
@@ -37,7 +37,7 @@ class OutputSearch:
         self._begun: dict[Stream, bytes] = {}
 
     async def available(self) -> OutputMatch | None:
-        """Return where the text is in what there is to read now, or None."""
+        """Search all records that there are now; return the match or None."""
         while True:
             await self._turns.turn()
             found = self._cursor.read()
@@ -49,13 +49,13 @@ class OutputSearch:
                 return match
 
     async def until_ended(self) -> OutputMatch | None:
-        """Return where the text is; None if it is not there when the log has ended."""
+        """Search until the log ends; return the match, or None if there was none."""
         while (match := await self.available()) is None and not self._cursor.ended:
             await self._cursor.when_more()
         return match
 
     def close(self) -> None:
-        """Search no more."""
+        """End the search."""
         self._cursor.close()
 
     def _in_batch(self, batch: Batch) -> OutputMatch | None:

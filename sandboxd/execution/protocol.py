@@ -14,7 +14,7 @@ from sandboxd.execution.log import OutputLog, Stream
 
 class CaptureProtocol(ProcessProtocol):
     """
-    Append a child's stdout and stderr to one log, in the order of their arrival.
+    A protocol that appends a child's stdout and stderr to one log, in the order of their arrival.
 
     :param clock: the clock of :attr:`last_output`; the log's times are those of the wall clock.
     :param started: called when the child runs.
@@ -40,15 +40,15 @@ class CaptureProtocol(ProcessProtocol):
         self.last_output: float | None = None
 
     def connectionMade(self) -> None:
-        """The child runs."""
+        """Report that the child runs."""
         self._started()
 
     def outReceived(self, data: bytes) -> None:
-        """The child wrote to stdout."""
+        """Append output that the child has written to stdout."""
         self._received("stdout", data)
 
     def errReceived(self, data: bytes) -> None:
-        """The child wrote to stderr."""
+        """Append output that the child has written to stderr."""
         self._received("stderr", data)
 
     def _received(self, stream: Stream, data: bytes) -> None:

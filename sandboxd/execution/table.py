@@ -1,4 +1,4 @@
-"""All executions of the daemon."""
+"""The table of all executions of the daemon."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ HOUSEKEEPING = 1.0
 
 class Finished:
     """
-    Executions that have ended and are remembered, in the order of their end.
+    The executions that have ended and are remembered, in the order of their end.
 
     :param count: most executions.
     :param size: most bytes of output, scripts and variables of all together.
@@ -80,7 +80,7 @@ class Finished:
 
 class ProcessTable(Service):
     """
-    Start executions and find them by id. Stopping it ends every process of all executions.
+    All executions by id. It starts them; stopping it ends every process of them.
 
     :param environ: the daemon's environment.
     :param threads: calls a blocking function in a thread.
@@ -140,7 +140,7 @@ class ProcessTable(Service):
 
     def start(self, command: Command, *, background: bool, collect: bool = False) -> Execution:
         """
-        Run a command.
+        Start a command.
 
         :param background: whether it is listed as a background process.
         :param collect: whether its output may come some milliseconds late; see :meth:`.Spawner.spawn`.
@@ -176,7 +176,7 @@ class ProcessTable(Service):
 
     async def try_start(self) -> None:
         """
-        Run a command that does nothing, by the path of all others, and wait for its end. It is neither listed nor
+        Run a command that does nothing, the way all commands are run, and wait for its end. It is neither listed nor
         counted.
 
         :raise SpawnError: if it could not be started, or did not end with 0 in :data:`TRIAL_TIMEOUT` seconds.
@@ -197,7 +197,7 @@ class ProcessTable(Service):
             raise SpawnError(OSError(errno.EIO, f"it ended with {execution.exit_code}"))
 
     async def has_survivors(self) -> bool:
-        """Return whether a process runs that an ended execution has left behind; also if that cannot be found out."""
+        """Return whether an ended execution has left a process behind that still runs; True too if that is unknown."""
         if not self._survivors_possible:
             return False
         self._survivors_possible = False  # unless a command is started meanwhile
@@ -232,9 +232,7 @@ class ProcessTable(Service):
         return (execution for execution in self._background.values() if execution.pid is not None)
 
     def get(self, id: str) -> Execution:
-        """
-        Return the execution of an id; raise KeyError if none with it runs or is remembered.
-        """
+        """Return the execution with an id; raise KeyError if none that runs or is remembered has it."""
         return self._known[id]
 
     def by_mark(self) -> dict[int, Execution]:
@@ -249,7 +247,7 @@ class ProcessTable(Service):
         self._housekeeping.start(HOUSEKEEPING, now=False).addErrback(self._housekeeping_broke)
 
     def stopService(self) -> Deferred[None]:
-        """End every process of all executions, ended ones included; fires when they are gone."""
+        """End every process of all executions, also those left by ended ones; fires when they are gone."""
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
@@ -293,7 +291,7 @@ class ProcessTable(Service):
         self._forget()
 
     def _adopt(self, children: dict[int, ChildListener]) -> None:
-        """Take over children whose spawn server has died: they are children of this process now."""
+        """Take over the children of a spawn server that has died: they are now children of this process."""
         for pid, child in children.items():
             child.adopted()
             if not self._reaper.adopt(self._reactor, pid, child.exited):

@@ -1,4 +1,4 @@
-"""The files that requests reach: where paths lead, and the threads that wait for each file system."""
+"""Access to files for the routes: the root that confines paths, and the threads of each file system."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 class Files(NamedTuple):
     """
-    What the file routes need.
+    The root and the threads that all file routes share.
 
     :ivar root: where paths lead.
     :ivar threads: runs what blocks in threads of the file system that a path is on.
@@ -27,7 +27,7 @@ class Files(NamedTuple):
     threads: FilesystemThreads
 
     def cached_reader(self) -> CachedReader:
-        """Return what reads small files that are in memory without a thread."""
+        """Return a reader of small files that need no thread, for their contents are in memory."""
         return CachedReader(self.root, self.threads.mounts)
 
     def call(

@@ -1,5 +1,5 @@
 """
-Small files that are read on the reactor's thread, because nothing there can wait for a disk or a server.
+Reads of small files on the reactor's thread, where the kernel answers from its caches and so cannot block.
 
 A thread takes longer to hand a small file over than the kernel takes to copy it. So a path is resolved from the
 kernel's cache alone (openat2(2), ``RESOLVE_CACHED``), and a file is read only if it is on a file system of
@@ -57,7 +57,7 @@ _buffer = ctypes.create_string_buffer(256)
 
 class CachedReader:
     """
-    Reads small files that are in memory.
+    A reader of small files that are in the page cache.
 
     :param mounts: knows the file systems by their devices.
     """
@@ -68,7 +68,8 @@ class CachedReader:
 
     def read(self, path: str) -> bytes | None:
         """
-        Return a file's contents, or None if that is for a thread: also if there is an error, which it will find again.
+        Return a file's contents, or None if only a thread can read it. An error is None too: the thread will meet it
+        again.
 
         Does not block.
         """
@@ -85,7 +86,7 @@ class CachedReader:
             os.close(fd)
 
     def _size(self, fd: int) -> int | None:
-        """Return the size of a regular file on a local file system; None if it is none, or is large."""
+        """Return the size of a small regular file on a local file system; None for anything else."""
         # Without AT_STATX_DONT_SYNC the kernel might ask a server.
         flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
         if _libc.statx(fd, b"", flags, _STATX_TYPE_AND_SIZE, _buffer) != 0:

@@ -1,4 +1,4 @@
-"""Copies files and trees, and moves them, also to other file systems. A copy gets its name once it is complete."""
+"""Copies and moves of files and trees, also between file systems. A copy gets its name once it is complete."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 class Copied(NamedTuple):
     """
-    What was copied.
+    The result of a copy.
 
     :ivar entries: files, directories and links.
     :ivar size: bytes of the files.
@@ -50,8 +50,8 @@ class Copied(NamedTuple):
 
 def copy(root: Root, source: str, target: str, *, overwrite: bool = False, parents: bool = False) -> Copied:
     """
-    Copy a file, a link, or a directory with all that is in it. Links are copied as links. Modes and times are kept,
-    and owners if we are root, as ``cp -a`` does.
+    Copy a file, a link, or a directory tree. Links are copied as links. Modes and times are kept, and owners if this
+    process is root, as ``cp -a`` does.
 
     :param target: its new name.
     :param overwrite: whether what is there may be replaced: a file, a link, or an empty directory.
@@ -69,7 +69,7 @@ def copy(root: Root, source: str, target: str, *, overwrite: bool = False, paren
 
 def move(root: Root, source: str, target: str, *, overwrite: bool = False, parents: bool = False) -> Copied | None:
     """
-    Give something another name. In one step within a file system; to another one it is copied, and then removed.
+    Rename a file or a directory tree; across file systems, copy it and then remove the original.
 
     :param target: its new name.
     :param overwrite: whether what is there may be replaced: a file, a link, or an empty directory.
@@ -171,7 +171,7 @@ def _copy_tree(source_fd: int, source_name: bytes, target_fd: int, target_name: 
 
 def _copy_one(source_fd: int, name: str, info: os.stat_result, target_fd: int, target_name: str) -> bool:
     """
-    Copy what is no directory, to a name that is not there.
+    Copy anything but a directory, to a name that does not exist.
 
     :return: whether it can be copied at all.
     """
@@ -206,13 +206,13 @@ def _copy_one(source_fd: int, name: str, info: os.stat_result, target_fd: int, t
 
 
 def _own(info: os.stat_result, change: Callable[[int, int], None]) -> None:
-    """Give a copy the owner of what it is of, if we may."""
+    """Give a copy the owner of its original, if that is permitted."""
     if os.geteuid() == 0:
         change(info.st_uid, info.st_gid)
 
 
 def _copy_contents(source: int, target: int, size: int) -> None:
-    """Copy a file's contents; by sharing its blocks where the file system can, and without filling its holes."""
+    """Copy a file's contents: by sharing its blocks where the file system can, and without filling its holes."""
     try:
         fcntl.ioctl(target, _FICLONE, source)
         return
@@ -238,7 +238,7 @@ def _copy_contents(source: int, target: int, size: int) -> None:
 
 
 def _copy_to_end(source: int, target: int) -> None:
-    """Copy a file whose size stat(2) does not say, as that of most files of /proc."""
+    """Copy a file whose size stat(2) does not report, like most files of /proc."""
     while piece := os.read(source, 64 * 1024):
         if os.fstat(target).st_size > MAX_UNSIZED:
             raise OSError(errno.EFBIG, f"a file without a size has more than {MAX_UNSIZED} bytes")
@@ -249,7 +249,7 @@ def _copy_to_end(source: int, target: int) -> None:
 
 def _copy_range(source: int, target: int, position: int, end: int) -> bool:
     """
-    Copy a part.
+    Copy a range of bytes.
 
     :return: whether it was there, for a file may become shorter meanwhile.
     """

@@ -1,4 +1,4 @@
-"""``Content-Digest`` and ``Want-Content-Digest``, RFC 9530: what a body is to be, or was."""
+"""``Content-Digest`` and ``Want-Content-Digest`` (RFC 9530): digests of a body, checked or reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WANTED = re.compile(r"(sha-256|sha-512)[ \t]*=[ \t]*([1-9]|10)\b")
 
 class Digests:
     """
-    Digests of a body, made as it comes.
+    The digests of a body, computed as it arrives.
 
     :param given: the value of ``Content-Digest``, or None.
     :param wanted: the value of ``Want-Content-Digest``, or None.
@@ -31,12 +31,12 @@ class Digests:
         self._sums = {name: hashlib.new(_ALGORITHMS[name]) for name in sorted(names)}
 
     def update(self, data: bytes) -> None:
-        """More of the body."""
+        """Add more of the body."""
         for digest in self._sums.values():
             digest.update(data)
 
     def mismatch(self) -> str | None:
-        """What is wrong, once all has come; None if nothing is."""
+        """Return which digest differs from the expected one, once the whole body was added; None if none does."""
         for name, expected in self._expected.items():
             if self._sums[name].digest() != expected:
                 return (
@@ -45,7 +45,7 @@ class Digests:
         return None
 
     def header(self) -> str | None:
-        """All of them, as the value of ``Content-Digest``; None if there are none."""
+        """Return all digests as the value of ``Content-Digest``; None if there are none."""
         return ", ".join(f"{name}={_member(digest.digest())}" for name, digest in self._sums.items()) or None
 
 

@@ -1,6 +1,4 @@
-"""
-A file that is sent, step by step.
-"""
+"""A file that is downloaded, step by step. It blocks: call it in a thread."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ SMALL = 64 * 1024
 
 class Download(Steps):
     """
-    A regular file to read. The facts are known once it is open.
+    A regular file that is read to be sent. Its attributes are known once it is open.
 
     :ivar name: the last component of its path.
     :ivar size: its bytes; None if stat reports none, as for many files of /proc and /sys.
@@ -72,12 +70,12 @@ class Download(Steps):
                 self._close()
 
     def known(self, start: int, end: int) -> bytes:
-        """What is between two offsets, as far as it was read already. Does not block."""
+        """Return the bytes between two offsets that were read at the opening. Does not block."""
         return self._head[start:end]
 
     def read(self, start: int, end: int) -> bytes:
         """
-        Some bytes between two offsets, at most :data:`CHUNK`; nothing at the end of the file.
+        Read bytes between two offsets, at most :data:`CHUNK`; nothing at the end of the file.
 
         :raise FileError: if it cannot be read.
         """
@@ -86,7 +84,7 @@ class Download(Steps):
 
     def send(self, socket: int, start: int, end: int) -> int:
         """
-        Send what is between two offsets to a socket with sendfile(2), as far as that takes it at once.
+        Send bytes between two offsets to a socket with sendfile(2), as many as the socket takes at once.
 
         :param socket: a non-blocking socket's descriptor, which is closed.
         :return: how many bytes, at most :data:`STEP`; 0 if none can be sent so, whatever the reason.

@@ -1,4 +1,4 @@
-"""Changes of a file's text by exact replacement: a text that is not there, or not only once, changes nothing."""
+"""Edits of a file's text by exact replacement; an edit whose old text is absent or ambiguous changes nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Edit(NamedTuple):
 
 class NoMatch(Exception):
     """
-    The old text of an edit is not there, or not only once.
+    The old text of an edit is not in the file, or more than once.
 
     :ivar index: which edit, from 0.
     :ivar count: how often it is there.
@@ -56,7 +56,7 @@ class NoMatch(Exception):
 
 class Edited(NamedTuple):
     """
-    A file that was edited.
+    The result of an edit.
 
     :ivar replaced: for each edit, how often it has replaced its text.
     :ivar lines: for each edit, the lines where its new text begins, in the file as it is now unless a later edit has
@@ -70,7 +70,7 @@ class Edited(NamedTuple):
 
 def edit(root: Root, path: str, edits: list[Edit], check: Check) -> Edited:
     """
-    Apply edits, one after another, and replace the file in one step. It keeps its owner and its mode.
+    Apply edits, one after another, and replace the file atomically. It keeps its owner and its mode.
 
     :param check: called with the stat of the file; raises if it is not to be changed.
     :raise NoMatch: if one does not fit; then nothing is changed.
@@ -153,7 +153,7 @@ def _apply(data: bytes, index: int, one: Edit) -> tuple[bytes, int, list[int]]:
 
 def _replaced(data: bytes, old: bytes, new: bytes, size: int = _PIECE) -> Iterator[bytes]:
     """
-    ``data.replace(old, new)``, in pieces.
+    Yield ``data.replace(old, new)`` in pieces.
 
     One call for 64 MiB would hold the interpreter, and so the reactor, for some 0.3 s.
     """
@@ -172,7 +172,7 @@ def _replaced(data: bytes, old: bytes, new: bytes, size: int = _PIECE) -> Iterat
 
 
 def _places(data: bytes, text: bytes, step: int) -> list[int]:
-    """Where a text is, the first :data:`MAX_LINES` places."""
+    """Return the offsets of a text, at most :data:`MAX_LINES` of them."""
     places: list[int] = []
     place = data.find(text)
     while place >= 0 and len(places) < MAX_LINES:
@@ -182,7 +182,7 @@ def _places(data: bytes, text: bytes, step: int) -> list[int]:
 
 
 def _lines(data: bytes, places: list[int]) -> list[int]:
-    """The numbers of the lines that these places are in, from 1."""
+    """Return the numbers of the lines that these offsets are in, from 1."""
     numbers: list[int] = []
     line = 1
     position = 0

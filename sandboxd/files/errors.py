@@ -1,5 +1,5 @@
 """
-What the file system refused, in words for the client.
+Errors of the file system, with texts for the client and statuses for HTTP.
 
 Errors have the form of Go's ``PathError``, ``<op> <path>: <strerror in lower case>``. The clients
 match that text.
@@ -25,7 +25,7 @@ _STATUS = {
 
 class FileError(Exception):
     """
-    What the file system refused.
+    An error that the operating system has answered a file operation with.
 
     :ivar errno: its error number; 0 if it is our own refusal.
     """
@@ -36,7 +36,7 @@ class FileError(Exception):
 
     @property
     def status(self) -> int:
-        """The HTTP status that says so."""
+        """The HTTP status for this error."""
         return _STATUS.get(self.errno, 500)
 
 
@@ -48,7 +48,7 @@ class OutsideRoot(OSError):
 
 
 class RootItself(OSError):
-    """A path leads to the root directory, which is in no directory that we may use."""
+    """A path leads to the root directory itself, which cannot be renamed or removed."""
 
     def __init__(self) -> None:
         super().__init__(errno.EBUSY, "is the root directory")
@@ -56,7 +56,7 @@ class RootItself(OSError):
 
 @contextmanager
 def os_errors(op: str, path: str) -> Iterator[None]:
-    """Turn an :class:`OSError` into a :class:`FileError`."""
+    """Turn an :class:`OSError` raised inside into a :class:`FileError`."""
     try:
         yield
     except OutsideRoot as error:

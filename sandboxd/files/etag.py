@@ -7,7 +7,7 @@ import os
 
 def entity_tag(info: os.stat_result) -> str:
     """
-    A strong entity tag: it differs after every change of a file whose times the kernel's clock can distinguish.
+    Return a strong entity tag: it differs after every change of a file whose times the kernel's clock can distinguish.
 
     It is of device, inode, size, and the times (ns) of the last change of contents and of anything (mode, owner, name).
     """

@@ -1,5 +1,5 @@
 """
-Threads for file operations, so that a file system that hangs blocks its own callers only.
+Threads for file operations, a pool for each file system, so that one that hangs blocks its own callers only.
 
 Each file system has a pool of threads of its own, its pool. Which one a path needs is found without touching any other:
 its links are followed in the pool of the file system that they are on, step by step. The answer is a guess, in that
@@ -31,20 +31,20 @@ MAX_UNDER_WAY = 1024
 
 
 class Busy(FileError):
-    """Too many operations wait for a file system, which may hang."""
+    """Too many operations wait for one file system, which may hang."""
 
     def __init__(self, path: str) -> None:
         super().__init__("open", path, f"{MAX_UNDER_WAY} operations wait for its file system; try again later")
 
     @property
     def status(self) -> int:
-        """The HTTP status that says so."""
+        """The HTTP status for this error."""
         return 503
 
 
 class FilesystemThreads:
     """
-    Bounded pools of threads. Call it with a path, a function that uses it, and the function's arguments.
+    A pool of threads for each file system. Call it with a path, a function that uses it, and the function's arguments.
 
     :param base: where relative paths begin; None for the working directory.
     :ivar mounts: the table of mounts.
@@ -60,7 +60,7 @@ class FilesystemThreads:
         self, path: str | tuple[str, ...], function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> Deferred[T]:
         """
-        Call ``function`` in a thread; fires in the reactor's thread with its result.
+        Call ``function`` in a thread of the path's file system; fires in the reactor's thread with its result.
 
         Cancelled before it has begun, it never does.
 
@@ -84,7 +84,10 @@ class FilesystemThreads:
         return Deferred.fromCoroutine(run())
 
     async def _run(self, path: str, call: Callable[[], T]) -> T:
-        """Go on from pool to pool, and call it in the last; for most paths that is the first."""
+        """
+        Resolve a path in the pools of the file systems on its way, and call ``call`` in the last one; for most paths
+        that is the first.
+        """
 
         def step(resolution: Resolution) -> tuple[Resolution, list[T]]:
             resolution, arrived = self.mounts.advance(resolution)
@@ -100,8 +103,8 @@ class FilesystemThreads:
 
     def find_pool(self, path: str | tuple[str, ...]) -> Deferred[ThreadPool]:
         """
-        The threads for a path; fires in the reactor's thread. For callers with many calls to make, such as the parts
-        of one file.
+        Return the pool for a path, for callers with many calls to make, such as the parts of one file. Fires in the
+        reactor's thread.
 
         :param path: the path that will be used, or all of them.
         """
@@ -122,7 +125,7 @@ class FilesystemThreads:
 
     def _pool(self, devices: set[bytes], path: str) -> ThreadPool:
         """
-        The pool of a file system, or of what needs several.
+        Return the pool of a file system, or of a set of them.
 
         :raise Busy: if it is full.
         """
@@ -135,11 +138,11 @@ class FilesystemThreads:
         return pool
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start to watch the table of mounts."""
         self.mounts.open()
 
     def stop(self) -> None:
-        """Let idle threads end. One that hangs in the kernel is left to the process's exit."""
+        """Let idle threads end. One that hangs in the kernel is left until the process exits."""
         self.mounts.close()
         for pool in self._pools.values():
             pool.stop()

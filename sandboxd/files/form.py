@@ -1,4 +1,7 @@
-"""A form with files (multipart/form-data, RFC 7578), written to disk as it arrives. Blocks, as uploads do."""
+"""
+Uploads of several files in one form (multipart/form-data, RFC 7578), written as they arrive. It blocks: call it in a
+thread.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ MAX_FILES = 10_000
 
 
 class FormError(Exception):
-    """The form is malformed; the text says how."""
+    """An error in a form; its text says what is malformed."""
 
 
 def boundary(content_type: str | None) -> bytes:
     """
-    What parts a form.
+    Return the boundary between a form's parts, from its ``Content-Type``.
 
     :param content_type: the value of ``Content-Type``.
     :raise FormError: if it is no form with files.
@@ -34,7 +37,7 @@ def boundary(content_type: str | None) -> bytes:
 
 class Form(Steps):
     """
-    A form on its way. Each of its files replaces what has its name, when it is complete.
+    The upload of one form. Each of its files is replaced atomically once it has arrived.
 
     :param boundary: what parts it.
     :param upload: makes an upload from a file's name.
@@ -71,7 +74,7 @@ class Form(Steps):
 
     def feed(self, data: bytes) -> None:
         """
-        Some more has arrived.
+        Parse more of the form, and write its files.
 
         :raise FormError: if it is malformed.
         :raise FileError: if a file cannot be written.
@@ -84,7 +87,7 @@ class Form(Steps):
 
     def end(self) -> None:
         """
-        All has arrived.
+        Check that the form is complete.
 
         :raise FormError: if that is not a whole form.
         """

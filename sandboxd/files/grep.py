@@ -33,7 +33,7 @@ _MEMORY = 2 << 30
 
 class Search(NamedTuple):
     """
-    What is searched for, and how long.
+    The parameters of a search.
 
     :ivar glob: patterns of files: of names, or with a slash of paths. None at all: all files.
     :ivar context: lines before and after each match.
@@ -55,7 +55,7 @@ class Search(NamedTuple):
 
 def expression(pattern: str, literal: bool, ignore_case: bool) -> re.Pattern[str]:
     """
-    What is searched for.
+    Compile a search pattern.
 
     :raise re.error: if it is no regular expression.
     """
@@ -65,7 +65,7 @@ def expression(pattern: str, literal: bool, ignore_case: bool) -> re.Pattern[str
 
 class Grep:
     """
-    A search that runs.
+    One run of a search.
 
     :raise re.error: if the pattern is no regular expression.
     """
@@ -84,7 +84,7 @@ class Grep:
         self.truncated = False
 
     def tree(self, top: int) -> Iterator[dict[str, object]]:
-        """All matches below a directory."""
+        """Yield all matches below a directory."""
         for entry in walk(top, failed=self._failed):
             if self._is_meant(entry):
                 yield from self._open(entry)
@@ -92,7 +92,7 @@ class Grep:
                 return
 
     def file(self, name: str, fd: int) -> Iterator[dict[str, object]]:
-        """All matches in a file, which is closed then."""
+        """Yield all matches in a file, and close it."""
         with open(fd, "rb") as file:
             info = os.fstat(fd)
             if not modes.S_ISREG(info.st_mode):
@@ -173,7 +173,7 @@ class Grep:
 
 
 def _lines_before(text: str, begin: int, count: int) -> list[str]:
-    """Return the last lines before the one that begins at ``begin``; without a copy of all that is before it."""
+    """Return the last lines before the line that begins at ``begin``, without copying all text before it."""
     lines: list[str] = []
     while begin > 0 and len(lines) < count:
         start = text.rfind("\n", 0, begin - 1) + 1
@@ -183,7 +183,7 @@ def _lines_before(text: str, begin: int, count: int) -> list[str]:
 
 
 def _lines_after(text: str, end: int, count: int) -> list[str]:
-    """Return the first lines after the one that ends at ``end``."""
+    """Return the first lines after the line that ends at ``end``."""
     lines: list[str] = []
     while end + 1 < len(text) and len(lines) < count:
         start = end + 1
@@ -194,7 +194,7 @@ def _lines_after(text: str, end: int, count: int) -> list[str]:
 
 
 def main() -> None:
-    """Search as stdin says."""
+    """Run the search that stdin describes."""
     asked = json.loads(sys.stdin.buffer.read())
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     search = Search(**asked["search"])

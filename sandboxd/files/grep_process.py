@@ -1,5 +1,5 @@
 """
-Has files searched by a process of its own, :mod:`sandboxd.files.grep`, and ends that when its time is over.
+The process that runs a search, :mod:`sandboxd.files.grep`, and is killed at the search's deadline.
 
 Why no thread: Python's ``re`` holds the interpreter while it matches, and nothing can stop it. Why not grep(1): images
 have different ones, and its expressions are not those that clients write. Why not RE2: it has no lookaround and no back
@@ -34,7 +34,7 @@ MAX_BYTES = 16 * 1024 * 1024
 
 class GrepProcess:
     """
-    A search that runs. :meth:`run` blocks, and is called in a thread; :meth:`stop` does not.
+    One search in a process of its own. :meth:`run` blocks, and is called in a thread; :meth:`stop` does not.
 
     :param path: a directory, or a file.
     """
@@ -48,7 +48,7 @@ class GrepProcess:
 
     def run(self) -> dict[str, object]:
         """
-        Search.
+        Run the search, and return its result.
 
         :return: ``matches``; what of the files was not searched; ``truncated`` if there are more matches than are
             wanted, and ``timed_out`` if the time was over before the end.
@@ -88,7 +88,7 @@ class GrepProcess:
                 child.kill()
 
     def stop(self) -> None:
-        """Stop it. A :meth:`run` that is waiting returns; its result is to be ignored."""
+        """Kill the process. A :meth:`run` that is waiting returns; its result is to be ignored."""
         self._stopped = True
         child = self._child
         if child is not None:

@@ -1,4 +1,6 @@
-"""Files of the kernel's own file systems: their contents are made when they are read, and a write is a request."""
+"""
+Files of the kernel's own file systems (proc, sysfs, cgroup): reading makes their contents, and a write is a request.
+"""
 
 from __future__ import annotations
 

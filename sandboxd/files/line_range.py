@@ -1,4 +1,4 @@
-"""Some lines of a file of any size."""
+"""Reads of a range of lines from a file of any size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PIECE = 256 * 1024
 
 class LinesRead(NamedTuple):
     """
-    Lines of a file.
+    The lines that were read.
 
     :ivar data: the lines, each with its end.
     :ivar number: how many they are.
@@ -31,7 +31,7 @@ class LinesRead(NamedTuple):
 
 class LineRange:
     """
-    Reads a range of lines, and counts all. It keeps no more than the range, of at most
+    A reader of a range of lines that counts all lines of the file. It keeps the range only, of at most
     :data:`~sandboxd.files.text.MAX_READ` bytes.
 
     :param first: number of the first line, from 1.
@@ -46,7 +46,7 @@ class LineRange:
         self._stopped = False
 
     def stop(self) -> None:
-        """End a :meth:`read` that runs in another thread: its result is not wanted any more."""
+        """End a :meth:`read` that runs in another thread, as its result is no longer wanted."""
         self._stopped = True
 
     def read(self) -> LinesRead:
@@ -84,7 +84,7 @@ class LineRange:
 
 def _behind(piece: bytes, lines: int, ends: int) -> int:
     """
-    Return the offset behind the given number of line ends; that of the piece's end if it has fewer.
+    Return the offset after the given number of line ends; the piece's length if it has fewer.
 
     :param ends: how many the piece has.
     """

@@ -1,5 +1,5 @@
 """
-Descriptions and lists of files: stat, list, glob.
+Descriptions and lists of files: stat, list and glob.
 
 A listing has a stable order and is given in pages: the cursor of the next one is the path behind which it begins, so
 that no entry is repeated or left out, whatever is created or removed elsewhere between two pages.
@@ -45,7 +45,7 @@ TYPES = {
 
 
 def file_time(nanoseconds: int) -> str:
-    """A file's time as RFC 3339 in UTC, to the nanosecond."""
+    """Format a file's time as RFC 3339 in UTC, to the nanosecond."""
     seconds, fraction = divmod(nanoseconds, 10**9)
     text = datetime.fromtimestamp(min(max(seconds, _SECONDS[0]), _SECONDS[1]), timezone.utc)
     return f"{text:%Y-%m-%dT%H:%M:%S}.{fraction:09d}Z".rjust(30, "0")
@@ -112,7 +112,7 @@ def stat(root: Root, path: str, follow: bool = False) -> dict[str, object]:
 @dataclass(frozen=True)
 class ListFilter:
     """
-    What of a tree is meant.
+    The filter of a list: which entries of a tree it has.
 
     :ivar depth: how deep to go; 1 is what is in the directory itself. None for all.
     :ivar pattern: what a path from the top has to match; None for anything.
@@ -131,7 +131,7 @@ class ListFilter:
 
 class Page(NamedTuple):
     """
-    Some of what there is.
+    A page of a list.
 
     :ivar next: the cursor of the next page; None if this is the last.
     :ivar unreadable: directories that may not be read.
@@ -152,7 +152,7 @@ def listing(
     patience: float = PATIENCE,
 ) -> Page:
     """
-    A page of what is in a directory.
+    Return a page of the list of a directory's entries.
 
     :param limit: entries that it has at most.
     :param after: the cursor of the page before.
@@ -191,7 +191,9 @@ def listing(
 
 
 def _is_chosen(entry: TreeEntry, choice: ListFilter) -> bool:
-    """Whether an entry is one of those that are meant, its type aside; and say whether to go into it."""
+    """
+    Return whether the filter takes an entry, its type aside; set ``entry.enter`` to False if it takes nothing below it.
+    """
     if (not choice.hidden and entry.name.startswith(".") and choice.pattern is None) or (
         choice.excluded is not None and choice.excluded(entry.path)
     ):

@@ -1,4 +1,4 @@
-"""Which file system a path is on, as the kernel's table of mounts has it."""
+"""The table of mounts: which file system a path is on."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 def parse(text: bytes) -> dict[bytes, bytes]:
     """
-    The devices of all mounts, by where they are mounted; see proc_pid_mountinfo(5).
+    Return the devices of all mounts by mount point, from proc_pid_mountinfo(5).
 
-    Two mounts of one file system have the same device, as ``major:minor``. Of two mounted at the same path the later counts.
+    Two mounts of one file system have the same device, as ``major:minor``. The later of two at one path counts.
     """
     found = {}
     for line in text.splitlines():
@@ -30,7 +30,7 @@ def parse(text: bytes) -> dict[bytes, bytes]:
 
 
 def parse_types(text: bytes) -> dict[bytes, bytes]:
-    """The types of all mounted file systems, by their devices as ``major:minor``; see proc_pid_mountinfo(5)."""
+    """Return the types of all mounted file systems by device (``major:minor``), from proc_pid_mountinfo(5)."""
     found = {}
     for line in text.splitlines():
         fields, separator, rest = line.partition(b" - ")
@@ -41,7 +41,7 @@ def parse_types(text: bytes) -> dict[bytes, bytes]:
 
 class Resolution(NamedTuple):
     """
-    A path on the way from its text to what it leads to.
+    The state of a path's resolution (path_resolution(7)), which goes on link by link.
 
     :ivar device: the file system of ``real``.
     :ivar real: how far it is known, without links.
@@ -56,7 +56,9 @@ class Resolution(NamedTuple):
 
 
 class Mounts:
-    """The table of mounts, read again when the kernel says that it has changed. Nothing of it touches the mounts."""
+    """
+    The table of mounts, read again when the kernel reports a change. Reading it never touches the mounts themselves.
+    """
 
     def __init__(self) -> None:
         self._table: dict[bytes, bytes] = {}
@@ -65,14 +67,14 @@ class Mounts:
         self._file: BinaryIO | None = None
 
     def open(self) -> None:
-        """Begin to look. Without ``/proc`` everything is taken for one file system."""
+        """Read the table. Without ``/proc`` all paths count as being on one file system."""
         with suppress(OSError):
             self._file = open("/proc/self/mountinfo", "rb")  # noqa: SIM115
             self._changes.register(self._file, select.POLLPRI)
             self._read(self._file)
 
     def close(self) -> None:
-        """Look no more."""
+        """Close the table."""
         if self._file is not None:
             self._changes.unregister(self._file)
             self._file.close()
@@ -84,7 +86,7 @@ class Mounts:
         self._table, self._types = parse(text), parse_types(text)
 
     def refresh(self) -> None:
-        """Look for changes."""
+        """Read the table again if it has changed."""
         if self._file is not None and self._changes.poll(0):
             self._read(self._file)
 
@@ -99,7 +101,8 @@ class Mounts:
 
     def advance(self, resolution: Resolution) -> tuple[Resolution, bool]:
         """
-        Go on, link by link, as long as the way stays on one file system. Blocks if that hangs, and on no other.
+        Resolve more of a path, link by link, until it leaves its file system. Blocks if that file system hangs, and
+        touches no other.
 
         :return: how far it goes, and whether that is all.
         """
@@ -130,7 +133,7 @@ class Mounts:
 
     def begin(self, path: bytes) -> Resolution:
         """
-        Where the way of a path begins: at the mount that its text names.
+        Return the beginning of a path's resolution: the mount point that its text names.
 
         :param path: an absolute path.
         """
@@ -143,7 +146,7 @@ class Mounts:
         return Resolution(self.device(b"/"), b"/", tuple(reversed(parts)))
 
     def device(self, real: bytes) -> bytes:
-        """The file system of a path without links."""
+        """Return the file system of a path without links."""
         while real not in self._table and real != b"/":
             real = real.rpartition(b"/")[0] or b"/"
         return self._table.get(real, b"")

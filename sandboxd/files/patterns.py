@@ -1,5 +1,6 @@
 """
-Patterns of paths: ``*``, ``?`` and ``[...]`` within a name, ``**`` for any number of directories, ``{a,b}`` for either.
+Glob patterns of paths: ``*``, ``?`` and ``[...]`` within a name, ``**`` for any directories, ``{a,b}`` for
+alternatives.
 
 A pattern is followed down a tree name by name, so that what cannot match is not walked, and the time is bounded
 whatever the pattern: there is no backtracking over whole paths.
@@ -31,7 +32,7 @@ class PatternError(ValueError):
 
 class Pattern:
     """
-    One pattern.
+    A compiled pattern. It is matched name by name, so that a walk can leave out directories without a match.
 
     :param hidden: whether wildcards match names that begin with a dot.
     :ivar start: the state above the first name.
@@ -56,7 +57,7 @@ class Pattern:
 
     def step(self, state: State, name: str) -> State:
         """
-        The state below a name; empty if nothing below it can match, nor itself.
+        Return the state below a name; empty if neither it nor anything below it can match.
 
         :param name: as :func:`os.fsdecode` makes it.
         """
@@ -75,18 +76,21 @@ class Pattern:
         return self._closed(found)
 
     def matches(self, state: State) -> bool:
-        """Whether what led to this state is a match."""
+        """Return whether the path that led to this state matches."""
         return any(position == len(self._alternatives[alternative]) for alternative, position in state)
 
     def matches_path(self, path: str) -> bool:
-        """Whether a relative path matches."""
+        """Return whether a relative path matches."""
         state = self.start
         for name in path.split("/"):
             state = self.step(state, name)
         return self.matches(state)
 
     def _closed(self, states: set[tuple[int, int]]) -> State:
-        """With those in which ``**`` stands for no directory; at the end of a pattern it stands for all below."""
+        """
+        Add the states in which a ``**`` stands for no directory; at the end of a pattern it stands for everything
+        below.
+        """
         left = list(states)
         while left:
             alternative, position = left.pop()
@@ -101,7 +105,7 @@ class Pattern:
 
 class Excludes:
     """
-    Patterns of what is left out: one without a slash is of a name anywhere, others are of paths from the top.
+    Patterns of files to leave out: one without a slash is matched with names, others with paths from the top.
 
     :raise PatternError: if one is malformed.
     """
@@ -115,7 +119,7 @@ class Excludes:
         return bool(self._names or self._paths)
 
     def __call__(self, path: str) -> bool:
-        """Whether something is left out, by its path from the top; what is below it is not asked for."""
+        """Return whether a path from the top is left out. Callers do not ask for paths below one that is."""
         if not self:
             return False
         name = path.rpartition("/")[2]
@@ -127,7 +131,7 @@ class Excludes:
 @lru_cache(1024)
 def _segment(segment: str) -> Callable[[str], object]:
     """
-    Matches one name. fnmatch's expressions do not backtrack over more than one star at a time.
+    Return a function that matches one name. fnmatch's expressions do not backtrack over more than one star at a time.
 
     :raise PatternError: if it is malformed.
     """
@@ -141,7 +145,8 @@ def _segment(segment: str) -> Callable[[str], object]:
 
 def _alternatives(pattern: str) -> list[str]:
     """
-    A pattern without braces for each way to choose in them. Those without a comma, or not closed, stand for themselves.
+    Return the patterns without braces that a pattern stands for. Braces without a comma, or without an end, are
+    literal.
 
     :raise PatternError: if there are too many.
     """

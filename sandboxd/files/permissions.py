@@ -1,4 +1,4 @@
-"""Who may do what: modes as chmod(1) takes them, owners, and changes of both."""
+"""Permissions: modes as chmod(1) takes them, owners as chown(1) does, and changes of both."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ModeChange = Callable[[int, bool], int]
 
 def parse_mode(text: str) -> ModeChange:
     """
-    A mode, octal as ``0644`` or symbolic as ``u+x,go-w``. The umask does not count.
+    Parse a mode, octal as ``0644`` or symbolic as ``u+x,go-w``. The umask does not count.
 
     :raise ValueError: if it is neither octal nor symbolic.
     """
@@ -72,8 +72,8 @@ def _bits(letters: str, mode: int, is_dir: bool) -> int:
 
 def change(root: Root, path: str, mode: ModeChange | None, owner: Owner | None, recursive: bool = False) -> int:
     """
-    Change who may do what with a file, or with a directory and all that is in it. A link in the last place is followed;
-    of those below a directory the owner is changed, and nothing of what they lead to.
+    Change the mode or the owner of a file, or of a directory tree. A link in the last place is followed; of links below
+    a directory the owner is changed, and nothing of what they lead to.
 
     :return: how many files that was.
     :raise FileError: if it may not be changed; then some of a tree may have been.
@@ -108,7 +108,9 @@ def change(root: Root, path: str, mode: ModeChange | None, owner: Owner | None, 
 
 
 def _change(fd: int, info: os.stat_result, mode: ModeChange | None, owner: Owner | None) -> None:
-    """The owner first: a change of it takes set-user-id away. The descriptor may be one of ``O_PATH``."""
+    """
+    Change owner and mode, the owner first, as a change of it clears set-user-id. The descriptor may be ``O_PATH``.
+    """
     here = f"/proc/self/fd/{fd}"
     if owner is not None:
         os.chown(here, owner.uid, owner.gid)
@@ -117,9 +119,7 @@ def _change(fd: int, info: os.stat_result, mode: ModeChange | None, owner: Owner
 
 
 class Owner(NamedTuple):
-    """
-    User and group; -1 for leaving one as it is.
-    """
+    """A user and a group; -1 leaves one as it is."""
 
     uid: int
     gid: int
@@ -127,7 +127,7 @@ class Owner(NamedTuple):
 
 def owner(text: str) -> Owner:
     """
-    As chown(1) takes it: ``user``, ``user:group`` or ``:group``, each a name or a number. Blocks.
+    Parse an owner as chown(1) takes it: ``user``, ``user:group`` or ``:group``, by name or by number. Blocks.
 
     :raise ValueError: if there is no such user or group.
     """

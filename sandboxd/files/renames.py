@@ -1,4 +1,4 @@
-"""New names for what is there: move and link, by descriptors."""
+"""Renames and links by directory descriptors, and the locks of names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def rename(source: int, name: str | bytes, target: int, new_name: str | bytes, *, overwrite: bool) -> None:
     """
-    Give something another name, in one step.
+    Rename a file or a directory atomically.
 
     :param source: the directory that it is in.
     :param target: the directory that it is to be in.
@@ -98,7 +98,7 @@ def link(root: Root, path: str, target: str, *, hard: bool, overwrite: bool = Fa
 
 
 def _put(directory: int, name: bytes, overwrite: bool, make: Callable[[bytes], None]) -> None:
-    """Make something under its name, or under another first if it is to replace what is there."""
+    """Call ``make`` with a name, or with a temporary name that then replaces what is there."""
     if not overwrite:
         make(name)
         return
@@ -120,7 +120,8 @@ _swapping: dict[tuple[int, int, bytes], tuple[Lock, int]] = {}
 @contextmanager
 def name_lock(dir_fd: int, name: bytes) -> Iterator[None]:
     """
-    Keep every other thread of ours from changing what a name in a directory stands for. Commands are not kept from it.
+    Hold a lock that keeps this daemon's other threads from replacing a name in a directory. Commands are not kept from
+    it.
 
     :param dir_fd: the directory.
     """

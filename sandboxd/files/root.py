@@ -1,5 +1,5 @@
 """
-Where the paths of file requests lead: anywhere, or into one directory only.
+Resolution of the paths of file requests: in the whole file system, or confined to one directory.
 
 A check of a path, however clever, races with a process that swaps a directory for a link. Here the kernel does it while
 it opens: openat2(2) with ``RESOLVE_BENEATH``. What is not an open goes through the descriptor of a directory that was
@@ -61,8 +61,8 @@ def _openat2(dir_fd: int, path: bytes, flags: int, mode: int, resolve: int, trie
 
 class Root:
     """
-    Where the paths of file requests lead: the whole file system, or one directory of it that no link and no race
-    leads out of.
+    The directory that confines the paths of file requests; no link and no race leads out of it. Or none, for the whole
+    file system.
 
     Paths mean what they mean to commands: an absolute one must lie in the directory, and a relative one starts there,
     or at the daemon's working directory if there is no root. Relative links are followed as far as they stay inside;
@@ -107,7 +107,7 @@ class Root:
 
     def open_cached(self, path: str, flags: int, cached: int) -> int:
         """
-        Open a file, as far as the kernel can do that from its cache.
+        Open a file if the kernel can resolve its path from caches alone.
 
         :param cached: ``RESOLVE_CACHED``.
         :raise OSError: ``EAGAIN`` if it cannot; else as :meth:`open` has it, except that links out of the root and back
@@ -121,8 +121,8 @@ class Root:
     @contextmanager
     def parent(self, path: str | bytes) -> Iterator[tuple[int, bytes]]:
         """
-        The directory that a path's last component is in, and that component, which need not be there. If it is a
-        link, it is not followed. For unlink, rename, mkdir and the like, with ``dir_fd=``.
+        Open the parent directory of a path, and return it with the path's last component, which need not exist. A link
+        there is not followed. For unlink, rename, mkdir and the like, with ``dir_fd=``.
 
         :return: an open descriptor (``O_PATH``), and a name without a slash.
         :raise OSError: if there is no such directory; :class:`OutsideRoot` if it is not in the root;
@@ -148,7 +148,7 @@ class Root:
 
     def real(self, path: str | bytes) -> bytes:
         """
-        A path's absolute form without links. The last component need not be there.
+        Return a path's absolute form without links. The last component need not exist.
 
         :raise OSError: in a root, if a directory on the way is not there; :class:`OutsideRoot` if it leads out.
         """
@@ -159,12 +159,15 @@ class Root:
         return os.fsencode(self.directory) if resolved == b"." else os.path.join(os.fsencode(self.directory), resolved)
 
     def absolute(self, path: str) -> str:
-        """A path's absolute form, by its text alone."""
+        """Return a path's absolute form, by its text alone."""
         path = os.path.join(self.directory or "", path)
         return os.path.abspath(path) if path.startswith("/") else os.path.join(working_directory(), path)
 
     def holds_working_directory(self, path: str | bytes) -> bool:
-        """Return whether a path is the daemon's working directory, or one above it; a link in the last place is not."""
+        """
+        Return whether a path is the daemon's working directory, or an ancestor of it; a link in the last place is
+        neither.
+        """
         try:
             with self.parent(path) as (directory, name):
                 if _is_link(directory, name):
@@ -191,7 +194,7 @@ class Root:
 
     def make_directories(self, path: str | bytes, mode: int = 0o755) -> None:
         """
-        Make a directory, and those above it; one that is there is no error.
+        Make a directory, and those above it; it is no error if it exists.
 
         :raise OSError: if one cannot be made, or something else is there; :class:`OutsideRoot` if it is not in the
             root.
@@ -214,7 +217,7 @@ class Root:
                         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
 
     def is_directory(self, path: str | bytes) -> bool:
-        """Whether there is a directory, in the root if there is one."""
+        """Return whether a path is a directory, inside the root if there is one."""
         try:
             os.close(self.open(path, os.O_PATH | os.O_DIRECTORY))
         except (OSError, ValueError):
@@ -230,7 +233,7 @@ class Root:
         return _openat2(self._fd, inner, flags | os.O_CLOEXEC, mode & 0o7777 if makes else 0, resolve)
 
     def _inner(self, path: bytes) -> bytes:
-        """A path as seen from the root directory: relative, with links and dots still in it."""
+        """Return a path relative to the root directory, with links and dots still in it."""
         parts = _parts(path)
         if path.startswith(b"/"):
             for name in self._names:
@@ -243,7 +246,7 @@ class Root:
 
     def _resolve(self, inner: bytes, follow: bool) -> bytes:
         """
-        What a path leads to, link by link, as it is now; the kernel checks it again when it is opened.
+        Resolve a path link by link, as it is now; the kernel checks it again when it is opened.
 
         :param follow: whether to follow a link in the last place.
         """

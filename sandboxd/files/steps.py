@@ -1,4 +1,4 @@
-"""Work on files that goes step by step, each step in a thread, and that may be ended at any time."""
+"""The base of transfers that are made step by step, each step in a thread, and that can be closed at any time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from threading import Lock
 
 class Steps(ABC):
     """
-    A transfer. All of its methods block: they are called in a thread.
+    A transfer in steps, one at a time. All of its methods block: call them in a thread.
 
     The steps exclude each other, and :meth:`close` may come at any time, from another thread too: a route that waits
     for a step can be cancelled, and the step itself cannot.
@@ -27,7 +27,7 @@ class Steps(ABC):
     @contextmanager
     def _step(self) -> Iterator[None]:
         """
-        Run one step.
+        Run one step, unless the transfer is closed.
 
         :raise OSError: ``ECANCELED`` if it was closed.
         """
@@ -40,11 +40,11 @@ class Steps(ABC):
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
     def close(self) -> None:
-        """End it, complete or not, once the step that runs has ended; once more is no harm."""
+        """End the transfer, complete or not, once the step that runs has ended. Can be called again."""
         self.over = True
         with self._lock:
             self._close()
 
     @abstractmethod
     def _close(self) -> None:
-        """Release what it holds, and leave nothing of what is incomplete."""
+        """Release all resources, and remove what is incomplete."""

@@ -1,4 +1,4 @@
-"""Names of what is not complete yet, and gets its own name in one step."""
+"""The names of temporary files, which are renamed to their targets once they are complete."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ PREFIX = b".sandboxd-"
 
 
 def temporary_name() -> str:
-    """Return a name that nothing has."""
+    """Return a new random name."""
     return f"{os.fsdecode(PREFIX)}{secrets.token_hex(8)}.tmp"
 
 
 def temporary_for(name: bytes) -> bytes:
     """
-    Return the name of the temporary file for a target.
+    Return the name of the temporary file for a target; the same one each time.
 
     There is one for each, so that what a kill leaves behind is in the way of the next upload only.
     """

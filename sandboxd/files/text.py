@@ -1,4 +1,4 @@
-"""File operations of the contract: small files of text, directories, names."""
+"""File operations of the Koyeb contract: small text files, directories and names."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CANNOT_REPLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EX
 
 def read(root: Root, path: str) -> bytes:
     """
-    A regular file's contents.
+    Return the contents of a regular file.
 
     :raise FileError: if it cannot be read, is not a regular file, or has more than :data:`MAX_READ` bytes.
     """
@@ -51,7 +51,7 @@ def read(root: Root, path: str) -> bytes:
 
 def open_regular(root: Root, path: str) -> int:
     """
-    Return a descriptor of a regular file, open to be read.
+    Open a regular file to read, and return its descriptor.
 
     :raise FileError: if it cannot be read, or is not a regular file.
     """
@@ -67,7 +67,7 @@ def open_regular(root: Root, path: str) -> int:
 
 def read_all(fd: int, size: int) -> bytes | None:
     """
-    Return a file's contents from where it is read next; None if they are more than :data:`MAX_READ` bytes.
+    Return a file's contents from its current offset on; None if they are more than :data:`MAX_READ` bytes.
 
     Files of /proc and /sys have a size of 0 or of a page whatever is in them, and refuse large reads.
 
@@ -86,7 +86,7 @@ def read_all(fd: int, size: int) -> bytes | None:
 
 def write(root: Root, path: str, content: str | Callable[[], Iterable[bytes]]) -> None:
     """
-    Replace a file's contents, or make a new one with mode 0644.
+    Replace a file's contents atomically, or create a file with mode 0644.
 
     A reader sees the old file or the new one, and a failure leaves the old one: the text goes to a temporary
     file beside it, which then takes its name, owner and mode. Where that cannot be done (see
@@ -117,7 +117,7 @@ def write(root: Root, path: str, content: str | Callable[[], Iterable[bytes]]) -
 
 def _write_small(root: Root, path: str, data: bytes) -> bool:
     """
-    Write a small file as :func:`write` does, with as few system calls as that takes.
+    Write a small file like :func:`write`, with as few system calls as possible.
 
     The temporary file has a name from the start: that takes fewer system calls than one without (``O_TMPFILE``). It is
     the same name each time, so that what a killed daemon leaves is gone after the next write.
@@ -167,7 +167,7 @@ def _put_small(directory: int, name: bytes, data: bytes) -> bool:
 
 
 def _is_written_in_place(root: Root, path: str) -> bool:
-    """Return whether a path leads to a device, or to a file in which a write(2) is a request to the kernel."""
+    """Return whether a path leads to a device, or to a file of the kernel's, where write(2) is a request."""
     try:
         fd = root.open(path, os.O_PATH)
     except (OSError, ValueError):
@@ -229,7 +229,7 @@ def delete(root: Root, path: str, check: Check = lambda info: None) -> None:
 
 def delete_tree(root: Root, path: str) -> None:
     """
-    Remove whatever is there, as ``rm -rf`` does; nothing there is no error. Links are not followed.
+    Remove a file or a directory tree, as ``rm -rf`` does; it is no error if there is none. Links are not followed.
 
     :raise FileError: if something cannot be removed, or if it is the root directory, the daemon's working directory, or
         an ancestor of that.
@@ -248,7 +248,7 @@ def delete_tree(root: Root, path: str) -> None:
 
 def make_directories(root: Root, path: str) -> None:
     """
-    Make a directory, mode 0755, and those above it; one that is there is no error.
+    Make a directory with mode 0755, and those above it; it is no error if it exists.
 
     :raise FileError: if it cannot be made, or if something else is there.
     """
@@ -258,7 +258,7 @@ def make_directories(root: Root, path: str) -> None:
 
 def names(root: Root, path: str) -> list[str]:
     """
-    The names in a directory, sorted; what is not UTF-8 in them becomes U+FFFD.
+    Return the names in a directory, sorted; bytes that are not UTF-8 become U+FFFD.
 
     :raise FileError: if it cannot be read.
     """
@@ -299,7 +299,7 @@ def stat(root: Root, path: str) -> FileStat:
 
 def append(root: Root, path: str, data: bytes, parents: bool = False) -> os.stat_result:
     """
-    Add to the end of a file, with one write(2), so that what others append at the same time comes before or after it.
+    Append to a file with one write(2), which the writes of others precede or follow.
 
     :param parents: whether to make the directories above it.
     :return: the stat of the file afterwards.
@@ -321,7 +321,7 @@ def append(root: Root, path: str, data: bytes, parents: bool = False) -> os.stat
 
 def touch(root: Root, path: str, mtime: datetime | None, parents: bool = False) -> os.stat_result:
     """
-    Give a file the current time, or another, and make it if it is not there.
+    Set a file's time to now or to another, and create it if it does not exist.
 
     :param mtime: the time of its last change.
     :param parents: whether to make the directories above it.
@@ -344,7 +344,7 @@ def touch(root: Root, path: str, mtime: datetime | None, parents: bool = False) 
 
 
 def _open(root: Root, path: str, flags: int) -> int:
-    """Open a file, or make one, mode 0644 whatever the umask is."""
+    """Open a file, or create it with mode 0644 whatever the umask is."""
     while True:
         try:
             # O_NONBLOCK, or opening a FIFO would wait for a reader that may never come.

@@ -1,5 +1,5 @@
 """
-Files that arrive piece by piece. All of it blocks: it is called in a thread.
+Uploads: files that are written as they arrive, and replaced atomically. They block: call them in a thread.
 
 The steps are those of :class:`~sandboxd.files.steps.Steps`.
 """
@@ -36,7 +36,7 @@ NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
 class UploadResult(NamedTuple):
     """
-    What became of an upload.
+    The result of an upload.
 
     :ivar created: whether there was no such file before.
     :ivar info: its stat.
@@ -47,12 +47,12 @@ class UploadResult(NamedTuple):
 
 
 class Corrupt(Exception):
-    """What has arrived is not what its digest says."""
+    """A body differs from its ``Content-Digest``."""
 
 
 class Upload(Steps):
     """
-    An upload.
+    The base of uploads to a file.
 
     :param path: the file.
     :param check: whether it may be changed; asked at the beginning, and once more at the end.
@@ -86,7 +86,7 @@ class Upload(Steps):
 
     def open(self, length: int | None) -> None:
         """
-        Begin.
+        Prepare to write.
 
         :param length: bytes that will come, if that is known.
         :raise FileError: if it cannot be written, or there is no room for it.
@@ -96,7 +96,7 @@ class Upload(Steps):
 
     def write(self, data: bytes) -> None:
         """
-        Some more has arrived.
+        Write more of the body.
 
         :raise FileError: if it cannot be written.
         """
@@ -106,7 +106,7 @@ class Upload(Steps):
 
     def commit(self) -> UploadResult:
         """
-        All has arrived: make it what the name stands for.
+        Check the digests, and put the file in place.
 
         :raise Corrupt: if it is not what its digest says.
         :raise FileError: if it cannot be.
@@ -120,7 +120,7 @@ class Upload(Steps):
         return written
 
     def _close(self) -> None:
-        """Leave no trace, unless it has been committed."""
+        """Release all resources, and remove the temporary file unless it was committed."""
         self._resources.close()
 
     @abstractmethod
@@ -135,7 +135,7 @@ class Upload(Steps):
 
 def _regular(info: os.stat_result) -> None:
     """
-    Make sure that what is there is a file.
+    Raise unless a stat is that of a regular file.
 
     :raise OSError: if it is something else.
     """
@@ -149,7 +149,7 @@ def _regular(info: os.stat_result) -> None:
 
 def _room(fd: int, needed: int) -> None:
     """
-    Make sure that there is room.
+    Raise unless the file system has room.
 
     :raise OSError: ``ENOSPC`` if there is not.
     """
@@ -169,7 +169,7 @@ def _write_all(fd: int, data: bytes, offset: int | None = None) -> None:
 
 class Replacement(Upload):
     """
-    An upload of a whole file: a reader of the name gets the old file, or all of the new one.
+    An upload of a whole file: a reader sees the old file, or all of the new one.
 
     It arrives in a file without a name (``O_TMPFILE``), which is gone with the daemon, however that ends. Where the
     file system has none, it has a name that begins with ``.sandboxd-``, and what a killed daemon has left of such is
@@ -275,7 +275,7 @@ class Replacement(Upload):
 
 class Patch(Upload):
     """
-    An upload of a part of a file, into its place in the file that is there, or in a new one.
+    An upload of a part of a file, written at its offset into an existing file or a new one.
 
     :param offset: where the part begins, in bytes.
     :param size: bytes that the file has in the end; None for as many as it takes.
@@ -336,7 +336,7 @@ class Patch(Upload):
 
 
 def _set_owner_and_mode(fd: int, old: os.stat_result | None, mode: int | None, owner: Owner | None) -> None:
-    """Give a new file owner and mode: those that are asked for, or those of the old one."""
+    """Give a new file owner and mode: those that are asked for, or those of the old file."""
     uid, gid = (-1, -1) if old is None else (old.st_uid, old.st_gid)
     if owner is not None:
         uid, gid = (owner.uid if owner.uid != -1 else uid), (owner.gid if owner.gid != -1 else gid)
@@ -347,7 +347,7 @@ def _set_owner_and_mode(fd: int, old: os.stat_result | None, mode: int | None, o
 
 
 def _sync_directory(directory: int) -> None:
-    """Let a new name outlive a power failure. A directory that cannot be read cannot be synced."""
+    """Make a new name outlive a power failure (fsync(2) of the directory). One that cannot be read cannot be synced."""
     with suppress(PermissionError):
         fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
         try:
@@ -357,7 +357,7 @@ def _sync_directory(directory: int) -> None:
 
 
 def _remove_stale(directory: int) -> None:
-    """Remove what uploads into a directory have left that ended with a killed daemon."""
+    """Remove the temporary files that a killed daemon's uploads have left in a directory."""
     with suppress(OSError):
         fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
         try:

@@ -1,5 +1,5 @@
 """
-Goes through a tree in an order that stays the same: what is in a directory by name, each directory before what it has.
+Walks of directory trees in a stable order: entries by name, each directory before its own entries.
 
 Every step goes through descriptors and follows no link, so that a directory that becomes a link meanwhile
 leads nowhere else.
@@ -32,7 +32,7 @@ GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 
 class TreeEntry:
     """
-    Something in a tree.
+    An entry of a tree.
 
     :ivar path: relative to the top, as :func:`os.fsdecode` makes it.
     :ivar name: its last component.
@@ -71,7 +71,7 @@ class TreeEntry:
 
     def open(self, flags: int) -> int:
         """
-        Open it, if it is no link.
+        Open it, unless it is a link.
 
         :raise OSError: if it cannot be opened.
         """
@@ -80,7 +80,7 @@ class TreeEntry:
 
 class _Level:
     """
-    A directory on the way to where the walk is.
+    A directory that the walk is in, with its entries that are still to come.
 
     :ivar fd: -1 while it is closed, for there are too many.
     """
@@ -94,7 +94,10 @@ class _Level:
         self.more = True
 
     def next(self) -> tuple[str, bool, bool, list[str] | None] | None:
-        """The next name, whether it is a directory, or a file, and, if it is on the way, what is left of that."""
+        """
+        Return the next name, whether it is a directory, whether it is a regular file, and the rest of the ``after``
+        path if that leads through it.
+        """
         while True:
             found = next(self.left, None)
             if found is None:
@@ -126,7 +129,7 @@ class _Level:
 
 def walk(top: int, after: str = "", failed: Callable[[str, OSError], None] | None = None) -> Iterator[TreeEntry]:
     """
-    All that is in a directory and below.
+    Yield all entries below a directory.
 
     :param top: the directory, open to be read. The walk closes it.
     :param after: begin behind this path. What is on the way there comes too, as ``passed``.
@@ -180,7 +183,7 @@ def _tell(failed: Callable[[str, OSError], None] | None, path: str, error: OSErr
 
 def _reopen(levels: list[_Level]) -> int:
     """
-    Return the last of these directories, opened from the first, which is open; -1 if it is gone.
+    Open the last of these directories by way of the others, the first of which is open; return -1 if it is gone.
 
     Those just above it are opened again too: the walk is on its way up, and needs them next.
     """
@@ -204,7 +207,7 @@ _PATH_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 class DirectoryTree:
     """
-    A directory and those below it.
+    The directories of a tree, opened by their paths without following links.
 
     :param top: the directory, open. It is closed by :meth:`close`.
     """
@@ -215,7 +218,7 @@ class DirectoryTree:
 
     def directory(self, parts: Sequence[str], *, make: bool = False) -> int:
         """
-        Return a directory by the names on the way to it. It stays open until the next one is asked for.
+        Return the descriptor of a directory, by its path's components. It stays open until the next call.
 
         The deepest ones on the way stay open as well, so that going through a tree opens each about once.
 
@@ -256,7 +259,7 @@ class DirectoryTree:
 
     def settle(self, parts: Sequence[str], mode: int, mtime: int) -> None:
         """
-        Give a directory, once all is in it, its mode, and its time (ns), which writing into it would have changed.
+        Set a directory's mode, and its time (ns), once all its entries are written, which changes its time.
 
         :raise OSError: if it cannot have them.
         """
@@ -270,7 +273,7 @@ class DirectoryTree:
             os.close(fd)
 
     def close(self) -> None:
-        """Close all that is open; once more is no harm."""
+        """Close all descriptors. Can be called again."""
         if self._top >= 0:
             self._close_below(0)
             os.close(self._top)
@@ -287,8 +290,8 @@ class _RemovalLevel(NamedTuple):
 
 def remove_tree(dir_fd: int, name: bytes) -> None:
     """
-    Remove whatever has a name in a directory, as ``rm -rf`` does. Links are not followed. What others remove
-    meanwhile is no error.
+    Remove a name from a directory, with all that is below it, as ``rm -rf`` does. Links are not followed. It is no
+    error if others remove something first.
 
     :param dir_fd: the directory.
     :raise FileNotFoundError: if there is nothing.

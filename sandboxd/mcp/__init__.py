@@ -1,1 +1,1 @@
-"""The Model Context Protocol: tools for agents, over the code that the routes call."""
+"""The Model Context Protocol: tools for agents, built on the same code as the routes."""

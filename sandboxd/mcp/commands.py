@@ -1,4 +1,4 @@
-"""Tools that run commands, and start, watch and stop background processes."""
+"""MCP tools that run commands, and start, watch and stop background processes."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class PortState(msgspec.Struct):
 
 class CommandTools:
     """
-    The tools about commands and processes.
+    The MCP tools for commands and processes.
 
     :param starter: starts commands.
     :param waits: waits for processes.
@@ -410,7 +410,7 @@ async def _when_started(execution: Execution) -> None:
 
 
 async def _follow(execution: Execution, progress: Progress) -> None:
-    """Send the output of a command as it comes. A slow client gets less, and does not slow the command down."""
+    """Send the output of a command as progress. A slow client gets less of it, and does not slow the command down."""
     with closing(execution.log.cursor(0)) as cursor:
         while not cursor.ended:
             while (item := cursor.read()) is not None:

@@ -1,4 +1,4 @@
-"""Tools that read, write, edit and find files."""
+"""MCP tools that read, write, edit and find files."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class ListDirectory(Arguments):
 
 
 class Entry(msgspec.Struct, omit_defaults=True):
-    """Something in a directory."""
+    """An entry of a directory."""
 
     path: str
     type: str
@@ -103,7 +103,7 @@ class Entry(msgspec.Struct, omit_defaults=True):
 
 
 class EntryList(msgspec.Struct, omit_defaults=True):
-    """What was found, sorted."""
+    """Entries that were found, sorted."""
 
     entries: list[Entry]
     more: Annotated[bool, Meta(description="Whether there is more than was asked for.")] = False
@@ -148,7 +148,7 @@ class FileMatches(msgspec.Struct, omit_defaults=True):
 
 class FileTools:
     """
-    The tools about files.
+    The MCP tools for files.
 
     :param searches: threads for searches, which wait for processes of their own.
     """

@@ -1,5 +1,5 @@
 """
-JSON-RPC 2.0 messages as the Model Context Protocol has them, and the negotiation of its revision.
+The JSON-RPC 2.0 messages of the Model Context Protocol, and the negotiation of its revision.
 
 The rules are those of https://modelcontextprotocol.io/specification/2025-11-25/basic, and of the revisions before it.
 """
@@ -27,7 +27,7 @@ Id = str | int
 
 
 class RpcReply(msgspec.Struct):
-    """A response of JSON-RPC: a result or an error. With a progress token it is the last of several events."""
+    """A JSON-RPC response: a result or an error. With a progress token it is the last of several events."""
 
     jsonrpc: str
     id: Id | None
@@ -37,7 +37,7 @@ class RpcReply(msgspec.Struct):
 
 class RpcError(Exception):
     """
-    A request that is answered with an error.
+    An error that a JSON-RPC request is answered with.
 
     :param code: one of JSON-RPC's error codes.
     :param id: the id of the request, or None if it cannot be read.
@@ -55,7 +55,7 @@ class RpcError(Exception):
 
 
 class RpcRequest(msgspec.Struct, frozen=True):
-    """A message that wants an answer."""
+    """A JSON-RPC request."""
 
     id: Id
     method: str
@@ -63,14 +63,14 @@ class RpcRequest(msgspec.Struct, frozen=True):
 
 
 class RpcNotification(msgspec.Struct, frozen=True):
-    """A message that wants none."""
+    """A JSON-RPC notification, which gets no response."""
 
     method: str
     params: dict[str, Any]
 
 
 class RpcResponse(msgspec.Struct, frozen=True):
-    """A client's response to a request. This server sends no requests, so there is nothing to do with it."""
+    """A JSON-RPC response of a client. It is ignored, as this server sends no requests."""
 
 
 Message = RpcRequest | RpcNotification | RpcResponse
@@ -131,7 +131,7 @@ def notification(method: str, params: dict[str, object]) -> dict[str, object]:
 
 def negotiated(asked: object) -> str:
     """
-    Return the revision to go on with: the one that the client asks for if it is spoken, else the newest.
+    Return the revision to speak: the one that the client asks for if it is supported, else the newest.
 
     :raise RpcError: if it asks for none.
     """

@@ -1,5 +1,5 @@
 """
-``POST /mcp``: the streamable HTTP transport of the Model Context Protocol, without sessions.
+Route ``POST /mcp``: the streamable HTTP transport of the Model Context Protocol, without sessions.
 
 The rules are those of https://modelcontextprotocol.io/specification/2025-11-25/basic/transports.
 """
@@ -55,7 +55,7 @@ INSTRUCTIONS = (
 
 class McpServer:
     """
-    Answers the messages of clients.
+    The server of MCP messages.
 
     :param tools: what is offered.
     """
@@ -67,7 +67,7 @@ class McpServer:
         self._cancelled: set[Deferred[Any]] = set()
 
     async def answer(self, request: RpcRequest, progress: Progress | None) -> dict[str, object]:
-        """Answer a request. Errors of any kind are answers, too."""
+        """Answer a request; errors of any kind are answers too."""
         try:
             return result(request.id, await self._dispatch(request, progress))
         except RpcError as error:
@@ -79,7 +79,7 @@ class McpServer:
             return RpcError(INTERNAL_ERROR, "internal error; the daemon's log has the details").reply(request.id)
 
     def notified(self, message: RpcNotification) -> None:
-        """Take notice of a notification. A cancelled request ends, if there is one only with that id."""
+        """Handle a notification. A cancelled request ends, if only one has that id."""
         if message.method == "notifications/cancelled":
             calls = self._in_flight.get(message.params.get("requestId", ""), [])
             if len(calls) == 1:
@@ -145,7 +145,7 @@ def _error(text: str) -> dict[str, object]:
 
 def is_own_origin(origin: str, host: str) -> bool:
     """
-    Return whether a page's origin is that of the daemon itself, by a name that no attacker can make lead here.
+    Return whether a page's origin is the daemon's own, under a host name that no attacker can point at it.
 
     With DNS rebinding a page's own name leads to the daemon, so that ``Origin`` and ``Host`` agree; then only addresses
     and ``localhost`` can be trusted.
@@ -163,7 +163,7 @@ def is_own_origin(origin: str, host: str) -> bool:
 
 
 class _ProgressStream:
-    """Answers a request as an event stream: progress first, the result last."""
+    """A response as an event stream: progress first, the result last."""
 
     def __init__(self, request: Request, streams: Streams, token: object) -> None:
         self._stream: EventStream = streams.open(request)
@@ -202,7 +202,7 @@ def _version(request: Request) -> str:
 
 
 def _progress_token(messages: Sequence[Message]) -> object:
-    """Return the token by which a single call wants its progress, or None."""
+    """Return the token with which a single call asks for its progress, or None."""
     if len(messages) != 1 or not isinstance(messages[0], RpcRequest) or messages[0].method != "tools/call":
         return None
     meta = messages[0].params.get("_meta")
@@ -211,12 +211,12 @@ def _progress_token(messages: Sequence[Message]) -> object:
 
 
 def add_mcp_route(routes: Routes, server: McpServer, streams: Streams) -> None:
-    """Add it to the API."""
+    """Add ``POST /mcp`` to the API."""
 
     @routes.post("/mcp", bytes, reply=RpcReply, errors=(400, 403, 406, 413))
     async def mcp(request: Request, body: bytes) -> Reply | None:
         """
-        The Model Context Protocol, for agents: JSON-RPC messages, answered as JSON or, with progress, as events.
+        Serve the Model Context Protocol, for agents: JSON-RPC messages, answered as JSON or, with progress, as events.
 
         Tools run commands, keep background processes, and read, write, edit and search files.
         """

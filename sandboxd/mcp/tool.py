@@ -1,4 +1,4 @@
-"""What a tool is: its name and description for a model, its types, and the function behind it."""
+"""The description of an MCP tool: its name and text for a model, its argument and result types, and its function."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Progress = Callable[[str], Awaitable[None]]
 
 
 class ToolError(Exception):
-    """The call failed in a way that the model can mend; the text says how."""
+    """A failed call that the model can correct; the text says how."""
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The arguments of a tool. Unknown ones are errors: a model that invents one would go on to rely on it."""
+    """The base of a tool's arguments. Unknown ones are errors: a model that invents one would go on to rely on it."""
 
 
 class Tool(NamedTuple):
     """
-    A tool.
+    An MCP tool.
 
     :ivar arguments: the type of its arguments, from which its input schema is made.
     :ivar result: the type of its structured result.
@@ -44,7 +44,7 @@ class Tool(NamedTuple):
     destructive: bool = False
 
     def listed(self) -> dict[str, object]:
-        """Return the tool as ``tools/list`` has it."""
+        """Return the tool's entry in the reply to ``tools/list``."""
         return {
             "name": self.name,
             "title": self.title,
@@ -61,7 +61,7 @@ class Tool(NamedTuple):
 
 
 def schema(type: type[msgspec.Struct]) -> dict[str, Any]:
-    """Return the JSON Schema of a type, with an object at its top, as the protocol asks."""
+    """Return the JSON Schema of a type, with an object at its top, as the protocol demands."""
     found = msgspec.json.schema(type)
     definitions = found["$defs"]
     top: dict[str, Any] = definitions.pop(found["$ref"].rpartition("/")[2])
@@ -71,5 +71,5 @@ def schema(type: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def as_json(result: msgspec.Struct) -> str:
-    """Return a result as its text: the JSON of it."""
+    """Return a result as JSON text."""
     return dumps(result).decode("ascii")

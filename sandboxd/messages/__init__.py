@@ -1,1 +1,1 @@
-"""Bodies, queries and replies of the API, a file for each family of routes."""
+"""The bodies, queries and replies of the API as types, a file for each family of routes."""

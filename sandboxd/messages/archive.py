@@ -22,13 +22,13 @@ Exclude = Annotated[
 
 
 class TreeQuery(PathRequest, kw_only=True):
-    """A path, and what below it is not meant."""
+    """A path of a directory, and patterns of what to leave out below it."""
 
     exclude: Exclude = field(default_factory=list)
 
     def excluded(self) -> Excludes:
         """
-        What is left out.
+        Return the patterns of what to leave out.
 
         :raise BadRequest: if a pattern is malformed.
         """
@@ -70,7 +70,7 @@ Name = Annotated[str, Meta(description="Bytes that are not UTF-8 are lone surrog
 
 
 class Unpacked(Struct):
-    """An archive that was unpacked."""
+    """The result of unpacking an archive."""
 
     path: Name
     entries: Annotated[int, Meta(description="Members that are there now.")]

@@ -1,4 +1,4 @@
-"""Query and messages of ``/processes/<id>/attach``: those of Kubernetes' remote command protocol."""
+"""The query and the messages of ``/processes/<id>/attach``: those of Kubernetes' remote command protocol."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class TerminalSizeMessage(msgspec.Struct):
 
 
 class Cause(msgspec.Struct):
-    """Why a command has failed."""
+    """One cause of a command's failure."""
 
     reason: Literal["ExitCode"]
     message: str
 
 
 class Causes(msgspec.Struct):
-    """Why a command has failed, in Kubernetes' form."""
+    """The causes of a command's failure, in Kubernetes' form."""
 
     causes: list[Cause]
 

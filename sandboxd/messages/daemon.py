@@ -1,4 +1,4 @@
-"""Bodies and replies of the routes about the daemon itself: health, port, metrics, status."""
+"""Bodies and replies of the routes about the daemon itself: health, port, metrics and status."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ PortText = Annotated[str, Meta(pattern="^[0-9]{0,5}$")]
 
 
 class Health(Struct):
-    """The daemon answers."""
+    """The reply of a daemon that answers."""
 
     status: Literal["ok"]
     version: str
@@ -67,13 +67,13 @@ class Health(Struct):
 
 
 class Bound(DoneWithMessage):
-    """New connections to the proxy go to this port."""
+    """The port that new connections to the proxy go to from now on."""
 
     port: PortText
 
 
 class PortStatus(Struct):
-    """The proxy's target."""
+    """The port that the proxy forwards to."""
 
     success: Yes
     port: Annotated[PortText, Meta(description="Empty if none is bound.")]
@@ -81,13 +81,13 @@ class PortStatus(Struct):
 
 
 class Readiness(Struct):
-    """The daemon would take a command now."""
+    """Whether the daemon would run a command now."""
 
     ready: Yes
 
 
 class Sample(Struct):
-    """A value of a metric."""
+    """One value of a metric."""
 
     name: str
     labels: dict[str, str]
@@ -95,7 +95,7 @@ class Sample(Struct):
 
 
 class Metric(Struct):
-    """A metric, as Prometheus has it."""
+    """A metric, in Prometheus' data model."""
 
     name: str
     type: Literal["counter", "gauge", "histogram"]
@@ -104,13 +104,13 @@ class Metric(Struct):
 
 
 class MetricsReply(Struct):
-    """The daemon in numbers."""
+    """The daemon's metrics."""
 
     metrics: list[Metric]
 
 
 class DaemonStatus(Struct):
-    """How the daemon is doing."""
+    """The daemon's version, uptime and load."""
 
     version: str
     uptime: Annotated[float, Meta(description="Seconds.")]

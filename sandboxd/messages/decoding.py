@@ -1,5 +1,5 @@
 """
-Decode bodies and queries, or refuse them with the name of the field; the types that all families of routes share.
+Decode bodies and queries, or raise an error that names the field; and the types that all families of routes share.
 
 The rules are those of the HTTP contract; unknown fields are ignored, because the official clients send some.
 """
@@ -19,7 +19,7 @@ from msgspec import Meta
 
 
 class BadRequest(Exception):
-    """The request is malformed; the text names the field and says what to do."""
+    """A request is malformed; the text names the field and says what to do."""
 
 
 #: What has no NUL in it, as a regular expression.
@@ -91,8 +91,8 @@ def decode(body: bytes, type: type[T]) -> T:
 
 def decode_query(query: bytes, type: type[T]) -> T:
     """
-    Decode a request's query. Of a parameter that is given twice the first counts, unless its type is a list. What
-    is not UTF-8 is decoded as in paths; see :mod:`sandboxd.files`.
+    Decode a request's query. If a parameter is given twice the first counts, unless its type is a list. Bytes that are
+    not UTF-8 are decoded as in paths; see :mod:`sandboxd.files`.
 
     :param query: of the form ``application/x-www-form-urlencoded``; only ``&`` separates parameters (WHATWG URL
         standard, section 5.1).
@@ -170,29 +170,29 @@ Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"}, descriptio
 
 
 class Struct(msgspec.Struct, forbid_unknown_fields=True):
-    """A reply with these fields and no others."""
+    """The base of replies, which have these fields and no others."""
 
 
 class Error(msgspec.Struct):
-    """What is wrong, which field, what to do. Some errors have more fields."""
+    """The body of an error: what is wrong, which field, what to do. Some errors have more fields."""
 
     error: str
 
 
 class Failure(msgspec.Struct):
-    """An error of a route whose reply has ``success``."""
+    """The body of an error of a route whose replies have ``success``."""
 
     success: No
     error: str
 
 
 class Done(Struct):
-    """It was done."""
+    """The reply to a request that has succeeded."""
 
     success: Yes
 
 
 class DoneWithMessage(Done):
-    """It was done, with a message for people."""
+    """The reply to a request that has succeeded, with a message for people."""
 
     message: Text

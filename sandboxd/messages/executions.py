@@ -68,7 +68,7 @@ Size = Annotated[int, Meta(ge=1, le=65535)]
 
 
 class TerminalRequest(msgspec.Struct):
-    """A pseudo-terminal, and what it is called in ``TERM``."""
+    """A pseudo-terminal: its size, and the value of ``TERM``."""
 
     cols: Size = 80
     rows: Size = 24
@@ -148,18 +148,18 @@ class CommandRequest(msgspec.Struct):
 
     @property
     def names_program(self) -> bool:
-        """Whether it says what to execute."""
+        """Whether the request says what to execute."""
         return self.cmd is not None or self.argv is not None
 
     def terminal(self) -> Terminal | None:
-        """Return the terminal that is asked for, or None."""
+        """Return the requested terminal, or None."""
         if isinstance(self.tty, TerminalRequest):
             return Terminal(self.tty.cols, self.tty.rows, self.tty.term)
         return Terminal() if self.tty else None
 
     def check(self) -> None:
         """
-        Check how the fields fit together, and what the operating system cannot take.
+        Check that the fields fit together, and that the operating system can take them.
 
         :raise BadRequest: naming the field.
         """
@@ -183,7 +183,7 @@ class CommandRequest(msgspec.Struct):
 
     def stdin_bytes(self) -> bytes | None:
         """
-        Return what its stdin begins with, or None.
+        Return the bytes that stdin begins with, or None.
 
         :raise BadRequest: if it is not base64.
         """
@@ -196,7 +196,7 @@ class CommandRequest(msgspec.Struct):
 
     def command(self, user: User | None = None, shell: str | None = None) -> Command:
         """
-        Return the command.
+        Return the command that the request describes.
 
         :param user: the entry of its ``user`` in passwd.
         :param shell: what to execute if it names no program.
@@ -321,7 +321,7 @@ class StdinQuery(msgspec.Struct):
 
 
 class WaitRequest(msgspec.Struct):
-    """Body of ``/processes/<id>/wait``: what is waited for, beside the end."""
+    """Body of ``/processes/<id>/wait``: the conditions to wait for, beside the end of the process."""
 
     timeout: Annotated[Seconds, Meta(description="Seconds to wait, at most; without it, for ever.")] | None = None
     output: (
@@ -362,7 +362,7 @@ Survivors = Annotated[list[int], Meta(description="Pids that could not be killed
 
 
 class RunResult(Struct):
-    """What a command has written, and how it ended."""
+    """The output of a command, and how it ended."""
 
     stdout: str
     stderr: str
@@ -378,7 +378,7 @@ class RunResult(Struct):
 
 
 class Output(Struct):
-    """A line of output, or a piece of one."""
+    """A line of output, or a piece of a long line."""
 
     stream: StreamName
     data: Annotated[str, Meta(description="The line without its end.")]
@@ -386,7 +386,7 @@ class Output(Struct):
 
 
 class LogLine(Output, kw_only=True):
-    """A line of output, and when it came."""
+    """A line of output, and the time of its arrival."""
 
     timestamp: Time
 
@@ -398,13 +398,13 @@ class Record(LogLine, kw_only=True):
 
 
 class Gap(Struct):
-    """Lines that were dropped from the log."""
+    """The number of lines that were dropped from the log."""
 
     dropped: int
 
 
 class Complete(Struct):
-    """The command has ended."""
+    """How the command ended: the last event of its stream."""
 
     code: int
     error: bool
@@ -416,7 +416,7 @@ class Complete(Struct):
 
 
 class StreamEnded(Struct):
-    """There is no more to come."""
+    """The end of a log's stream."""
 
     message: Literal["stream ended"]
 
@@ -494,7 +494,7 @@ class ExecutionDetails(Struct):
 
 
 class Waited(ExecutionDetails):
-    """The details of an execution when a wait is over, and its reason."""
+    """The details of an execution when a wait is over, and why it is over."""
 
     reason: Literal["output", "port", "http", "exit", "timeout"]
     seq: Annotated[int, Meta(description="For output: the record in which the text ends.")] | UnsetType = UNSET
@@ -511,6 +511,6 @@ class Logs(Struct):
 
 
 class StdinWritten(Done):
-    """Its stdin has taken the bytes."""
+    """The number of bytes that stdin has taken."""
 
     bytes: int

@@ -1,4 +1,6 @@
-"""Requests to look at, search and change files."""
+"""
+Bodies, queries and replies of the routes below ``/files/``: stat, list, glob, grep, move, copy, chmod and the like.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ Globs = Annotated[list[str], Meta(max_length=100)]
 
 def pattern(name: str, text: str, hidden: bool = True) -> Pattern:
     """
-    A pattern.
+    Return a compiled pattern.
 
     :param name: the field that it is in.
     :raise BadRequest: if it is malformed.
@@ -60,7 +62,7 @@ class ListQuery(TreeQuery, kw_only=True):
 
     def choice(self) -> ListFilter:
         """
-        What is meant.
+        Return the filter of the list.
 
         :raise BadRequest: if a pattern is malformed.
         """
@@ -86,7 +88,7 @@ class GlobRequest(PathRequest, kw_only=True):
 
     def choice(self) -> ListFilter:
         """
-        What is meant.
+        Return the filter of the list.
 
         :raise BadRequest: if a pattern is malformed.
         """
@@ -116,12 +118,12 @@ class GrepRequest(PathRequest, kw_only=True):
     timeout: Annotated[float, Meta(gt=0, le=60, description="Seconds after which it ends with what it has.")] = 10.0
 
     def search(self) -> Search:
-        """Return what is searched for, and how."""
+        """Return the parameters of the search."""
         return Search(**{name: getattr(self, name) for name in Search._fields})
 
     def check_patterns(self) -> None:
         """
-        Check the patterns of files. It may take long: to be called in a thread.
+        Check the patterns of files. May take long: call it in a thread.
 
         :raise BadRequest: if one is malformed.
         """
@@ -158,7 +160,7 @@ class ChmodRequest(PathRequest, kw_only=True):
 
     def change(self) -> tuple[ModeChange | None, Owner | None]:
         """
-        What is to become of it. Blocks.
+        Return the new mode and the new owner. Blocks.
 
         :raise BadRequest: if there is no such mode, user or group.
         """
@@ -186,7 +188,7 @@ class AppendRequest(PathRequest, kw_only=True):
 
     def data(self) -> bytes:
         """
-        What to append.
+        Return the bytes to append.
 
         :raise BadRequest: if it is not valid base64.
         """
@@ -219,7 +221,7 @@ class TouchRequest(PathRequest, kw_only=True):
 
 
 class EditItem(msgspec.Struct):
-    """A replacement: of a text that has to be in the file, and only once unless ``replace_all``."""
+    """An edit: the old text must be in the file, and only once unless ``replace_all`` is true."""
 
     old: Annotated[str, Meta(min_length=1)]
     new: str
@@ -235,7 +237,7 @@ class EditRequest(PathRequest, kw_only=True):
     ) = None
 
     def items(self) -> list[Edit]:
-        """The edits."""
+        """Return the edits."""
         return [Edit(item.old, item.new, item.replace_all) for item in self.edits]
 
 
@@ -250,7 +252,7 @@ FileType = Literal["file", "dir", "link", "fifo", "socket", "char", "block", "ot
 
 
 class FileInfo(Struct):
-    """A file's description."""
+    """The description of a file."""
 
     path: Annotated[Name, Meta(description="As it was asked for; in a list, from the directory that is listed.")]
     name: Name
@@ -271,7 +273,7 @@ class FileInfo(Struct):
 
 
 class FileList(Struct):
-    """A page of a list: each directory before what is in it, by name."""
+    """A page of a list: each directory before its own entries, by name."""
 
     path: Name
     entries: list[FileInfo]
@@ -280,14 +282,14 @@ class FileList(Struct):
 
 
 class Found(Struct):
-    """A path that matches."""
+    """A path that matches a pattern."""
 
     path: Name
     type: Literal["file", "dir"]
 
 
 class FoundList(Struct):
-    """A page of paths that match."""
+    """A page of paths that match a pattern."""
 
     path: Name
     entries: list[Found]
@@ -296,7 +298,7 @@ class FoundList(Struct):
 
 
 class Match(Struct):
-    """A line that matches."""
+    """A line that matches a search."""
 
     path: Name
     line: Annotated[int, Meta(ge=1)]
@@ -308,7 +310,7 @@ class Match(Struct):
 
 
 class Matches(Struct):
-    """What was found, and what was not searched."""
+    """The matches of a search, and what was not searched."""
 
     path: Name
     matches: list[Match]
@@ -321,7 +323,7 @@ class Matches(Struct):
 
 
 class Transferred(Struct, rename={"from_": "from"}):
-    """Something that was moved or copied."""
+    """The result of a move or a copy."""
 
     from_: Name
     to: Name
@@ -332,14 +334,14 @@ class Transferred(Struct, rename={"from_": "from"}):
 
 
 class PermissionsChanged(Struct):
-    """Files whose owner or mode was changed."""
+    """The number of files whose owner or mode was changed."""
 
     path: Name
     changed: Annotated[int, Meta(description="How many.")]
 
 
 class Touched(Struct):
-    """A file as it is now."""
+    """A file after the operation."""
 
     path: Name
     size: int
@@ -355,7 +357,7 @@ class Linked(Struct):
 
 
 class EditedPlace(Struct):
-    """What became of one edit."""
+    """The result of one edit."""
 
     replaced: int
     lines: Annotated[list[int], Meta(description="The lines where the new text begins, the first 20.")]

@@ -23,13 +23,13 @@ class ReadFileRequest(PathRequest):
 
 
 class Content(Struct):
-    """A file's text; what is not UTF-8 becomes U+FFFD."""
+    """A file's text; bytes that are not UTF-8 become U+FFFD."""
 
     content: str
 
 
 class Lines(Struct):
-    """Some lines of a file, with their ends; what is not UTF-8 becomes U+FFFD."""
+    """A range of a file's lines, with their ends; bytes that are not UTF-8 become U+FFFD."""
 
     content: str
     offset: Annotated[int, Meta(description="Number of the first line, from 1.")]
@@ -44,7 +44,7 @@ class Entries(Struct):
 
 
 class FileEntry(Struct):
-    """A file's description."""
+    """The description of a file."""
 
     name: str
     is_dir: bool

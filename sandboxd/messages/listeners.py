@@ -1,4 +1,4 @@
-"""Bodies and replies of the routes about the ports that are listened on."""
+"""Bodies and replies of the routes about listening ports."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class PortWaitRequest(msgspec.Struct):
 
 
 class PortWaited(Struct):
-    """Whether a port is ready, and by which sign."""
+    """Whether a port is ready, and how that was found."""
 
     ready: bool
     reason: Literal["port", "http", "timeout"]
 
 
 class ListeningPort(Struct):
-    """A TCP port that is listened on."""
+    """A TCP port that a process listens on."""
 
     port: PortNumber
     addresses: Annotated[list[str], Meta(description="Where: 0.0.0.0 and :: are all of this machine's.")]
@@ -41,6 +41,6 @@ class ListeningPort(Struct):
 
 
 class ListeningPorts(Struct):
-    """The TCP ports that are listened on, the daemon's own left out."""
+    """The TCP ports that processes listen on, without the daemon's own."""
 
     ports: list[ListeningPort]

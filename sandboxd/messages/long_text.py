@@ -31,7 +31,7 @@ _INSIDE = re.compile(
 
 class LongText:
     """
-    The inside of a string, as it is in the body.
+    The inside of a JSON string, as it is in the body.
 
     :param ends: offsets in the body: that of the first byte, then that behind each piece.
     :ivar mark: the text that stands for it in the shortened body.
@@ -44,7 +44,7 @@ class LongText:
 
     def pieces(self) -> Iterator[bytes]:
         """
-        The text in UTF-8, in pieces of some 100 kB. May be called again.
+        Yield the text in UTF-8, in pieces of some 100 kB. Can be called again.
 
         :raise BadRequest: if it is malformed.
         """
@@ -56,7 +56,7 @@ class LongText:
 
 def cut_out(body: bytes) -> tuple[bytes, LongText | None]:
     """
-    Cut a long string out of a JSON body. Takes long: to be called in a thread.
+    Cut a long string out of a JSON body. May take long: call it in a thread.
 
     :return: the body with a mark in the string's place, and the string; the body as it is, and None, if it has none, or
         is malformed there.
@@ -75,7 +75,7 @@ def cut_out(body: bytes) -> tuple[bytes, LongText | None]:
 
 
 def _ends(body: bytes, start: int) -> list[int] | None:
-    """Return the ends of a string's pieces, after its start; None if it has no end, or an escape that is none."""
+    """Return the ends of a string's pieces, after its start; None if the string has no end or a malformed escape."""
     ends = [start]
     while True:
         limit = min(ends[-1] + _PIECE, len(body))

@@ -1,4 +1,4 @@
-"""The queries and replies of ``/files`` as types."""
+"""Queries and replies of the routes of ``/files`` that carry raw bytes."""
 
 from __future__ import annotations
 

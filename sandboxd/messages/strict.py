@@ -1,4 +1,4 @@
-"""Find fields and parameters that a request's type does not have, for clients that want them refused (RFC 7240)."""
+"""The check for fields and parameters that a request's type does not have, which a client can ask for (RFC 7240)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sandboxd.messages.decoding import BadRequest, fields_of
 
 def check_fields(body: bytes, type: Any) -> None:
     """
-    Check that a body has no field that is unknown, at any depth.
+    Raise an error if a body has an unknown field, at any depth.
 
     :param body: JSON that could be decoded to ``type``.
     :raise BadRequest: if it has; the text names it.
@@ -26,7 +26,7 @@ def check_fields(body: bytes, type: Any) -> None:
 
 def check_parameters(query: str, type: Any) -> None:
     """
-    Check that a query has no parameter that is unknown.
+    Raise an error if a query has an unknown parameter.
 
     :param type: None for a route that has none.
     :raise BadRequest: if it has; the text names it.

@@ -21,7 +21,7 @@ ChangedType = Annotated[Literal["file", "dir"], Meta(description="What it is; a 
 
 
 class Ready(Struct):
-    """The watch has begun: each change from now on is an event."""
+    """The start of a watch: each change from now on is an event."""
 
     path: Name
     recursive: bool
@@ -30,14 +30,14 @@ class Ready(Struct):
 
 
 class Changed(Struct):
-    """Something was created, modified (its contents, its owner, its mode or its times) or deleted."""
+    """A file or directory was created, modified (its contents, owner, mode or times) or deleted."""
 
     path: Name
     type: ChangedType
 
 
 class Moved(Struct, rename={"from_": "from"}):
-    """Something has another name now, with all that is in it; what was there before is gone."""
+    """A file or directory was renamed, with all that is in it; a file that had the new name is gone."""
 
     from_: Name
     to: Name
@@ -45,19 +45,19 @@ class Moved(Struct, rename={"from_": "from"}):
 
 
 class Overflow(Struct):
-    """Changes below this path may have been lost: look at it anew. The watch goes on."""
+    """Changes below this path may have been lost: read it again. The watch goes on."""
 
     path: Name
     reason: str
 
 
 class MissedChanges(Struct):
-    """This many changes can no longer be had, or nobody knows how many: look at all anew. The watch goes on."""
+    """The number of changes that can no longer be had, if it is known: read everything again. The watch goes on."""
 
     dropped: int | None
 
 
 class WatchEnded(Struct):
-    """No more events follow."""
+    """The end of a watch: no more events follow."""
 
     reason: Literal["deleted", "moved", "unmounted", "failed", "stopped"]

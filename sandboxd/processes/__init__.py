@@ -1,1 +1,1 @@
-"""The operating system's side of a command: starting it, its pipes, its process tree, its limits. Knows no HTTP."""
+"""The operating system's side of a command: its start, pipes, process tree and limits. Knows no HTTP."""

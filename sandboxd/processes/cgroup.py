@@ -37,20 +37,20 @@ class Cgroup:
 
     def join(self, pid: int) -> None:
         """
-        Move a process into it.
+        Move a process into the cgroup.
 
         :raise OSError: if that cannot be done.
         """
         (self.path / "cgroup.procs").write_text(str(pid))
 
     def kill(self) -> None:
-        """Kill all processes in it."""
+        """Kill all processes in the cgroup."""
         with suppress(OSError):
             (self.path / "cgroup.kill").write_text("1")
 
     @property
     def oom_killed(self) -> bool:
-        """Whether the kernel has killed a process in it for lack of memory."""
+        """Whether the kernel has killed a process in the cgroup for lack of memory."""
         try:
             events = (self.path / "memory.events").read_text()
         except OSError:
@@ -58,7 +58,7 @@ class Cgroup:
         return re.search(r"^oom_kill [1-9]", events, re.MULTILINE) is not None
 
     def remove(self) -> bool:
-        """Remove it; return False while a process is in it."""
+        """Remove the cgroup; return False while a process is in it."""
         try:
             self.path.rmdir()
         except FileNotFoundError:
@@ -70,7 +70,7 @@ class Cgroup:
 
 class Cgroups:
     """
-    Make the cgroups of commands.
+    The maker of commands' cgroups, in the one that was delegated to the daemon.
 
     :param root: the directory of a cgroup (version 2) that was delegated to this process.
     :raise CgroupError: if it is not.
@@ -123,7 +123,7 @@ class Cgroups:
 
 
 def _settings(limits: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Return the files of a cgroup to write, and the text for each."""
+    """Return the files of a cgroup to write, with the text for each."""
     settings: list[tuple[str, str]] = []
     if "memory" in limits:
         # memory.oom.group: the tree dies as a whole, so that "oom_killed" holds for all of it.

@@ -1,5 +1,5 @@
 """
-A child as an :class:`IProcessTransport`, which delivers output and exit status to a :class:`ProcessProtocol`.
+A child process as an :class:`IProcessTransport`, which delivers output and exit status to a :class:`ProcessProtocol`.
 
 It is not started by ``reactor.spawnProcess``, which lists every open descriptor for each child, forks the whole daemon
 when there is a working directory, and calls waitpid(2) for every child at each SIGCHLD, but by
@@ -43,7 +43,7 @@ LINGER = 0.5
 
 class SpawnError(Exception):
     """
-    The child could not be started. Its text is that of the operating system.
+    A child could not be started. The text is that of the operating system.
 
     :ivar errno: the error number.
     :ivar at_cwd: whether the working directory could not be entered.
@@ -61,7 +61,7 @@ class SpawnError(Exception):
 
 class Spawner:
     """
-    Starts children.
+    The starter of children.
 
     :param turns: schedules the reading of their output.
     :param client: starts their processes.
@@ -129,7 +129,7 @@ class Spawner:
 
     def _descriptors(self, command: Command, opened: list[int]) -> tuple[dict[int, int], list[int]]:
         """
-        Open what is to be the stdin, stdout and stderr of a command.
+        Open both ends of a command's stdin, stdout and stderr.
 
         :param opened: gets every descriptor, as soon as it is open.
         :return: the daemon's ends, by the child's descriptor; the child's ends, in the order of the request.
@@ -151,7 +151,7 @@ class Spawner:
 @implementer(IProcessTransport, IPushProducer)
 class Child:
     """
-    A child, from the request for it on.
+    A child process, from the request for its start on.
 
     :ivar pid: its process id, also that of its process group and session; None until it has started.
     :ivar send_signal: sends a signal to its process group; does nothing once it has exited.
@@ -166,7 +166,7 @@ class Child:
         ends: Mapping[int, int],
     ) -> None:
         """
-        Take over the daemon's ends of its pipes, or of its terminal.
+        Take over the daemon's ends of the child's pipes, or of its terminal.
 
         :param ends: by the child's own descriptor.
         """
@@ -196,7 +196,7 @@ class Child:
     # ChildListener
 
     def done(self, pid: int, status: int, stdout: bytes, stderr: bytes) -> None:
-        """Deliver its output, and report its exit."""
+        """Deliver the output of a child that has exited, and report its exit."""
         self.pid = pid
         self._status = status
         self.send_signal = _nothing
@@ -209,7 +209,7 @@ class Child:
         self._protocol.processEnded(self._reason())
 
     def started(self, pid: int, output: list[int]) -> None:
-        """Start reading its output, and connect the protocol."""
+        """Start reading the child's output, and connect the protocol."""
         self.pid = pid
         for descriptor, fd in enumerate(output, 1):
             self._open(descriptor, fd)
@@ -222,14 +222,14 @@ class Child:
                 self.closeStdin()
 
     def failed(self, error: OSError, step: int) -> None:
-        """Report that it could not be started."""
+        """Report that the child could not be started."""
         self._exit_reported = True
         self.closeStdin()
         self.loseConnection()
         self._protocol.processExited(Failure(SpawnError(error, step)))
 
     def exited(self, status: int) -> None:
-        """Deliver what is in its pipes, then report its exit."""
+        """Deliver what is in the child's pipes, then report its exit."""
         self._status = status
         self.send_signal = _nothing
         if self._stdin is not None:
@@ -244,7 +244,7 @@ class Child:
             self._protocol.processEnded(self._reason())
 
     def adopted(self) -> None:
-        """Signal it directly from now on: it is a child of this process."""
+        """Signal the child directly from now on, as it is a child of this process."""
         self.send_signal = self._signal_group
 
     def _signal_group(self, signum: int) -> None:
@@ -319,11 +319,11 @@ class Child:
             pipe.close()
 
     def getHost(self) -> IAddress:
-        """Pipes have no address."""
+        """Return an empty address: pipes have none."""
         return UNIXAddress(None)
 
     def getPeer(self) -> IAddress:
-        """Pipes have no address."""
+        """Return an empty address: pipes have none."""
         return UNIXAddress(None)
 
     # IPushProducer
@@ -344,7 +344,7 @@ class Child:
 
     def resize(self, cols: int, rows: int) -> None:
         """
-        Set the size of its terminal; its foreground processes get SIGWINCH if that has changed.
+        Set the size of the child's terminal; its foreground processes get SIGWINCH if that has changed.
 
         :raise OSError: ENOTTY if it has none.
         """

@@ -28,7 +28,7 @@ class User:
 @dataclass(frozen=True)
 class Terminal:
     """
-    A pseudo-terminal, as a command gets it.
+    The size and type of a pseudo-terminal that a command gets.
 
     :ivar term: the value of ``TERM``.
     """
@@ -82,18 +82,18 @@ class Command:
 
     @property
     def has_stdin(self) -> bool:
-        """Whether its stdin is a pipe."""
+        """Whether the command's stdin is a pipe."""
         return self.tty is None and (self.stdin or self.input is not None)
 
     @property
     def text(self) -> str:
-        """What people are shown of it: the script, or the arguments as a shell would have them."""
+        """The command for people: the script, or the arguments quoted as for a shell."""
         if self.argv is not None:
             return shlex.join(self.argv)
         return self.cmd if self.cmd is not None else self.shell or "/bin/sh"
 
     @property
     def size(self) -> int:
-        """Characters of its script, variables and input, which are kept as long as its record."""
+        """Characters of the script, the variables and the input, which are kept as long as the command's record."""
         variables = sum(len(name) + len(value or "") for name, value in self.env.items())
         return len(self.text) + len(self.input or b"") + variables

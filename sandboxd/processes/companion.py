@@ -1,5 +1,5 @@
 """
-The companion: a command that runs beside the daemon, which ends when the companion does.
+The companion: a command that runs beside the daemon, which stops when the companion exits.
 
 It is no execution: its output goes where the daemon's goes, and it shares the daemon's terminal, session and process
 group. Like all others it has a mark, by which its whole tree is found and killed.
@@ -34,7 +34,7 @@ NOT_EXECUTABLE = 126
 
 class Companion:
     """
-    The running command.
+    The companion while it runs.
 
     :ivar exit_code: the daemon's own exit code, None while the command runs: that of the command, or 128 plus the
         number of the signal that ended it; 0 if that signal was the one that :meth:`ask_to_end` sent.
@@ -46,7 +46,7 @@ class Companion:
         self, reactor: Reactor, trees: Trees, orphans: Reaper, argv: Sequence[str], env: Mapping[str, str]
     ) -> None:
         """
-        Start it.
+        Start the companion.
 
         :raise OSError: if it cannot be started.
         """
@@ -64,21 +64,24 @@ class Companion:
         self._log.info("the command {argv} runs beside, as pid {pid}", argv=argv[0], pid=self.pid)
 
     def when_ended(self) -> Deferred[None]:
-        """Return a Deferred that fires when it has exited."""
+        """Return a Deferred that fires when the companion has exited."""
         return self._end.when_fired()
 
     def signal(self, signum: int) -> None:
-        """Send a signal to it, if it runs."""
+        """Send a signal to the companion, if it runs."""
         if self.exit_code is None:
             os.kill(self.pid, signum)
 
     def ask_to_end(self, signum: int) -> None:
-        """Send a signal after which it is expected to end."""
+        """Send a signal after which the companion is expected to end."""
         self._asked = signum
         self.signal(signum)
 
     async def stop(self) -> None:
-        """End it, by SIGTERM unless :meth:`ask_to_end` has sent a signal; by SIGKILL :data:`GRACE` seconds later."""
+        """
+        End the companion, by SIGTERM unless :meth:`ask_to_end` has sent a signal; by SIGKILL :data:`GRACE` seconds
+        later.
+        """
         if self.exit_code is None and self._asked is None:
             self.ask_to_end(signal.SIGTERM)
         with suppress(TimeoutError):
@@ -98,5 +101,5 @@ class Companion:
 
 
 def why_not_started(error: OSError) -> int:
-    """Return the exit code of a shell whose command cannot be started."""
+    """Return the exit code with which a shell reports that a command cannot be started."""
     return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE

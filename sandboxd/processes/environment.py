@@ -1,4 +1,6 @@
-"""The environment of commands: the daemon's own without its secrets, its settings and its manager's variables."""
+"""
+The environment of commands: the daemon's own without its secrets, its settings and its service manager's variables.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ _LOCALE = frozenset({"LANG", "LANGUAGE", "LC_ALL", "LC_MESSAGES"})
 
 class Environment:
     """
-    Make the environment of each child.
+    The variables that commands inherit.
 
     :param environ: the daemon's own environment.
     :ivar inherited: the same without the :data:`PRIVATE` variables and the daemon's settings.

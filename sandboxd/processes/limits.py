@@ -1,4 +1,4 @@
-"""Resource limits, of commands and of the daemon itself."""
+"""Resource limits (rlimits) of commands and of the daemon itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_limits(limits: Mapping[str, int]) -> None:
 
 @contextmanager
 def inherited_nofile(soft: int) -> Iterator[None]:
-    """Give processes that are started inside a soft limit of ``soft`` open files."""
+    """Set the soft limit of open files for processes that are started inside, which inherit it."""
     own = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, own[1]))
     try:
@@ -36,7 +36,7 @@ def inherited_nofile(soft: int) -> Iterator[None]:
 
 def restore(limit: int, value: tuple[int, int]) -> None:
     """
-    Set a limit of this process as it was, unless another process has lowered its hard limit meanwhile.
+    Set a limit of this process back, unless another process has lowered its hard limit meanwhile.
 
     A spawn server notices that at its next request; the child that it has just started must not be lost.
     """

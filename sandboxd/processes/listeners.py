@@ -1,5 +1,5 @@
 """
-The TCP sockets of this network namespace that listen, and whose they are.
+The listening TCP sockets of this network namespace, and the processes that hold them.
 
 The kernel is asked by ``sock_diag`` over netlink (sock_diag(7)) for sockets in the state LISTEN only: 0.09 ms, however
 many connections there are, where ``/proc/net/tcp`` takes 7 ms with none and 25 ms with 8,000. That file is read where
@@ -39,7 +39,7 @@ _MESSAGE = struct.Struct("=B3x2s2x16s44xI")
 
 
 class Listener(NamedTuple):
-    """A socket that listens."""
+    """A listening socket."""
 
     port: int
     address: str
@@ -47,7 +47,7 @@ class Listener(NamedTuple):
 
 
 def listeners() -> list[Listener]:
-    """Return the TCP sockets that listen. Blocks, for a moment."""
+    """Return the listening TCP sockets. Blocks briefly."""
     try:
         return [found for family in (socket.AF_INET, socket.AF_INET6) for found in _from_netlink(family)]
     except OSError:
@@ -82,7 +82,7 @@ def marks_at(port: int) -> set[int]:
 
 def _from_netlink(family: int) -> Iterator[Listener]:
     """
-    Ask for the sockets of an address family.
+    Ask the kernel for the listening sockets of an address family.
 
     :raise OSError: if the kernel cannot tell.
     """
@@ -105,7 +105,7 @@ def _from_netlink(family: int) -> Iterator[Listener]:
 
 
 def _from_proc() -> Iterator[Listener]:
-    """Read the sockets of both families from ``/proc/net``."""
+    """Read the listening sockets of both families from ``/proc/net``."""
     for family, name in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
         with suppress(FileNotFoundError), open(f"/proc/net/{name}", encoding="ascii") as table:
             next(table)
@@ -121,7 +121,8 @@ def _from_proc() -> Iterator[Listener]:
 
 class ListenerPoll:
     """
-    Looks for the sockets that listen at most every :data:`INTERVAL` seconds, for all who wait, and never for nobody.
+    The poll of the listening sockets: at most every :data:`INTERVAL` seconds, for all who wait, and only while somebody
+    waits.
 
     :param blocking: runs a blocking function off the reactor's thread.
     """
@@ -134,7 +135,7 @@ class ListenerPoll:
         self._next_look = 0.0
 
     def when_looked(self) -> Deferred[list[Listener]]:
-        """Return a Deferred that fires with what the next look finds. Can be cancelled."""
+        """Return a Deferred that fires with the sockets that the next look finds. Can be cancelled."""
         deferred: Deferred[list[Listener]] = Deferred(lambda cancelled: self._waiting.remove(cancelled))
         self._waiting.append(deferred)
         if not self._looking:

@@ -1,5 +1,5 @@
 """
-The mark by which the processes of an execution are found, and the walk over ``/proc`` that finds them.
+Marks: the numbers by which the processes of an execution are found, and the walk over ``/proc`` that finds them.
 
 A child can leave its process group and session, clear its environment and outlive its parents. It keeps its resource
 limits: each execution is started with a number of its own as the soft limit on real-time CPU time (``RLIMIT_RTTIME``,
@@ -37,7 +37,7 @@ _INFINITY = resource.RLIM_INFINITY
 
 
 class Marks:
-    """Allocate the marks of this daemon's executions."""
+    """The allocator of the marks of this daemon's executions."""
 
     def __init__(self) -> None:
         # Bit 61 keeps the limit above 70,000 years of CPU time.
@@ -54,12 +54,12 @@ class Marks:
         return self.base + self._last + (_SURVIVE if survive else 0)
 
     def owns(self, mark: int) -> bool:
-        """Return whether ``mark`` is one of :meth:`new`."""
+        """Return whether a mark is of this daemon."""
         return is_mark_of(self.base, mark)
 
 
 def is_mark_of(base: int, mark: int) -> bool:
-    """Return whether ``mark`` is one of the daemon whose base is ``base``."""
+    """Return whether a mark is of the daemon whose base is ``base``."""
     return mark > base and mark >> _BASE_SHIFT == base >> _BASE_SHIFT
 
 
@@ -67,7 +67,7 @@ _by_limit: bool | None = None
 
 
 def marks_by_limit() -> bool:
-    """Return whether marks are resource limits; else they are variables of the environment."""
+    """Return whether marks are kept in a resource limit; else they are kept in a variable of the environment."""
     global _by_limit
     if _by_limit is None:
         soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
@@ -83,7 +83,10 @@ def marks_by_limit() -> bool:
 
 @contextmanager
 def inherited_mark(mark: int) -> Iterator[None]:
-    """Give processes that are started inside a mark, from their first moment on, if marks are resource limits."""
+    """
+    Set a mark for processes that are started inside, which inherit it from their first moment on, if marks are resource
+    limits.
+    """
     if marks_by_limit():
         soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
         resource.setrlimit(resource.RLIMIT_RTTIME, (mark, hard))
@@ -131,7 +134,7 @@ def _mark_by_limit(pid: int) -> int:
 
 class _MarksByEnvironment:
     """
-    The marks of all processes by their environments, parents and sessions, as they are now.
+    A snapshot of the marks of all processes by their environments, parents and sessions.
 
     :raise OSError: if there are no descriptors or no memory for that.
     """
@@ -189,7 +192,7 @@ def mark_of(pid: int) -> int:
 
 class MarkedProcesses:
     """
-    What a walk has found of one mark.
+    The processes that a walk has found to have one mark.
 
     :ivar pids: its live processes.
     :ivar denied: those of them that may not be signalled (EPERM).
@@ -295,7 +298,8 @@ def _exited(pidfd: int, timeout: float) -> bool:
 
 def kill_remaining(base: int) -> None:
     """
-    Kill the processes of a daemon that is gone, but for those that survive it. Blocks, for a minute at most.
+    Kill the processes that a daemon has left at its exit, but for those marked to survive it. Blocks, for a minute at
+    most.
 
     :param base: the base of the daemon's marks.
     """

@@ -1,4 +1,4 @@
-"""Descriptors of a child that the reactor watches: output and input pipes, and a pidfd for its exit."""
+"""A child's descriptors as the reactor watches them: output and input pipes, and a pidfd for its exit."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class OutputPipe:
             self._reactor.addReader(self)
 
     def drop(self) -> None:
-        """Drop what is read from now on, and read it once in :data:`DROP_INTERVAL` seconds."""
+        """Drop the output from now on, and read it once in :data:`DROP_INTERVAL` seconds only."""
         self._dropping = True
 
     def doRead(self) -> None:
@@ -132,14 +132,14 @@ class OutputPipe:
             self._received(data)
 
     def _enlarge(self) -> None:
-        """Make the pipe and the reads larger: its writer is faster than its reader."""
+        """Make the pipe and the reads larger, as its writer is faster than its reader."""
         self._size = LARGE_READ
         # Refused when this user's pipes hold too much already; see pipe(7).
         with suppress(OSError):
             fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
 
     def drain(self) -> None:
-        """Read what is in the pipe now, at most its capacity: a fast writer must not keep the reactor here."""
+        """Read what is in the pipe now, at most its capacity, as a fast writer must not keep the reactor here."""
         try:
             left = fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ)
         except OSError:  # a terminal
@@ -159,7 +159,7 @@ class OutputPipe:
         self.close()
 
     def close(self) -> None:
-        """Close it, unless it is closed."""
+        """Close the descriptor, unless it is closed."""
         if self._fd >= 0:
             self._reactor.removeReader(self)
             if self._later is not None:
@@ -172,7 +172,7 @@ class OutputPipe:
 
 @implementer(IReadDescriptor)
 class ExitWatch:
-    """A pidfd, which becomes readable when its process exits: no SIGCHLD, no waitpid(2) of every child."""
+    """The watch of a pidfd, which becomes readable when its process exits: no SIGCHLD, no waitpid(2) of every child."""
 
     def __init__(self, reactor: Reactor, pidfd: int, exited: Callable[[], object]) -> None:
         """
@@ -198,7 +198,7 @@ class ExitWatch:
         self._exited()
 
     def connectionLost(self, reason: Failure) -> None:
-        """A pidfd does not hang up."""
+        """Do nothing: a pidfd does not hang up."""
 
 
 @implementer(IWriteDescriptor)
@@ -220,7 +220,8 @@ class InputPipe:
 
     def feed(self, data: bytes) -> Deferred[None]:
         """
-        Return a Deferred that fires when the pipe has taken all, or fails with :exc:`BrokenPipeError`.
+        Write data; return a Deferred that fires when the pipe has taken all of it, or fails with
+        :exc:`BrokenPipeError`.
 
         Cancelling it drops what the pipe has not taken.
         """

@@ -27,7 +27,7 @@ def script_is_long(cmd: str) -> bool:
 
 def arguments(command: Command) -> tuple[bytes, list[bytes], bytes | None]:
     """
-    Return what a command executes.
+    Return the program, its argument list, and the script if it is too long to be an argument.
 
     :return: the program, with a slash in it unless PATH is to be searched; the arguments; a script for
         :data:`SCRIPT_FD`, or None.

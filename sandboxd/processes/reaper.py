@@ -1,4 +1,4 @@
-"""Reap this process's own children: the orphans that it inherits, and the few that it has started itself."""
+"""The reaping of this process's own children: the orphans that it inherits, and the few that it starts itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNCLAIMED = 1024
 
 class Reaper:
     """
-    Reap all children of this process, which as PID 1 or subreaper inherits every orphan among its descendants.
+    The reaper of all children of this process, which as PID 1 or subreaper inherits every orphan among its descendants.
 
     :meth:`expect` asks for the exit status of one. Commands are children of the spawn servers while those live.
     """
@@ -37,7 +37,7 @@ class Reaper:
 
     def adopt(self, reactor: Reactor, pid: int, exited: Callable[[int], None]) -> bool:
         """
-        :meth:`expect` a child that this process has inherited, and may have reaped already.
+        Call ``exited`` once a child that this process has inherited, and may have reaped already, has exited.
 
         :return: whether it is, or was, a child of this process.
         """

@@ -1,4 +1,4 @@
-"""The client of the spawn servers: sends them requests, and passes their records on; see :mod:`.spawn_server`."""
+"""The client of the spawn servers, which sends them requests and passes their records on; see :mod:`.spawn_server`."""
 
 from __future__ import annotations
 
@@ -79,28 +79,28 @@ class ChildListener(Protocol):
     """The receiver of a child's records: ``started``, ``failed`` or ``done``, and ``exited`` after ``started``."""
 
     def started(self, pid: int, output: list[int]) -> None:
-        """Called when it runs, with the read ends of its stdout and stderr if the server made them."""
+        """Take the pid of the running child, and the read ends of its stdout and stderr if the server made them."""
 
     def done(self, pid: int, status: int, stdout: bytes, stderr: bytes) -> None:
-        """Called when it has run and exited, with all of its output."""
+        """Take the exit status and all output of a child that has run and exited."""
 
     def failed(self, error: OSError, step: int) -> None:
         """
-        Called when it could not be started; ``EIO`` means that it may have run.
+        Take the error of a child that could not be started; after ``EIO`` it may have run.
 
         :param step: what failed: ``AT_CWD`` or another of :mod:`.spawn_messages`.
         """
 
     def exited(self, status: int) -> None:
-        """Called when it has exited, with its wait status, as of waitpid(2)."""
+        """Take the wait status of a child that has exited, as of waitpid(2)."""
 
     def adopted(self) -> None:
-        """Called when its spawn server has died: it was reparented to this process, the subreaper."""
+        """Take over a child whose spawn server has exited: it was reparented to this process, the subreaper."""
 
 
 class _Launch:
     """
-    A child that was requested.
+    A child whose start was requested.
 
     :ivar pid: None until it was forked.
     :ivar server: the spawn server that the request was sent to; None once it has failed or exited.
@@ -120,14 +120,14 @@ class _Launch:
         self.forked_at: float | None = None
 
     def signal(self, signum: int) -> None:
-        """Signal its process group, if it has not exited; SIGKILL also ends one that is being started."""
+        """Signal the child's process group, if it has not exited; SIGKILL also ends one that is being started."""
         if self.server is not None:
             self.server.send(pack_request(SIGNAL, self.number, bytes([signum])), [])
 
 
 class SpawnClient:
     """
-    The spawn servers, and the children that they have started.
+    The daemon's spawn servers, and the children that they have started.
 
     :param turns: schedules the handling of their records.
     :param base: the base of the marks, by which a spawn server finds the processes of a daemon that is gone.
@@ -179,7 +179,7 @@ class SpawnClient:
             server.close()
 
     def check(self) -> None:
-        """Replace spawn servers that do not answer, end starts that take too long; called about once a second."""
+        """Replace spawn servers that do not answer, and end starts that take too long. Called about once a second."""
         now = self.reactor.seconds()
         for server in list(self._servers):
             server.check(now)
@@ -230,7 +230,7 @@ class SpawnClient:
         server.launch(launch, message, fds)
 
     def replace(self, server: _Server, reason: str) -> None:
-        """Kill a spawn server, and take what it has not received to others."""
+        """Kill a spawn server, and send the requests that it has not received to others."""
         if server not in self._servers:
             return
         self._log.error("spawn server {pid} is replaced: {reason}", pid=server.pid, reason=reason)
@@ -242,7 +242,7 @@ class SpawnClient:
             self.server_exited(server, reason)
 
     def _resend(self, server: _Server) -> None:
-        """Send the requests that a spawn server has not received to others: nothing of them was executed."""
+        """Send the requests that a spawn server has not received to others. Nothing of them was executed."""
         for message, fds in server.unreceived():
             kind, number, _ = unpack_request(message)
             launch = server.find(number) if kind == SIGNAL else server.starting.pop(number, None)
@@ -263,7 +263,7 @@ class SpawnClient:
                     launch.child.failed(OSError(error.errno, error.strerror), AT_START)
 
     def server_exited(self, server: _Server, reason: str) -> None:
-        """Deal with the end of a spawn server: its children are this process's own now."""
+        """Handle the exit of a spawn server: adopt its children, and end those whose state is unknown."""
         self.replace(server, reason)
         if server in self._killed:
             self._killed.remove(server)
@@ -278,7 +278,7 @@ class SpawnClient:
         server.running, server.starting = {}, {}
 
     def kill_and_fail(self, launch: _Launch) -> None:
-        """End a child whose state is unknown, for it may run; then report it as failed."""
+        """Kill the processes of a child that may or may not run, then report its start as failed."""
         launch.server = None
         error = OSError(errno.EIO, "the process that starts commands has died")
         if isinstance(launch.child, _ForkListener):
@@ -299,14 +299,14 @@ class _ForkListener:
         self._server = server
 
     def started(self, pid: int, output: list[int]) -> None:
-        """Use it."""
+        """Use the new spawn server."""
         self._server.forked(pid)
 
     def done(self, pid: int, status: int, stdout: bytes, stderr: bytes) -> None:
         """Do nothing: its output is not collected."""
 
     def failed(self, error: OSError, step: int) -> None:
-        """Have it replaced."""
+        """Have the new spawn server replaced."""
         self._client.replace(self._server, f"it cannot be forked: {error.strerror}")
 
     def exited(self, status: int) -> None:
@@ -332,7 +332,7 @@ class _Server:
 
     def __init__(self, client: SpawnClient, parent: _Server | None = None) -> None:
         """
-        Start it.
+        Start the spawn server.
 
         :param parent: the server that it is forked from; None to start the program.
         :raise OSError: if it cannot be started.
@@ -520,7 +520,7 @@ class _Server:
                 launch.signal(signal.SIGKILL)
 
     def _exited(self) -> None:
-        """Handle the records that it has still sent, and then its end."""
+        """Handle the records that the server has sent before its exit, and then the exit."""
         if self._socket.fileno() >= 0:
             self._receive(sys.maxsize)
             self._reactor.removeReader(self)
@@ -531,10 +531,10 @@ class _Server:
         self.close()
 
     def connectionLost(self, reason: Failure) -> None:
-        """Not called: this process has a copy of the other end."""
+        """Do nothing. Never called, as this process has a copy of the other end."""
 
     def kill(self) -> None:
-        """Kill it, without waiting."""
+        """Kill the server, without waiting."""
         if self._pidfd < 0:
             self.close()
             return
@@ -542,7 +542,7 @@ class _Server:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def close(self) -> None:
-        """Close the socket, upon which the server ends if it runs."""
+        """Close the socket, upon which the server exits if it runs."""
         if self._socket.fileno() < 0:
             return
         self._reactor.removeReader(self)
@@ -574,7 +574,7 @@ def _receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
 
 
 def memfd(data: bytes) -> int:
-    """Return a file in memory."""
+    """Return the descriptor of a file in memory with these contents."""
     fd = os.memfd_create("sandboxd")
     try:
         with open(fd, "wb", closefd=False) as file:

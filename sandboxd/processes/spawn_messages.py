@@ -48,12 +48,12 @@ SCRIPT_FD = 9
 
 
 class MalformedMessage(Exception):
-    """A message that the other side cannot have sent while it works as it should."""
+    """A message has a form that the other side does not send unless it is faulty."""
 
 
 class StartRequest:
     """
-    What a spawn server needs to start a child; its descriptors travel beside it.
+    The request to start a child; its descriptors travel beside it.
 
     :ivar argv: the arguments.
     :ivar program: what is executed; it is looked for in the child's PATH if it has no slash.
@@ -127,7 +127,7 @@ class StartRequest:
 
     def pack(self) -> bytes:
         """
-        Return the payload.
+        Return the request as a payload.
 
         :raise OSError: EINVAL if a string has a NUL in it.
         """
@@ -150,7 +150,7 @@ class StartRequest:
     @classmethod
     def unpack(cls, data: bytes) -> StartRequest:
         """
-        Return the request of a payload.
+        Return the request that a payload holds.
 
         :raise MalformedMessage: if it is none.
         """
@@ -192,7 +192,7 @@ class StartRequest:
 
 
 def pack_request(kind: int, number: int, payload: bytes = b"") -> bytes:
-    """Return a request: of a child's number, with a start's payload or a signal's number."""
+    """Return a request as a message: for a child's number, a start's payload or a signal's number."""
     return _REQUEST.pack(kind, number) + payload
 
 
@@ -209,7 +209,7 @@ def unpack_request(message: bytes) -> tuple[int, int, bytes]:
 
 
 def pack_record(number: int, kind: int, value: int, detail: int = 0) -> bytes:
-    """Return a record. ``value`` is a pid, an errno or a wait status."""
+    """Return a record as a message. ``value`` is a pid, an errno or a wait status."""
     return _RECORD.pack(number, kind, value, detail)
 
 

@@ -1,5 +1,5 @@
 """
-The spawn server: a program that starts commands for the daemon.
+The spawn server: a program of its own that starts commands for the daemon.
 
 It is a process of its own, because a start blocks until the child's execve(2) is done, which takes tens of milliseconds
 while all processors are busy. The daemon sends requests over a socket, with the child's ends of its pipes; the server
@@ -136,7 +136,7 @@ class _Child:
 
 class SpawnServer:
     """
-    Start the children that the daemon requests, until it closes its end of the socket.
+    The server of one daemon, which starts children until the daemon closes its end of the socket.
 
     :param control: the socket to the daemon.
     :param daemon: a pidfd of the daemon.
@@ -162,7 +162,7 @@ class SpawnServer:
         self._env: tuple[list[bytes], dict[bytes, bytes]] = ([], {})
 
     def serve(self) -> None:
-        """Start commands until the daemon is gone, then kill the processes of its executions; then exit."""
+        """Start commands until the daemon has exited, kill what its executions have left, and exit."""
         code = 1
         try:
             self._run()
@@ -221,7 +221,7 @@ class SpawnServer:
         return wait
 
     def _hand_over(self, child: _Child) -> None:
-        """Have the daemon read the output of a child that takes long, or leaves processes behind."""
+        """Let the daemon read the output of a child that takes long, or that leaves processes behind."""
         self._record(child.number, STARTED, child.pid, fds=child.output)
         child.close_output()
 
@@ -329,7 +329,7 @@ class SpawnServer:
 
     def _fork(self, request: StartRequest, fds: list[int]) -> tuple[int, int]:
         """
-        Start a child by fork(2): what it has to do before it executes the shell may block, or fail.
+        Start a child by fork(2), as what it does before it executes the shell may block or fail.
 
         :return: its pid, and the read end of the pipe through which it reports that.
         """
@@ -385,7 +385,7 @@ class SpawnServer:
         child.close_output()
 
     def _signal(self, number: int, signum: int) -> None:
-        """Signal a child's process group; its pid is not reused, for this process has not reaped it."""
+        """Signal a child's process group. Its pid is not reused before this process has reaped it."""
         child = self._children.get(number)
         if child is None:
             return
@@ -428,7 +428,7 @@ class SpawnServer:
         os.close(fd)
 
     def _fork_server(self, number: int, fds: list[int]) -> None:
-        """Fork another server, whose socket to the daemon is the descriptor of the request."""
+        """Fork another server; the request's descriptor is its socket to the daemon."""
         if not fds:
             raise OSError(errno.EMFILE, "")
         pid = os.fork()
@@ -446,14 +446,14 @@ class SpawnServer:
         SpawnServer(socket.socket(fileno=fds[0]), self._daemon, self._base, self._nofile, self._limits).serve()
 
     def _daemon_exited(self) -> bool:
-        """Return whether the daemon has exited, waiting some seconds for it: it closes its sockets first."""
+        """Return whether the daemon has exited, waiting some seconds for it, as it closes its sockets first."""
         poll = select.poll()
         poll.register(self._daemon, select.POLLIN)
         return bool(poll.poll(_DAEMON_EXIT * 1000))
 
 
 def _events(fds: tuple[int, ...]) -> dict[int, int]:
-    """Return the pipes that have something to read or no writer, and which of both."""
+    """Return the pipes that have data or no writer, and which of both."""
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
@@ -512,9 +512,7 @@ def _marked(env: dict[bytes, bytes], mark: int) -> dict[bytes, bytes]:
 
 
 def _standard(program: bytes, env: dict[bytes, bytes]) -> bytes | None:
-    """
-    Return the path of a program if it is in one of the standard directories; None if the child has to look for it.
-    """
+    """Return the path of a program in one of the standard directories; None if the child has to search for it."""
     if b"/" in program:
         return program if os.path.dirname(program) in STANDARD_PATH else None
     for directory in env.get(b"PATH", os.fsencode(os.defpath)).split(b":"):
@@ -527,7 +525,7 @@ def _standard(program: bytes, env: dict[bytes, bytes]) -> bytes | None:
 
 
 def _name(pid: int) -> bytes:
-    """Return the name of a process that has not been reaped."""
+    """Return the command name of a process that has not been reaped."""
     try:
         with open(f"/proc/{pid}/comm", "rb", buffering=0) as file:
             return file.read().rstrip(b"\n")
@@ -550,12 +548,12 @@ def limits() -> list[tuple[int, int]]:
 
 
 def _ignore(signum: int, frame: object) -> None:
-    """Do nothing. Not SIG_IGN, which children would inherit."""
+    """Do nothing. A handler in place of SIG_IGN, which children would inherit."""
 
 
 def main(fd: int, base: int, nofile: int, daemon_pid: int) -> None:
     """
-    Serve a daemon, the parent of this process.
+    Run a server for the daemon, which is the parent of this process.
 
     :param fd: the socket to the daemon.
     :param base: the base of the daemon's marks.
@@ -595,7 +593,7 @@ def _reset_signals() -> None:
 
 
 def _raise_oom_score() -> None:
-    """Have this process and its children killed before the daemon when memory is short; see proc(5)."""
+    """Make the kernel kill this process and its children before the daemon when memory is short; see proc(5)."""
     try:
         with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
             own = int(os.pread(file.fileno(), 16, 0))

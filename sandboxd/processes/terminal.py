@@ -1,4 +1,4 @@
-"""Pseudo-terminals; see pty(7)."""
+"""Pseudo-terminals, pty(7)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _IUTF8 = 0o040000
 
 def open_terminal(terminal: Terminal, opened: list[int]) -> tuple[dict[int, int], list[int]]:
     """
-    Open a terminal. Neither end becomes the daemon's own controlling terminal.
+    Open a terminal, without making it the daemon's controlling terminal.
 
     :param opened: gets every descriptor, as soon as it is open.
     :return: the daemon's ends, one to read and one to write, for epoll knows one owner of a descriptor; the child's.

@@ -1,4 +1,4 @@
-"""End process trees, and wait until they are gone."""
+"""The end of process trees: signal them until no process is left."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RESERVED = 4
 
 class Survivors(NamedTuple):
     """
-    Processes that are alive after they were signalled.
+    The processes that are alive after they were signalled.
 
     :ivar pids: all of them, in order.
     :ivar denied: those that may not be signalled (EPERM).
@@ -57,7 +57,7 @@ class _EndingTree:
 
 class Trees:
     """
-    End process trees, all that are due with one walk over ``/proc``.
+    The process trees of executions, all found and signalled by the same walks over ``/proc``.
 
     :param threads: calls a blocking function in a thread.
     :param spared: returns the pids that a walk skips, beside this process's own.
@@ -78,7 +78,7 @@ class Trees:
         self, mark: int, signum: int = signal.SIGKILL, grace: float = 0.0, patience: float = 5.0
     ) -> Deferred[Survivors]:
         """
-        Signal every process of a tree until none is left, or none of those that are may be signalled.
+        Signal every process of a tree until none is left, or only such as may not be signalled.
 
         Called again while that is going on, it sends its own signal too, and SIGKILL at the earlier of the two times.
 
@@ -194,7 +194,7 @@ class Trees:
 
 
 class _Reserve:
-    """Descriptors that are closed when a walk finds none to be had, and opened again when there are some."""
+    """Descriptors kept for walks: closed when a walk can get no others, and opened again when there are some."""
 
     def __init__(self) -> None:
         self._fds: list[int] = []

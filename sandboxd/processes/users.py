@@ -1,4 +1,4 @@
-"""The user that a command runs as, by name or by number."""
+"""The users that commands run as, by name or by number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_ID = (1 << 32) - 2
 
 def find_user(given: str | int) -> User:
     """
-    Return a user by ``name``, ``uid``, ``name:group`` or ``uid:gid``. Blocks.
+    Return the user that ``name``, ``uid``, ``name:group`` or ``uid:gid`` stands for. Blocks.
 
     A uid that the system has no user for is as in docker: gid 0, home ``/``, no supplementary groups. With a group that
     is given, that is the only one.

@@ -1,5 +1,5 @@
 """
-Copies bytes between two connected sockets, through one buffer of this process: the quickest way for few of them.
+Copying between two connected sockets through a buffer of this process: the quickest way for few bytes.
 
 Where much comes, :mod:`sandboxd.proxy.splicing` is quicker, and can take the sockets over.
 """
@@ -25,7 +25,7 @@ _BUFFER = memoryview(bytearray(SIZE))
 @implementer(IReadDescriptor, IWriteDescriptor)
 class CopiedSocket:
     """
-    One of the two sockets, as the reactor watches it: what can be read from it goes to its peer.
+    One of two connected sockets, as the reactor watches it: what is read from it is written to its peer.
 
     :ivar peer: the other one.
     :ivar ended: whether its end of file was passed on to its peer.
@@ -43,7 +43,8 @@ class CopiedSocket:
         done: Callable[[BaseException | None], None],
     ) -> None:
         """
-        Watch it from :meth:`start` on. The socket stays its owner's, who must call :meth:`stop` before closing it.
+        Prepare to watch a socket from :meth:`start` on. The caller keeps it, and must call :meth:`stop` before closing
+        it.
 
         :param sock: does not block.
         :param count: is called with the number of bytes that were passed on.
@@ -65,11 +66,11 @@ class CopiedSocket:
         self.waiting = b""
 
     def start(self) -> None:
-        """Begin."""
+        """Start watching the socket."""
         self._reactor.addReader(self)
 
     def stop(self) -> None:
-        """Stop watching it."""
+        """Stop watching the socket."""
         if not self._stopped:
             self._stopped = True
             self._reactor.removeReader(self)
@@ -85,7 +86,7 @@ class CopiedSocket:
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        End both: the reactor has been shown an error of this one while only writing was waited for.
+        End both sockets, as the reactor has met an error of this one while only writing was waited for.
 
         It may also hold an event for the descriptor's number from before this one had it; then it is watched again.
         """
@@ -100,7 +101,7 @@ class CopiedSocket:
             self._reactor.addReader(self)
 
     def doRead(self) -> None:
-        """Pass on what has come, or the end of it."""
+        """Pass on the bytes that have arrived, or the end of the stream."""
         try:
             size = self._socket.recv_into(_BUFFER)
             if not size:
@@ -115,12 +116,12 @@ class CopiedSocket:
         self._pass_on(_BUFFER[:size])
 
     def doWrite(self) -> None:
-        """Pass on to this one what its peer has sent."""
+        """Write the bytes that the peer has sent."""
         if self.peer.waiting:
             self.peer._pass_on(self.peer.waiting)
 
     def _pass_on(self, data: memoryview | bytes) -> None:
-        """Send bytes to the peer; keep what it does not take, and read no more until it does."""
+        """Send bytes to the peer; keep those that it does not take, and read no more until it does."""
         try:
             sent = self.peer._socket.send(data)
         except BlockingIOError:
@@ -141,7 +142,7 @@ class CopiedSocket:
 
     def _pass_on_end(self) -> None:
         """
-        Shut down the peer for writing: this one will send no more, and all that it has sent was passed on.
+        Shut down the peer for writing, as all bytes of this socket were passed on.
 
         :raise OSError: if the peer is gone.
         """

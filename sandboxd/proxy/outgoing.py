@@ -1,4 +1,4 @@
-"""A TCP connection to a port of this machine, read and written by coroutines."""
+"""Outgoing TCP connections to ports of this machine, read and written by coroutines."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Outgoing(Protocol):
         self._writer: Deferred[None] | None = None
 
     def connectionMade(self) -> None:
-        """The port's owner has accepted."""
+        """Set the buffer's size, and register this as the producer: the port's owner has accepted."""
         self.transport.bufferSize = BUFFER
         self.transport.setTcpNoDelay(True)
         self.transport.registerProducer(self, True)
 
     async def read(self) -> bytes:
-        """Return what has come, once something has; nothing at the end, or when the connection broke."""
+        """Return bytes as soon as some have arrived; nothing at the end, or when the connection broke."""
         if not (self._chunks or self._read_all):
             self._reader = Deferred()
             await self._reader
@@ -72,24 +72,24 @@ class Outgoing(Protocol):
             await self._writer
 
     def end(self) -> None:
-        """Send the end of the stream behind what was written; reading goes on."""
+        """Send the end of the stream after what was written; reading goes on."""
         if not self._lost:
             self.transport.unregisterProducer()
             self.transport.loseWriteConnection()
 
     def close(self) -> None:
-        """Close at once; what was written and not sent is lost."""
+        """Close at once; bytes that were written and not sent are lost."""
         if not self._lost:
             self.transport.abortConnection()
 
     def finish(self) -> None:
-        """Close when all is written."""
+        """Close when all bytes are written."""
         if not self._lost:
             self.transport.unregisterProducer()
             self.transport.loseConnection()
 
     def dataReceived(self, data: bytes) -> None:
-        """Bytes have come."""
+        """Keep bytes for the reader, and pause the connection while it has many."""
         self._chunks.append(data)
         self._size += len(data)
         if self._size >= BUFFER:
@@ -97,15 +97,17 @@ class Outgoing(Protocol):
         self._wake_reader()
 
     def readConnectionLost(self) -> None:
-        """The other side will send no more."""
+        """Wake the reader: the other side will send no more."""
         self._read_all = True
         self._wake_reader()
 
     def writeConnectionLost(self) -> None:
-        """What was written has all been sent, and the end of it; or the other side reads no more."""
+        """
+        Do nothing: all that was written has been sent, with the end of the stream, or the other side reads no more.
+        """
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The connection is gone."""
+        """Wake the reader and the writer: the connection is gone."""
         if not reason.check(ConnectionDone):
             self.error = reason.value
         self._lost = self._read_all = True
@@ -113,18 +115,18 @@ class Outgoing(Protocol):
         self.resumeProducing()
 
     def pauseProducing(self) -> None:
-        """The other side reads more slowly than we write."""
+        """Make the writer wait: the other side reads more slowly than this one writes."""
         self._paused = True
 
     def resumeProducing(self) -> None:
-        """It has caught up."""
+        """Let the writer go on."""
         self._paused = False
         writer, self._writer = self._writer, None
         if writer is not None and not writer.called:
             writer.callback(None)
 
     def stopProducing(self) -> None:
-        """The connection is lost; :meth:`connectionLost` follows."""
+        """Do nothing: :meth:`connectionLost` follows."""
 
     def _wake_reader(self) -> None:
         reader, self._reader = self._reader, None

@@ -1,5 +1,5 @@
 """
-The TCP proxy: connections to one port are forwarded to another, which can be changed at any time.
+The TCP proxy: it forwards connections to a port, which can be changed at any time.
 
 After the shape of ``twisted.protocols.portforward``, with what that lacks: half-close in both directions, a target
 that may listen on IPv4 or IPv6, and an answer when there is none. Most connections are short, so none has Twisted's
@@ -43,21 +43,25 @@ RESET = struct.pack("ii", 1, 0)
 
 
 def bare_socket(sock: socket.socket, *_: object) -> socket.socket:
-    """Return an accepted socket; in the place of a listening port's ``transport``, makes it the protocol's."""
+    """
+    Return an accepted socket as it is; in the place of a listening port's ``transport`` class, it makes the socket the
+    protocol's transport.
+    """
     return sock
 
 
 @implementer(IWriteDescriptor)
 class ForwardedConnection(Protocol):
     """
-    A client's connection, and the one to its target, which the reactor watches through this object until it is made.
+    A client's connection and the one to its target. The reactor watches the latter through this object until it is
+    made.
 
     :ivar transport: the client's socket.
     """
 
     def __init__(self, factory: PortForward, port: int) -> None:
         """
-        Prepare; :meth:`makeConnection` begins.
+        Prepare; :meth:`makeConnection` starts it.
 
         :param port: the target's.
         """
@@ -71,7 +75,7 @@ class ForwardedConnection(Protocol):
         self._ends: tuple[CopiedSocket, CopiedSocket] | tuple[SplicedSocket, SplicedSocket] | tuple[()] = ()
 
     def connectionMade(self) -> None:
-        """Connect to the target: a client has connected. Its socket belongs to this object from now on."""
+        """Connect to the target. The client's socket belongs to this object from now on."""
         self._client = client = cast(socket.socket, self.transport)
         self._factory.connections.add(self)
         client.setblocking(False)
@@ -82,7 +86,7 @@ class ForwardedConnection(Protocol):
         self._connect()
 
     def abort(self) -> None:
-        """Break off both connections."""
+        """Close both connections at once."""
         self._close(CONNECTION_LOST)
 
     def fileno(self) -> int:
@@ -94,12 +98,12 @@ class ForwardedConnection(Protocol):
         return type(self).__name__
 
     def doWrite(self) -> None:
-        """Go on: the attempt to connect may be over."""
+        """Continue: the attempt to connect may be over."""
         if self._target is not None and not self._ends and not self._look():
             self._connect()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Go on: the attempt to connect has failed, it seems."""
+        """Continue: the attempt to connect seems to have failed."""
         self.doWrite()
 
     def _connect(self) -> None:
@@ -116,7 +120,7 @@ class ForwardedConnection(Protocol):
         self._close(None)
 
     def _look(self) -> bool:
-        """Begin to connect, or ask for the outcome, and act on it; return False if this address has failed."""
+        """Start to connect, or ask for the outcome, and act on it; return False if this address has failed."""
         assert self._target is not None
         address = (self._host, self._port)
         code = self._target.connect_ex(address)
@@ -152,7 +156,7 @@ class ForwardedConnection(Protocol):
                 timeout.cancel()
 
     def _forward(self) -> None:
-        """Copy both ways until both sides have ended, or one breaks, or so much comes that splicing pays."""
+        """Copy both ways until both sides have ended, or one breaks, or so many bytes come that splicing pays."""
         assert self._client is not None
         assert self._target is not None
         self._target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -161,7 +165,7 @@ class ForwardedConnection(Protocol):
         self._ends = copy(factory.reactor, self._client, self._target, factory.count_copied, much, self._close)
 
     def _splice(self) -> None:
-        """Go on by splicing, as far as the two sides have not ended."""
+        """Continue by splicing, as far as the two sides have not ended."""
         assert self._client is not None
         assert self._target is not None
         assert self._factory.pool is not None
@@ -193,7 +197,7 @@ class ForwardedConnection(Protocol):
 @implementer(IProtocolFactory)
 class PortForward:
     """
-    Forwards each connection to the port that is bound when it arrives.
+    A factory that forwards each connection to the port that is bound when it arrives.
 
     A new binding serves new connections; those that are open go on as they are. A listening port that has this for a
     factory must have :func:`bare_socket` for its ``transport``.
@@ -207,7 +211,7 @@ class PortForward:
 
     def __init__(self, reactor: Reactor, splicing: bool = True) -> None:
         """
-        Forward nothing yet.
+        Forward nothing until :meth:`bind` is called.
 
         :param splicing: whether to let the kernel move the bytes, if it can.
         """
@@ -220,7 +224,8 @@ class PortForward:
 
     def buildProtocol(self, addr: IAddress | None) -> ForwardedConnection | None:
         """
-        Return what forwards a new connection; None, which makes its listening port close it, if no port is bound.
+        Return the protocol that forwards a new connection; None, upon which the listening port closes it, if no port is
+        bound.
 
         Also None if the open ones, of two descriptors each, have a quarter of those that this process may have: they
         need no token, and must not use up what requests need.

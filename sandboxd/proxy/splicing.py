@@ -1,5 +1,5 @@
 """
-Moves bytes between two connected TCP sockets inside the kernel, with splice(2): no byte is copied into this process.
+Splicing between two connected TCP sockets: the kernel moves the bytes, splice(2), and none is copied into this process.
 
 A pipe lies between the sockets only while it holds something: one connection that is idle, or as fast as its reader,
 costs none.
@@ -38,7 +38,7 @@ class Pipe:
 
     def __init__(self) -> None:
         """
-        Open it.
+        Open the pipe.
 
         :raise OSError: if there is no descriptor to be had.
         """
@@ -49,14 +49,14 @@ class Pipe:
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
 
     def close(self) -> None:
-        """Close it, with what is in it."""
+        """Close the pipe, with the bytes that are in it."""
         os.close(self.reader)
         os.close(self.writer)
 
 
 class PipePool:
     """
-    Empty pipes that are reused.
+    A pool of empty pipes, to be used again.
 
     :ivar moved: bytes that have gone through any of them.
     """
@@ -67,21 +67,21 @@ class PipePool:
 
     def take(self) -> Pipe:
         """
-        An empty pipe.
+        Return an empty pipe.
 
         :raise OSError: if there is no descriptor to be had.
         """
         return self._free.pop() if self._free else Pipe()
 
     def give_back(self, pipe: Pipe) -> None:
-        """One is no longer needed."""
+        """Take back a pipe that is no longer needed."""
         if pipe.filled or len(self._free) >= POOLED:
             pipe.close()
         else:
             self._free.append(pipe)
 
     def close(self) -> None:
-        """Close all that are free."""
+        """Close all free pipes."""
         while self._free:
             self._free.pop().close()
 
@@ -89,7 +89,7 @@ class PipePool:
 @implementer(IReadDescriptor, IWriteDescriptor)
 class SplicedSocket:
     """
-    One of the two sockets, as the reactor watches it: what can be read from it goes to its peer.
+    One of two connected sockets, as the reactor watches it: what is read from it is written to its peer.
 
     :ivar peer: the other one.
     :ivar ended: whether its end of file was passed on to its peer.
@@ -101,7 +101,8 @@ class SplicedSocket:
         self, reactor: IReactorFDSet, pool: PipePool, sock: socket.socket, done: Callable[[BaseException | None], None]
     ) -> None:
         """
-        Watch it from :meth:`start` on. The socket stays its owner's, who must call :meth:`stop` before closing it.
+        Prepare to watch a socket from :meth:`start` on. The caller keeps it, and must call :meth:`stop` before closing
+        it.
 
         :param done: called once for both sockets: with None when both have ended and all bytes have arrived, or with
             the error of one of them.
@@ -116,12 +117,12 @@ class SplicedSocket:
         self.ended = False
 
     def start(self) -> None:
-        """Begin."""
+        """Start watching the socket."""
         if not self.ended:
             self._reactor.addReader(self)
 
     def stop(self) -> None:
-        """Watch it no more."""
+        """Stop watching the socket."""
         if self._fd >= 0:
             self._reactor.removeReader(self)
             self._reactor.removeWriter(self)
@@ -137,7 +138,7 @@ class SplicedSocket:
         return type(self).__name__
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor has found it hung up: read what it has left, and meet the error there."""
+        """Read the bytes that a socket that has hung up still has, and meet its error there."""
         self._broken(reason.value)
 
     def doRead(self) -> None:
@@ -146,7 +147,7 @@ class SplicedSocket:
                 break
 
     def doWrite(self) -> None:
-        """What its peer has sent can go on."""
+        """Continue to move the bytes that the peer has sent."""
         self.peer._push()
 
     def _move(self) -> bool:
@@ -171,7 +172,7 @@ class SplicedSocket:
         return self._push()
 
     def _push(self) -> bool:
-        """Hand on what is in the pipe; return whether all of it was taken."""
+        """Write what is in the pipe; return whether all of it was taken."""
         pipe = self._pipe
         if pipe is None or self.peer._fd < 0:
             return False
@@ -204,7 +205,7 @@ class SplicedSocket:
             self._pool.give_back(pipe)
 
     def _pass_on_end(self) -> None:
-        """All that it has sent has gone on: shut down its peer for writing."""
+        """Shut down the peer for writing, as all bytes of this socket were passed on."""
         self.ended = True
         try:
             self.peer._socket.shutdown(socket.SHUT_WR)
@@ -226,7 +227,7 @@ class SplicedSocket:
 
 
 def can_splice() -> bool:
-    """Whether the kernel moves bytes between sockets. All of Linux does; what only looks like Linux may not."""
+    """Return whether the kernel moves bytes between sockets. All of Linux does; what emulates Linux may not."""
     one, other = socket.socketpair()
     pipe = Pipe()
     try:

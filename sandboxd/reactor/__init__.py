@@ -1,1 +1,3 @@
-"""What stands on the reactor alone: turns, threads, its lag, one-shot events, interfaces."""
+"""
+Extensions of Twisted's reactor: clock, turn budget, threads, lag, timeouts and one-shot events. Imports no other room.
+"""

@@ -1,4 +1,4 @@
-"""A timeout that is set anew far more often than it expires."""
+"""A timeout that is set again far more often than it expires."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 class Deadline:
     """
-    Calls a function once the time that was set last has come. To set it again or to clear it costs no timer: the one
-    that runs looks, when it fires, whether it is time.
+    A function to be called once the time that was set last has come. To set it again or to clear it costs no timer: the
+    one that runs looks at the time when it expires, and is started again.
 
     :param expired: the function.
     """
@@ -23,7 +23,7 @@ class Deadline:
         self._fires = 0.0
 
     def set(self, seconds: float) -> None:
-        """Expire in so many seconds from now, and not before."""
+        """Set the time to so many seconds from now."""
         self._at = self._clock.seconds() + seconds
         if self._timer is None:
             self._start(seconds)
@@ -32,11 +32,11 @@ class Deadline:
             self._start(seconds)
 
     def clear(self) -> None:
-        """Do not expire until it is set again."""
+        """Set no time."""
         self._at = None
 
     def stop(self) -> None:
-        """Clear it for good: stop the timer, and let go of the function."""
+        """Clear it for good: stop the timer, and drop the reference to the function."""
         self._at = None
         del self._expired
         if self._timer is not None:

@@ -1,4 +1,4 @@
-"""Measure the reactor's lag: by how much timed calls are late, and so how long a client waits for its turn."""
+"""The reactor's lag: by how much timed calls are late, and so how long a client waits for its turn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 class LagMeter(Service):
     """
-    Have a call made at a fixed interval, and measure by how much it is late.
+    A meter of the reactor's lag: a call at a fixed interval, whose delay is measured.
 
     :ivar longest: longest delay since the start, in seconds.
     :ivar delays: histogram of all delays.
@@ -55,7 +55,7 @@ class LagMeter(Service):
 
 class Histogram:
     """
-    Count values by bucket, as a Prometheus histogram does.
+    Counts of values by bucket, as a Prometheus histogram has them.
 
     :param bounds: upper bounds of the buckets, ascending; one bucket more holds what is above the last.
     :ivar counts: number of values in each bucket.

@@ -1,4 +1,4 @@
-"""An event that happens once, and the Deferreds that wait for it."""
+"""Events that happen once, and the Deferreds that wait for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OneShot(Generic[T]):
 
     @property
     def fired(self) -> bool:
-        """Whether it has happened."""
+        """Whether the event has happened."""
         return self._fired
 
     def fire(self, result: T | Failure) -> None:
@@ -48,7 +48,7 @@ class OneShot(Generic[T]):
 
 
 def shielded(work: Coroutine[Any, Any, T]) -> Deferred[T]:
-    """Run a coroutine, and return a Deferred of its result whose cancellation does not cancel the coroutine."""
+    """Run a coroutine; return a Deferred of its result whose cancellation does not cancel the coroutine."""
     done: OneShot[T] = OneShot()
     Deferred.fromCoroutine(work).addBoth(done.fire)
     return done.when_fired()

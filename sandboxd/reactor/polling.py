@@ -1,4 +1,4 @@
-"""The reactor's loop, without what it does for each event and nobody here uses."""
+"""A faster loop for the epoll reactor: events are handled without the log context that Twisted sets for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _log = Logger()
 
 def poll_without_log_context(reactor: object) -> None:
     """
-    Let an epoll reactor handle events without a log context for each, a tenth of the time of a small request.
+    Replace an epoll reactor's ``doPoll`` with :func:`_poll`, which saves a tenth of the time of a small request.
 
     That context only names the protocol in what is logged by ``twisted.python.log``. Any other reactor stays as it is.
     """
@@ -22,7 +22,7 @@ def poll_without_log_context(reactor: object) -> None:
 
 
 def _poll(reactor: Any, timeout: float | None) -> None:
-    """Wait for events and handle them: ``EPollReactor.doPoll`` less the context."""
+    """Wait for events and handle them, like ``EPollReactor.doPoll`` but without a log context for each."""
     selectables = reactor._selectables
     for fd, event in reactor._poller.poll(-1 if timeout is None else timeout, len(selectables)):
         selectable = selectables.get(fd)  # None: closed by one of the events before

@@ -1,4 +1,4 @@
-"""Threads for calls that would block the reactor."""
+"""Thread pools for calls that would block the reactor."""
 
 from __future__ import annotations
 

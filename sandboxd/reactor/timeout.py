@@ -1,4 +1,4 @@
-"""Bound how long a coroutine runs."""
+"""A bound on how long a coroutine runs."""
 
 from __future__ import annotations
 

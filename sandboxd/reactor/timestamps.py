@@ -1,4 +1,4 @@
-"""Format times."""
+"""The format of times."""
 
 from __future__ import annotations
 

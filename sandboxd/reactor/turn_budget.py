@@ -1,5 +1,5 @@
 """
-Fairness: no kind of work fills a whole turn of the reactor, however much of it there is.
+Fairness: a bound on the work of one turn of the reactor, so that no kind of work fills it.
 
 Two hundred commands that start at once, or a hundred that write, are some milliseconds of work each. Done as they
 come, they would delay ``/health`` by their sum.
@@ -20,7 +20,8 @@ BUDGET = 0.008
 
 class TurnBudget:
     """
-    Do work at once while there is time left; queue the rest for later turns of the reactor, in order.
+    A budget of time for each turn of the reactor: work is done at once while time is left; the rest is queued for later
+    turns, in order.
 
     The time is renewed in the turn after the one that has used it up. A turn with less work asks the reactor for
     nothing, so the work of several such turns counts together.

@@ -1,1 +1,1 @@
-"""Watches: what changes in a directory, as it happens. Knows no HTTP."""
+"""Watches: changes in directories, reported as they happen. Knows no HTTP."""

@@ -1,5 +1,5 @@
 """
-What has changed, numbered, and bounded: many modifications of a file within a moment are one.
+The log of a watch: numbered changes, bounded; repeated modifications of a file within a short interval are one.
 
 A reader holds a position, not a queue, as with the log of a command: a slow one costs no memory, and gets the number of
 changes it has missed.
@@ -24,7 +24,7 @@ KEPT_BYTES = 8 * 1024 * 1024
 
 class Change(NamedTuple):
     """
-    One change.
+    One change in a directory.
 
     :ivar path: where, relative to what is watched; empty for that itself.
     :ivar is_dir: whether it is a directory.
@@ -40,18 +40,18 @@ class Change(NamedTuple):
 
     @property
     def cost(self) -> int:
-        """Bytes of its paths."""
+        """Bytes of the change's paths."""
         return len(self.path) + len(self.origin or b"")
 
 
 class DroppedChanges(NamedTuple):
-    """Changes that a reader cannot get any more: how many, or None if the number is unknown."""
+    """The number of changes that a reader has missed, because the log has dropped them; None if it is unknown."""
 
     number: int | None
 
 
 class ChangeBatch:
-    """The changes of a short interval, repeated changes of one path merged."""
+    """The changes of a short interval, with repeated changes of one path merged."""
 
     def __init__(self) -> None:
         self._changes: list[Change] = []
@@ -61,7 +61,7 @@ class ChangeBatch:
         return len(self._changes)
 
     def add(self, change: Change) -> None:
-        """One more. Another modification of what was created or modified in this while is part of the first."""
+        """Add a change, unless it modifies what this batch has as created or modified already."""
         if change.kind == "modified" and self._last.get(change.path) in ("created", "modified"):
             return
         if change.kind == "moved":
@@ -74,7 +74,7 @@ class ChangeBatch:
         self._changes.append(change)
 
     def take(self) -> list[Change]:
-        """All of them, in order, beginning anew."""
+        """Return all changes in order, and start a new batch."""
         changes, self._changes = self._changes, []
         self._last.clear()
         return changes
@@ -82,7 +82,7 @@ class ChangeBatch:
 
 class ChangeLog:
     """
-    The newest changes.
+    The newest changes of a watch.
 
     :param first: number of the first change to come. Of two logs of the same directory the later one must begin with
         a higher number than the earlier one ended with, so that a position in the earlier is known to be lost.
@@ -101,7 +101,7 @@ class ChangeLog:
         self._waiting: list[Deferred[None]] = []
 
     def append(self, changes: list[Change]) -> None:
-        """More has changed."""
+        """Append changes, drop the oldest beyond the bounds, and wake the readers."""
         self._changes.extend(changes)
         self._bytes += sum(change.cost for change in changes)
         self.next += len(changes)
@@ -110,14 +110,14 @@ class ChangeLog:
         self._wake()
 
     def close(self, reason: str) -> None:
-        """No more will come."""
+        """End the log, and wake the readers."""
         if self.end is None:
             self.end = reason
             self._wake()
 
     def read(self, position: int, limit: int) -> tuple[int, list[Change] | DroppedChanges]:
         """
-        What a reader gets.
+        Return the changes from a position on.
 
         :param position: number of the change that it wants next.
         :param limit: how many at most.
@@ -132,7 +132,7 @@ class ChangeLog:
         return position + len(found), found
 
     def when_more(self, position: int) -> Deferred[None]:
-        """Fires when there is something at that position, or no more will come. Can be cancelled."""
+        """Return a Deferred that fires when there is a change at a position, or the log has ended. Can be cancelled."""
         if self.end is not None or position != self.next:
             return succeed(None)
         deferred: Deferred[None] = Deferred(self._waiting_cancelled)

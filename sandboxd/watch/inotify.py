@@ -1,5 +1,5 @@
 """
-The kernel's inotify(7), as a descriptor.
+inotify(7), by ctypes: watches of directories and their events.
 
 Twisted's own wrapper does not serve: it drops the kernel's word that events were lost, gives up the whole
 descriptor once any directory below is removed, does not pass on cookies, and walks trees on the reactor's thread.
@@ -54,7 +54,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class RawEvent(NamedTuple):
-    """An inotify event, see inotify(7)."""
+    """An event of inotify(7)."""
 
     wd: int
     mask: int
@@ -73,7 +73,7 @@ class Inotify:
         self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def fileno(self) -> int:
-        """The descriptor; it is readable when there are events."""
+        """Return the descriptor, which is readable when there are events."""
         return self._fd
 
     def add(self, directory: int) -> int:
@@ -88,12 +88,12 @@ class Inotify:
         return _checked(_libc.inotify_add_watch(self._fd, b"/proc/self/fd/%d" % directory, _MASK))
 
     def remove(self, wd: int) -> None:
-        """Watch a directory no longer; one that is not watched is no error."""
+        """Remove a watch; it is no error if there is none."""
         _libc.inotify_rm_watch(self._fd, wd)
 
     def read(self, patience: float = 0.0) -> list[RawEvent]:
         """
-        The next events; none if there are none.
+        Read the next events; an empty list if there are none.
 
         :param patience: seconds to wait for one.
         """
@@ -115,7 +115,7 @@ class Inotify:
         return found
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Close the descriptor, and with it all watches."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -1,5 +1,5 @@
 """
-Follows a directory, and those below it, by inotify. All of it blocks: it is called in a thread, one call at a time.
+The watcher of a directory, and of those below it, by inotify. It blocks: call it in a thread, one call at a time.
 
 The rules that lose nothing: a new directory is watched first and read then, and what is found in it is
 reported as created; events of the kernel for the same names are then left out. Directories are known by their watch,
@@ -31,12 +31,12 @@ _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 
 
 class WatchLimit(OSError):
-    """No more directories can be watched."""
+    """No more directories can be watched: a limit of the kernel's."""
 
 
 class _Node:
     """
-    A directory that is watched.
+    A watched directory.
 
     :ivar children: the directories in it, by name.
     :ivar announced: names in it that were reported as created, for which the kernel may deliver the same event.
@@ -52,7 +52,7 @@ class _Node:
         self.announced: set[bytes] = set()
 
     def names(self) -> list[bytes]:
-        """The way to it from what is watched."""
+        """Return the path's components, from the top."""
         names = []
         node = self
         while node.parent is not None:
@@ -61,12 +61,12 @@ class _Node:
         return names[::-1]
 
     def path(self, name: bytes) -> bytes:
-        """The path of something in it."""
+        """Return the path of an entry."""
         return b"/".join([*self.names(), name])
 
 
 class _Move(NamedTuple):
-    """The first half of a move."""
+    """The first half of a move, whose second half may follow."""
 
     path: bytes
     is_dir: bool
@@ -75,7 +75,7 @@ class _Move(NamedTuple):
 
 class Watcher:
     """
-    Follows a directory.
+    The watcher of one directory.
 
     :param open_top: opens it, ``O_PATH``. It is not kept open, see :meth:`~sandboxd.watch.inotify.Inotify.add`.
     :param recursive: whether to follow the directories below it too. Links are not followed.
@@ -107,17 +107,17 @@ class Watcher:
         self._changes: list[Change] = []
 
     def fileno(self) -> int:
-        """The descriptor that is readable when :meth:`step` has something to do. It may change with each step."""
+        """Return the descriptor that is readable when :meth:`step` has work. It may change with each step."""
         return self._inotify.fileno()
 
     @property
     def directories(self) -> int:
-        """How many are watched."""
+        """The number of watched directories."""
         return len(self._nodes)
 
     def begin(self) -> None:
         """
-        Watch all there is.
+        Watch the directory and, if ``recursive``, those below it.
 
         :raise WatchLimit: if there is too much.
         :raise OSError: if it is no directory, or may not be read.
@@ -135,13 +135,13 @@ class Watcher:
             self._follow([self._top], report=False)
 
     def close(self) -> None:
-        """Follow nothing any more."""
+        """Close all watches."""
         self._inotify.close()
         self._nodes.clear()
 
     def step(self) -> tuple[list[Change], bool]:
         """
-        What has changed since the last step.
+        Return the changes since the last step.
 
         :return: that, and whether there is more already.
         """
@@ -161,7 +161,7 @@ class Watcher:
         return self._changes, self.end is None
 
     def _settle(self) -> None:
-        """The kernel's queue was read to its end."""
+        """Report moves without a second half as deletions, as the kernel's queue was read to its end."""
         for move in self._moves.values():
             self._moved_away(move)
         self._moves.clear()
@@ -191,7 +191,7 @@ class Watcher:
             self._take_named(node, event)
 
     def _take_own(self, mask: int) -> None:
-        """Something happened to the top itself."""
+        """Handle an event of the top directory itself."""
         if mask & inotify.DELETE_SELF:
             self.end = "deleted"
         elif mask & inotify.MOVE_SELF:
@@ -255,7 +255,7 @@ class Watcher:
                 self._moved_away(move)
 
     def _moved_away(self, move: _Move) -> None:
-        """Something has left what is watched, or was reported as created at its new path."""
+        """Report a move out of the watched directories as a deletion, and stop watching what was moved."""
         self._report(Change("deleted", move.path, move.is_dir))
         node = move.node
         if node is None or (node.parent is not None and node.parent.children.get(node.name) is node):
@@ -269,7 +269,7 @@ class Watcher:
                 del self._nodes[node.wd]
 
     def _arrived(self, parent: _Node, name: bytes, is_dir: bool) -> None:
-        """Something new is there; follow it if it is a directory."""
+        """Watch a new directory, and report its entries as created."""
         fd = self._open(parent) if is_dir and self._recursive else None
         if fd is None:
             return
@@ -281,7 +281,7 @@ class Watcher:
             self._follow([found], report=True)
 
     def _watch_and_report(self, parent_fd: int, parent: _Node, name: bytes) -> _Node | None:
-        """As :meth:`_watch`, but report a limit that was reached to the readers."""
+        """Watch a directory like :meth:`_watch`, but report a limit that was reached to the readers."""
         try:
             return self._watch(parent_fd, parent, name)
         except WatchLimit as error:
@@ -289,7 +289,7 @@ class Watcher:
             return None
 
     def _begin_anew(self) -> None:
-        """The kernel has lost events: look at everything again."""
+        """Watch everything again, and report an overflow, as the kernel has lost events."""
         self._inotify.close()
         self._inotify = Inotify()
         self._nodes.clear()
@@ -309,7 +309,7 @@ class Watcher:
 
     def _follow(self, nodes: list[_Node], report: bool) -> None:
         """
-        Read directories that are watched, and watch those in them.
+        Read watched directories, and watch the directories in them.
 
         :param report: whether what is found is reported as created.
         """
@@ -374,7 +374,9 @@ class Watcher:
         return node
 
     def _open(self, node: _Node) -> int | None:
-        """A watched directory, step by step, so that no link leads elsewhere; None if it is gone."""
+        """
+        Open a watched directory by its path's components, so that no link leads elsewhere; return None if it is gone.
+        """
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             fd = self._open_top()
@@ -399,7 +401,7 @@ class Watcher:
 
 
 def _entries(fd: int) -> list[tuple[bytes, bool]]:
-    """The names in a directory, and whether each is a directory."""
+    """Return the names in a directory, and whether each is a directory."""
     with os.scandir(fd) as entries:
         return [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
 

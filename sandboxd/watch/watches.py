@@ -1,4 +1,4 @@
-"""The watches that are open: each followed in a thread, step by step, when its inotify descriptor is readable."""
+"""The open watches: each runs in a thread, step by step, when its inotify descriptor is readable."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MAX_BATCH = 4096
 
 
 class TooManyWatches(Exception):
-    """No more can be open."""
+    """No more watches can be open."""
 
 
 @implementer(IReadDescriptor)
 class Watch:
     """
-    One watch. It lives on for a while after its last reader, so that one whose connection broke can go on.
+    One watch. It stays open for a while after its last reader, so that one whose connection broke can go on.
 
     :param watcher: makes what is called in a thread; itself called there.
     :param first: number of its first change.
@@ -65,17 +65,17 @@ class Watch:
 
     @property
     def directories(self) -> int:
-        """How many directories are followed."""
+        """The number of watched directories."""
         return 0 if self._watcher is None else self._watcher.directories
 
     @property
     def unreadable(self) -> int:
-        """How many may not be read."""
+        """The number of directories that may not be read."""
         return 0 if self._watcher is None else self._watcher.unreadable
 
     async def when_started(self) -> None:
         """
-        Wait until it stands.
+        Wait until the watch has begun.
 
         :raise OSError: if it cannot.
         """
@@ -101,20 +101,20 @@ class Watch:
                 waiting.errback(Failure(failure.value))
 
     def fileno(self) -> int:
-        """The descriptor that the reactor polls."""
+        """Return the descriptor that the reactor polls."""
         return -1 if self._watcher is None else self._watcher.fileno()
 
     def logPrefix(self) -> str:
-        """What the log calls it."""
+        """Return the name in the reactor's own messages."""
         return "Watch"
 
     def doRead(self) -> None:
-        """The inotify descriptor is readable."""
+        """Run a step: the inotify descriptor is readable."""
         self._reactor.removeReader(self)
         self._step()
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops, or cannot poll it."""
+        """Close the watch: the reactor stops, or cannot poll it."""
         self.close("failed")
 
     def _step(self) -> None:
@@ -144,7 +144,7 @@ class Watch:
         self.close("failed")
 
     def _rest(self) -> None:
-        """There is nothing to do until the descriptor is readable, or it was closed by now."""
+        """Wait until the descriptor is readable; if the watch was closed meanwhile, release it."""
         self._busy = False
         if self._closed:
             self._release()
@@ -159,7 +159,7 @@ class Watch:
             self.log.append(self._batch.take())
 
     def close(self, reason: str) -> None:
-        """Watch no longer, and end the streams of the readers with a reason."""
+        """Close the watch, and end the streams of its readers with a reason."""
         if self._closed:
             return
         self._closed = True
@@ -190,7 +190,7 @@ def _begun(make: Callable[[], Watcher]) -> Watcher:
 
 class Watches(Service):
     """
-    The watches that are open, by what they watch.
+    The open watches, by what they watch.
 
     :param limit: how many may be open.
     :param linger: seconds for which one lives on without a reader.
@@ -208,7 +208,7 @@ class Watches(Service):
 
     async def join(self, key: Hashable, threads: ThreadPool, watcher: Callable[[], Watcher]) -> Watch:
         """
-        The watch of something, begun if there is none; :meth:`leave` it when done.
+        Return the watch of something, begun if there is none; call :meth:`leave` when done.
 
         :param key: what makes it different from others.
         :param threads: where it is followed.
@@ -232,19 +232,19 @@ class Watches(Service):
         return watch
 
     def leave(self, watch: Watch) -> None:
-        """A reader is gone."""
+        """Remove a reader of a watch."""
         watch.readers -= 1
         if not watch.readers and watch.log.end is None:
             watch.idle = self._reactor.callLater(self._linger, watch.close, "idle")
 
     def stopService(self) -> None:
-        """Close them all."""
+        """Close all watches."""
         super().stopService()
         for watch in list(self._open.values()):
             watch.close("stopped")
 
     def _make_room(self) -> None:
-        """Close the one that has been without a reader for longest, if there are too many."""
+        """Close the watch that has been without a reader for longest, if there are too many."""
         if len(self._open) < self._limit:
             return
         idle = [watch for watch in self._open.values() if not watch.readers and watch.idle is not None]

@@ -1,4 +1,4 @@
-"""Decide by a request's head whether it may go on to the routes. All that asks who may call is here."""
+"""Admission of requests by their heads: path, token, origin, size. All checks of who may call are here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = Logger()
 
 class Admission:
     """
-    Admits requests.
+    The check that each request has to pass before its body is read.
 
     Every route needs a token, those that there are not too, unless it was declared as open.
 
@@ -38,7 +38,7 @@ class Admission:
 
     def check(self, request: Request, length: int | None) -> Refusal | None:
         """
-        Return why a request is refused, or None. Sets its ``route``, ``success``, ``authenticated``, ``max_body`` and
+        Return the refusal of a request, or None. Sets its ``route``, ``success``, ``authenticated``, ``max_body`` and
         ``claim``.
 
         :param length: bytes of its body; None if that is chunked.

@@ -1,5 +1,5 @@
 """
-JSON in ASCII only.
+JSON encoded in ASCII only.
 
 Python's httpx splits lines at U+0085 and U+2028, and the JavaScript SDK breaks multi-byte characters at chunk
 borders, so every reply is ASCII with ``\\u`` escapes.

@@ -1,4 +1,4 @@
-"""Bearer tokens (RFC 6750): check them, claim the daemon with one, read them again."""
+"""Bearer tokens (RFC 6750): check a request's, claim the daemon with one, reload them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHORT = 16
 
 def bearer_token(header: bytes | None) -> bytes | None:
     """
-    The token of an ``Authorization`` header, or None.
+    Return the token of an ``Authorization`` header, or None.
 
     :param header: its value, or None if there is none.
     """
@@ -36,7 +36,7 @@ BEARER_PROTOCOL = "base64url.bearer.authorization.k8s.io."
 
 def subprotocol_authorization(values: Sequence[bytes]) -> bytes | None:
     """
-    Return the ``Authorization`` that a subprotocol stands for, or None if none does.
+    Return the ``Authorization`` that a WebSocket's subprotocol carries, or None.
 
     :param values: those of the header ``Sec-WebSocket-Protocol``.
     """
@@ -69,7 +69,7 @@ def same_origin(origin: bytes, host: bytes) -> bool:
 
 class BearerAuth:
     """
-    Checks ``Authorization`` headers.
+    A check of ``Authorization`` headers against a set of tokens.
 
     :param tokens: those that are accepted. Only their digests are kept.
     """
@@ -96,7 +96,7 @@ class BearerAuth:
 
 class DaemonAuth(BearerAuth):
     """
-    The daemon's own: its tokens can change while it runs.
+    The check of the daemon's tokens, which a claim or a reload can replace while it runs.
 
     :param credentials: the tokens at the start, and where they come from.
     :param threads: calls a blocking function in a thread.
@@ -113,13 +113,13 @@ class DaemonAuth(BearerAuth):
         self.unclaimed = credentials.pool and not credentials.tokens
 
     def may_claim(self, header: bytes | None) -> bool:
-        """Return whether a header has a token that can claim the daemon: visible ASCII, at most 4096 of it."""
+        """Return whether a header has a token that can claim the daemon: visible ASCII, at most 4096 characters."""
         token = (bearer_token(header) if self.unclaimed else None) or b""
         return 0 < len(token) <= MAX_TOKEN and all(0x21 <= byte <= 0x7E for byte in token)
 
     async def claim(self, header: bytes | None) -> bool:
         """
-        Accept the token of a header from now on, unless one was accepted before; it is stored first.
+        Store the token of a header and accept it from now on, unless another was accepted before.
 
         :return: whether it is accepted.
         :raise OSError: if it could not be stored; then nothing was claimed.

@@ -1,4 +1,4 @@
-"""The body of a request, given to a route as it arrives."""
+"""The body of a request, read by a route as it arrives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HIGH_WATER = 1024 * 1024
 
 class BodyError(Exception):
     """
-    The body cannot be read.
+    A body cannot be read; has the status to answer.
 
     :ivar status: the status to answer.
     """
@@ -91,7 +91,7 @@ class BodyStream:
         self._wake()
 
     def end(self) -> None:
-        """Mark it as complete."""
+        """Mark the body as complete."""
         self.complete = True
         self._wake()
 
@@ -114,7 +114,7 @@ class BodyStream:
 
 
 def whole(data: bytes) -> BodyStream:
-    """Return a body that has arrived as a whole."""
+    """Return a stream of a body that has arrived completely."""
     body = BodyStream(len(data))
     body.feed(data)
     body.end()

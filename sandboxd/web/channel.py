@@ -1,5 +1,5 @@
 """
-A client's connection: requests are parsed one at a time, and their answers written, with backpressure both ways.
+A client's HTTP connection: it parses requests one at a time, and writes their responses, with backpressure both ways.
 
 What can be refused by a request's head alone (a bad token, a body that is too large) is refused as soon as that is
 complete, and the rest is not waited for. A route that reads its body as it arrives is called then, too. The next
@@ -45,7 +45,10 @@ READ_AHEAD = 16 * 1024
 
 
 def keep_alive(transport: tcp.Connection) -> None:
-    """Let the kernel find out within about two minutes that a silent peer is gone; it knows of local ones anyway."""
+    """
+    Set TCP keep-alive so that the kernel notices within about two minutes that a silent peer is gone; it knows of local
+    ones anyway.
+    """
     sock = transport.getHandle()
     if sock.family == socket.AF_UNIX:
         return
@@ -57,7 +60,7 @@ def keep_alive(transport: tcp.Connection) -> None:
 
 class Server(Structural):
     """
-    What a connection uses of the server; it is :class:`sandboxd.web.site.Site`.
+    The interface that a connection needs of the server, :class:`sandboxd.web.site.Site`.
 
     :ivar settings: how much of a request is taken, and how slowly it may come.
     :ivar reactor: for timeouts.
@@ -67,13 +70,13 @@ class Server(Structural):
     reactor: IReactorTime
 
     def connected(self, channel: Channel) -> None:
-        """Keep a new connection."""
+        """Register a new connection."""
 
     def lost(self, channel: Channel) -> None:
         """Forget a connection that is gone."""
 
     def admit(self, channel: Channel, request: Request) -> Refusal | None:
-        """Return why a request is refused, or None."""
+        """Return the refusal of a request, or None."""
 
     def process(self, request: Request) -> None:
         """Answer a request that has arrived, in its turn."""
@@ -85,7 +88,7 @@ class Server(Structural):
 @implementer(IPushProducer)
 class Channel(Protocol):
     """
-    A client's connection.
+    A client's HTTP connection.
 
     :ivar refused: whether what still arrives is dropped.
     :ivar persistent: whether another request may follow the present one.
@@ -118,7 +121,7 @@ class Channel(Protocol):
     # The connection
 
     def connectionMade(self) -> None:
-        """A client has connected."""
+        """Register the connection, and wait for its first request."""
         self.site.connected(self)
         keep_alive(self.transport)
         self.transport.SEND_LIMIT = SEND_LIMIT
@@ -126,7 +129,7 @@ class Channel(Protocol):
         self._deadline.set(FIRST_REQUEST)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The connection is gone."""
+        """Forget the connection, and cancel the request that is being answered."""
         self.site.lost(self)
         self._deadline.stop()
         if self._lingering is not None and self._lingering.active():
@@ -136,7 +139,7 @@ class Channel(Protocol):
             request.connectionLost(reason)
 
     def loseConnection(self) -> None:
-        """Close when all is written; after a refusal, also when the client has had the time to read it."""
+        """Close when all is written; after a refusal, only when the client has had time to read it."""
         self.transport.unregisterProducer()
         if not self.refused:
             self.transport.loseConnection()
@@ -145,7 +148,7 @@ class Channel(Protocol):
             self._lingering = self.site.reactor.callLater(LINGER, self.transport.abortConnection)
 
     def abort(self) -> None:
-        """Close at once, so that the client cannot take what it got for all there is."""
+        """Close at once, so that the client cannot take a part of a response for the whole."""
         self._aborted = True
         self.transport.abortConnection()
 
@@ -154,7 +157,7 @@ class Channel(Protocol):
         return cast(IAddress, self.transport.getPeer())
 
     def getHost(self) -> IAddress:
-        """Return the address that it has connected to."""
+        """Return the address that the client has connected to."""
         return cast(IAddress, self.transport.getHost())
 
     def isSecure(self) -> bool:
@@ -164,7 +167,7 @@ class Channel(Protocol):
     # Receiving
 
     def dataReceived(self, data: bytes) -> None:
-        """Something has arrived: of a request, or of what follows one."""
+        """Parse bytes of a request, or pass them on to the reader of an upgraded connection."""
         if self.refused:
             return
         if self._receiver is not None:
@@ -179,7 +182,7 @@ class Channel(Protocol):
                 self._balance()
 
     def _parse(self) -> None:
-        """Begin with the requests whose heads are complete, each when the one before it has been answered."""
+        """Parse the requests whose heads have arrived; each waits until the one before it has been answered."""
         if self._parsing:
             return  # a request was answered at once: the loop below, which has begun it, goes on with the next
         self._parsing = True
@@ -204,7 +207,7 @@ class Channel(Protocol):
             self._parsing = False
 
     def _begin(self, request: Request) -> None:
-        """A request's head is complete: decide by it whether to go on."""
+        """Admit or refuse a request whose head has arrived, and start to read its body."""
         self._request = request
         head = request.head
         self.persistent = head.persistent
@@ -237,7 +240,7 @@ class Channel(Protocol):
             self._body_received(data)
 
     def _stream(self, request: Request) -> BodyStream | None:
-        """Return the body as its route reads it, if it does as it arrives."""
+        """Return the stream of a request's body if its route reads it as it arrives, else None."""
         if request.route is None or not (request.route.streams or request.route.forwards):
             return None
         return BodyStream(request.head.length, request.max_body, self.hold, patient=request.route.forwards)
@@ -269,7 +272,7 @@ class Channel(Protocol):
             self._request.body_received(piece)
 
     def _complete(self, request: Request) -> None:
-        """All of a request has arrived."""
+        """Have a request answered that has arrived completely, unless its route runs already."""
         called = self._arriving and request.stream is not None
         self._arriving = self._begun = False
         self._decoder = None
@@ -285,7 +288,7 @@ class Channel(Protocol):
             self._deadline.set(self.site.settings.request_timeout)
 
     def _expired(self) -> None:
-        """The client has been silent, or slow, for too long."""
+        """Answer 408 or close, as the client was silent or slow for too long."""
         seconds = self.site.settings.request_timeout
         request = self._request
         if request is None and not self._buffer.strip(b"\r\n"):
@@ -324,7 +327,7 @@ class Channel(Protocol):
             request.stream.fail(BodyError(status, error))
 
     def _refuse_bytes(self, status: int, error: str) -> None:
-        """Answer what has not become a request."""
+        """Answer bytes that are not a request, and close."""
         body = dumps({"error": error})
         self.cut_off()
         self.write(
@@ -336,7 +339,7 @@ class Channel(Protocol):
     # What a request asks for
 
     def request_done(self) -> None:
-        """The present request has been answered."""
+        """Go on with the next request, or close, as the present one has been answered."""
         self._request = None
         self._held = False  # by a route that has not read all of its body
         if self.refused or not self.persistent:
@@ -393,13 +396,13 @@ class Channel(Protocol):
         self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def hold(self, held: bool) -> None:
-        """Let the client wait until the reader of what it sends has caught up."""
+        """Stop reading from the client, or go on, as the reader of the body demands."""
         self._held = held
         self._balance()
 
     def upgrade(self, received: Callable[[bytes], None]) -> bytes:
         """
-        Parse nothing more of what the client sends.
+        Pass all further bytes of the client on, in place of parsing them.
 
         :param received: called with it instead.
         :return: what has arrived behind the request.
@@ -411,14 +414,14 @@ class Channel(Protocol):
         return behind
 
     def close_upgraded(self) -> None:
-        """Close when all is written and the client has had the time to read it; drop what it still sends."""
+        """Close when all is written and the client has had time to read it; drop what it still sends."""
         self.cut_off()
         self.loseConnection()
 
     # Backpressure
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """Let a request's producer know when the client has to catch up."""
+        """Register a request's producer, to be paused while the client has to catch up."""
         if not streaming:
             producer = self._pull = _PullToPush(producer, self)
         self._producer = producer
@@ -426,20 +429,20 @@ class Channel(Protocol):
             self._pull.startStreaming()
 
     def unregisterProducer(self) -> None:
-        """The request will write no more by itself."""
+        """Unregister the request's producer, as it writes no more."""
         pull, self._pull, self._producer = self._pull, None, None
         if pull is not None:
             pull.stopStreaming()
 
     def pauseProducing(self) -> None:
-        """The client has to take what was written first."""
+        """Pause the request's producer, as the client has to read first what was written."""
         self._blocked = True
         if self._producer is not None:
             self._producer.pauseProducing()
         self._balance()
 
     def resumeProducing(self) -> None:
-        """It has."""
+        """Resume the request's producer, as the client has read what was written, and go on with the next request."""
         self._blocked = False
         if self._producer is not None:
             self._producer.resumeProducing()
@@ -447,12 +450,12 @@ class Channel(Protocol):
         self._parse()
 
     def stopProducing(self) -> None:
-        """The connection is gone."""
+        """Stop the request's producer, as the connection is gone."""
         if self._producer is not None:
             self._producer.stopProducing()
 
     def _balance(self) -> None:
-        """Read from the client, or let it wait."""
+        """Start or stop reading from the client, by who has to catch up."""
         ahead = self._request is not None and len(self._buffer) > READ_AHEAD
         reading = self.refused or not (self._held or ahead or (self._blocked and self._request is None))
         if reading != self._reading:

@@ -15,7 +15,7 @@ _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?")
 
 class ChunkedDecoder:
     """
-    Decodes one body. Extensions and trailers are checked and dropped.
+    A decoder of one chunked body. Extensions and trailers are checked and dropped.
 
     :param deliver: called with each piece of the body.
     :param max_trailers: bytes of the longest trailer section.

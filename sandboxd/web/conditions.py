@@ -1,4 +1,7 @@
-"""Conditional requests, RFC 9110 section 13: evaluate If-Match, If-None-Match, If-(Un)Modified-Since, If-Range."""
+"""
+Conditional requests (RFC 9110 section 13): If-Match, If-None-Match, If-Modified-Since, If-Unmodified-Since and
+If-Range.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ _TAG = re.compile(r'[ \t,]*(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"[ \t]*(?=,|$)
 
 
 class MalformedHeader(ValueError):
-    """A header is malformed; the text names it."""
+    """A conditional header is malformed; the text names it."""
 
 
 def http_date(seconds: float) -> str:
@@ -54,7 +57,7 @@ class Tags:
 
     def has(self, tag: str | None, *, weakly: bool = False) -> bool:
         """
-        Whether a file's tag is among them.
+        Return whether a file's tag is in the list.
 
         :param tag: the tag; None if there is no file, ``""`` if it has none.
         :param weakly: whether weak ones count.
@@ -64,7 +67,7 @@ class Tags:
 
 class Conditions:
     """
-    What a request's headers ask.
+    The conditions in a request's headers.
 
     :param header: gives a header's value by its name, or None.
     :raise MalformedHeader: if one cannot be understood.
@@ -82,7 +85,7 @@ class Conditions:
 
     def status(self, tag: str | None, modified: float, *, safe: bool) -> int | None:
         """
-        In the order of RFC 9110 section 13.2.2: 412 or 304 if the request is not to be done, else None.
+        Return 412 or 304 if a condition fails, else None; in the order of RFC 9110 section 13.2.2.
 
         :param tag: the file's entity tag; None if there is no file, ``""`` if it has none.
         :param modified: when it was, in seconds since 1970.
@@ -104,7 +107,7 @@ class Conditions:
 
 def if_range(text: str | None, tag: str, modified: float) -> bool:
     """
-    Whether a range is wanted of the file as it is now; RFC 9110 section 13.1.5.
+    Return whether ``If-Range`` lets a range of the file be sent; RFC 9110 section 13.1.5.
 
     :param text: the value of ``If-Range``, or None.
     """

@@ -1,5 +1,5 @@
 """
-``Idempotency-Key``: a request that is sent again joins the first, or gets its answer, and is never executed twice.
+``Idempotency-Key``: a request that is sent again joins the first one, or gets its answer, and is never executed twice.
 
 After draft-ietf-httpapi-idempotency-key-header: the same key with another request is a conflict (409 here, since
 the official clients retry nothing below 500).
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 class KeyConflict(Exception):
-    """The key was used for another request, or the result of its request is not known any more."""
+    """A key was used for another request, or the result of its request is no longer known."""
 
 
 class KeyedResult(Generic[T]):
     """
-    The result of a request.
+    The result of a request with a key.
 
     :ivar value: what it has started; None once it was dropped to save memory, or is unknown.
     :ivar why_lost: what is answered to a request that comes again when there is no value any more.
@@ -85,7 +85,7 @@ class IdempotencyStore:
         return cast(KeyedResult[T], known)
 
     def forget(self, entry: KeyedResult[T]) -> None:
-        """Forget an entry whose request has had no effect: its key may be used again."""
+        """Forget an entry whose request has had no effect, so that its key may be used again."""
         if entry.keyed:
             entry.keyed = False
             self._bytes -= entry.size
@@ -95,7 +95,7 @@ class IdempotencyStore:
                     return
 
     def lose(self, entry: KeyedResult[T], why: str) -> None:
-        """Refuse the request of an entry if it comes again, for it may have been executed."""
+        """Refuse the request of an entry if it is sent again, as it may have been executed."""
         entry.why_lost = why
         self._bytes -= entry.size
         entry.value, entry.size = None, 0

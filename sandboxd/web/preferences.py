@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def prefers_strict(header: str | None) -> bool:
     """
-    Return whether a client prefers ``handling=strict``. Of a preference that is given twice, the first counts.
+    Return whether a client prefers ``handling=strict``. If it states a preference twice, the first counts.
 
     :param header: all values of ``Prefer``, joined by commas; or None.
     """

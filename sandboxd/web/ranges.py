@@ -1,4 +1,4 @@
-"""Parts of a file: ``Range``, ``Content-Range`` and multipart/byteranges; RFC 9110 section 14."""
+"""Byte ranges of a file: ``Range``, ``Content-Range`` and multipart/byteranges; RFC 9110 section 14."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _CONTENT_RANGE = re.compile(r"bytes[ \t]+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", r
 
 
 class Span(NamedTuple):
-    """Bytes of a file from ``start`` to before ``end``."""
+    """The bytes of a file from ``start`` to before ``end``."""
 
     start: int
     end: int
 
     def of(self, size: int) -> str:
-        """Return it as the value of ``Content-Range``."""
+        """Return the value of ``Content-Range`` for this part."""
         return f"bytes {self.start}-{self.end - 1}/{size}"
 
 
 class Unsatisfiable(Exception):
-    """No range overlaps the file, or there are too many: answer 416. The text says which."""
+    """No range overlaps the file, or there are too many: the answer is 416. The text says which."""
 
 
 def parse_range(text: str | None, size: int) -> list[Span] | None:
     """
-    Return the ranges that a request asks for, in its order.
+    Return the ranges that a ``Range`` header asks for, in its order.
 
     Where ranges overlap or touch, those that do are sent as one, so that a file is never sent more than once.
 
@@ -69,7 +69,7 @@ def parse_range(text: str | None, size: int) -> list[Span] | None:
 
 
 def _merged(spans: list[Span]) -> list[Span]:
-    """Return the same bytes in spans that do not overlap."""
+    """Return spans of the same bytes that do not overlap."""
     ordered = sorted(spans)
     if all(one.end < other.start for one, other in itertools.pairwise(ordered)):
         return spans
@@ -84,7 +84,7 @@ def _merged(spans: list[Span]) -> list[Span]:
 
 def part_heads(spans: list[Span], size: int, media_type: str, boundary: str) -> tuple[list[bytes], bytes]:
     """
-    Return the headers before each part of a multipart/byteranges body, and the end after the last.
+    Return the headers before each part of a multipart/byteranges body, and the end after the last part.
 
     :param size: bytes of the file.
     :param boundary: the delimiter; must not occur in the file, so it has to be random.
@@ -97,7 +97,7 @@ def part_heads(spans: list[Span], size: int, media_type: str, boundary: str) -> 
 
 
 class ContentRange(NamedTuple):
-    """The position of a part: bytes ``start`` to before ``end`` of ``size``, which is None if unknown."""
+    """The position of a partial body: bytes ``start`` to before ``end`` of ``size``, which is None if unknown."""
 
     start: int
     end: int

@@ -34,7 +34,7 @@ _log = Logger()
 
 
 class Refusal(NamedTuple):
-    """An answer that needs no route."""
+    """A response to a request whose route is not called."""
 
     status: int
     error: str
@@ -43,7 +43,7 @@ class Refusal(NamedTuple):
 
 class Connection(Protocol):
     """
-    What a request uses of its client's connection; it is :class:`sandboxd.web.channel.Channel`.
+    The interface that a request needs of its connection, :class:`sandboxd.web.channel.Channel`.
 
     :ivar persistent: whether another request may follow.
     """
@@ -52,11 +52,11 @@ class Connection(Protocol):
 
     @property
     def site(self) -> Any:
-        """The server: a :class:`sandboxd.web.site.Site`."""
+        """The server, a :class:`sandboxd.web.site.Site`."""
 
     @property
     def transport(self) -> ITransport:
-        """The socket."""
+        """The transport of the connection."""
 
     def getPeer(self) -> IAddress:
         """Return the client's address."""
@@ -65,7 +65,7 @@ class Connection(Protocol):
         """Return the address that it has connected to."""
 
     def request_done(self) -> None:
-        """Go on with the next request: this one has been answered."""
+        """Go on with the next request, as this one has been answered."""
 
     def refuse(self, request: Request, refusal: Refusal) -> None:
         """Answer at once, drop the rest of the request, and close."""
@@ -83,10 +83,10 @@ class Connection(Protocol):
         """Return a duplicate of the socket's descriptor, or None unless the kernel has all that was written."""
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """Let a producer know when the client has to catch up."""
+        """Register a producer, to be paused while the client has to catch up."""
 
     def unregisterProducer(self) -> None:
-        """End that."""
+        """Unregister the producer."""
 
     def loseConnection(self) -> None:
         """Close when all is written."""
@@ -98,7 +98,7 @@ class Connection(Protocol):
         """Stop or resume reading from the client."""
 
     def upgrade(self, received: Callable[[bytes], None]) -> bytes:
-        """Give what the client sends to ``received``; return what has arrived behind the request."""
+        """Pass all further bytes of the client on to ``received``; return those that have arrived after the request."""
 
     def close_upgraded(self) -> None:
         """Close when all is written."""
@@ -121,7 +121,7 @@ def _date(second: int) -> bytes:
 
 class Request(TwistedRequest):
     """
-    A request whose body is held in memory, up to the site's limit, or given to its route as it arrives.
+    A request whose body is held in memory, up to the site's limit, or read by its route as it arrives.
 
     It is Twisted's, with all that a resource or a Klein route can ask of it; what most of them never ask for is made
     when it is first asked for. Until ``responseHeaders`` is asked for, headers of the response are in a dictionary.
@@ -175,7 +175,7 @@ class Request(TwistedRequest):
         self._out: dict[bytes, bytes] | None = {}  #: headers of the response, until responseHeaders are asked for
 
     def __getattr__(self, name: str) -> Any:
-        """Make one of the attributes that Twisted's ``__init__`` sets, when it is first asked for."""
+        """Make an attribute that Twisted's ``__init__`` sets, when it is first used."""
         make = _MADE_LATER.get(name)
         if make is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -185,32 +185,34 @@ class Request(TwistedRequest):
 
     @property
     def connection(self) -> Connection:
-        """The client's connection, by its full type."""
+        """The client's connection, with its full type."""
         return self.channel
 
     @property
     def connected(self) -> bool:
-        """Whether its client is still there, and its answer not complete."""
+        """Whether the client is still connected, and the response not complete."""
         return not (self._disconnected or self.finished)
 
     @property
     def active(self) -> bool:
-        """Whether it keeps the daemon from being idle: it has a token, and does not only look at the daemon."""
+        """
+        Whether the request keeps the daemon from being idle: it has a token, and its route does not merely observe.
+        """
         route = self.route
         return (self.authenticated or self.claim is not None) and route is not None and not route.observes
 
     @property
     def query(self) -> bytes:
-        """The part of its target behind the question mark."""
+        """The part of the target after the question mark."""
         return self.uri.partition(b"?")[2]
 
     @property
     def latency(self) -> float:
-        """Seconds until the first byte of the answer was written; so far, if none was."""
+        """Seconds until the first byte of the response was written; until now, if none was."""
         return (self._answered or perf_counter()) - self.began
 
     def connectionLost(self, reason: Failure) -> None:
-        """The client is gone."""
+        """Fail what waits for the end of the request, as the client is gone."""
         if not self.finished:
             self.channel.site.ended(self, self.code if self.upgraded else HUNG_UP)
         self._disconnected = True
@@ -221,7 +223,7 @@ class Request(TwistedRequest):
             each.errback(reason)
 
     def body_received(self, data: bytes) -> None:
-        """Some of the body has arrived."""
+        """Take some of the body."""
         if self.stream is not None:
             self.stream.feed(data)
             return
@@ -304,7 +306,7 @@ class Request(TwistedRequest):
             self.responseHeaders.setRawHeaders(name, [value])
 
     def _sent_header(self, name: bytes) -> bytes | None:
-        """Return the value of a header of the response as it is so far, or None."""
+        """Return the present value of a header of the response, or None."""
         if self._out is not None:
             return self._out.get(name)
         values = self.responseHeaders.getRawHeaders(name)
@@ -326,21 +328,21 @@ class Request(TwistedRequest):
         return super().getHeader(key)
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """Let what makes the response know when the client has to catch up."""
+        """Register the producer of the response, to be paused while the client has to catch up."""
         if self._disconnected:
             producer.stopProducing()
         else:
             super().registerProducer(producer, streaming)
 
     def unregisterProducer(self) -> None:
-        """The rest of the response is written without asking."""
+        """Unregister the producer; the rest of the response is written without pauses."""
         self.producer = None
         if not self._disconnected:
             self.channel.unregisterProducer()
 
     def switch_protocols(self, head: bytes, received: Callable[[bytes], None]) -> bytes:
         """
-        Answer 101 and speak HTTP no more on this connection; it ends with the request.
+        Answer 101, and pass all further bytes of the client on; the connection ends with the request.
 
         :param head: the whole head of the response.
         :param received: called with what the client sends from now on.
@@ -364,12 +366,12 @@ class Request(TwistedRequest):
         return self.channel.duplicate_socket()
 
     def send_raw(self, data: bytes) -> None:
-        """Send bytes of the protocol that was switched to."""
+        """Send bytes of the protocol that the connection was switched to."""
         self.sentLength += len(data)
         self.channel.write(data)
 
     def finish(self) -> None:
-        """End the response, and with it the connection if that was upgraded."""
+        """End the response, and the connection too if it was upgraded."""
         if self._disconnected:
             if not self.upgraded:
                 raise RuntimeError("finish() was called after the connection was lost")
@@ -399,11 +401,11 @@ class Request(TwistedRequest):
 
     @property
     def _incomplete(self) -> bool:
-        """Whether its body is still arriving."""
+        """Whether the body is still arriving."""
         return self.stream is not None and not self.stream.complete and not self._disconnected
 
     def body_stream(self) -> BodyStream:
-        """Return the body as a stream, also if it has arrived as a whole."""
+        """Return the body as a stream, also if it has arrived completely."""
         return self.stream or whole(self.take_body())
 
     def take_body(self) -> bytes:
@@ -430,7 +432,10 @@ class Request(TwistedRequest):
 
     @property
     def fingerprint(self) -> bytes:
-        """Its path without the prefix, and its body: what a key stands for. Empty without a key, for it is a copy."""
+        """
+        The path without the prefix, and the body: the request that a key stands for. Empty without a key, as it is a
+        copy.
+        """
         if self.idempotency_key is None:
             return b""
         return self.path.removeprefix(PREFIX) + b"\0" + self.body
@@ -447,7 +452,7 @@ class Request(TwistedRequest):
 
     @cached_property
     def postpath(self) -> list[bytes]:  # type: ignore[override]
-        """The others."""
+        """The segments of the path that have yet to be routed."""
         return [unquote_to_bytes(each) for each in self.path[1:].split(b"/")]
 
     @cached_property
@@ -461,7 +466,7 @@ class Request(TwistedRequest):
         return BytesIO(self.take_body())
 
     def call_route(self) -> None:
-        """Call its route, or answer with its refusal."""
+        """Call the route of the request, or answer with its refusal."""
         if self._disconnected:
             return
         if self.refusal is not None:
@@ -485,7 +490,7 @@ class Request(TwistedRequest):
         return reason
 
     def send_rest(self, body: bytes | None) -> None:
-        """Send the body that a route has returned, None if it has sent all by itself, and end the response."""
+        """Send the body that a route has returned, None if it has written the response itself, and end the response."""
         if self._disconnected:
             return
         if body is not None:
@@ -494,7 +499,7 @@ class Request(TwistedRequest):
 
     @property
     def on_error(self) -> dict[str, object]:
-        """The fields of an error beside its text."""
+        """The fields of an error's body beside its text."""
         return {"success": False} if self.success else {}
 
     def answer(self, refusal: Refusal) -> None:
@@ -555,7 +560,7 @@ _numbers = count(1)
 
 def request_id(given: bytes | None) -> bytes:
     """
-    Return the id that a request came with, or a new one if that is not 1 to 128 letters, digits and ``._~+/=:@-``.
+    Return the ``X-Request-Id`` of a request, or a new one if that is not 1 to 128 letters, digits and ``._~+/=:@-``.
 
     :param given: the header ``X-Request-Id``, or None.
     """

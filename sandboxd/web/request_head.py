@@ -1,5 +1,5 @@
 """
-The head of a request: what it says, and whether a server may accept it (RFC 9112 sections 2 to 6).
+The head of a request, parsed and checked for what a server must not accept (RFC 9112 sections 2 to 6).
 
 llhttp, Node's parser, reads the fields. It would accept some requests that a proxy in front of the daemon may read
 otherwise; the request line, ``Host``, ``Transfer-Encoding`` and ``Connection`` are therefore checked here.
@@ -42,7 +42,7 @@ _START = b"POST / HTTP/1.1\r\n"
 
 
 class MalformedRequest(Exception):
-    """It is not HTTP/1.0 or HTTP/1.1, or not unambiguously so."""
+    """A request is not HTTP/1.0 or HTTP/1.1, or is ambiguous."""
 
 
 class Head(NamedTuple):
@@ -71,7 +71,7 @@ class Head(NamedTuple):
 
 
 class _Collector:
-    """Takes the fields from the parser."""
+    """A receiver of header fields from the parser."""
 
     def __init__(self) -> None:
         self.fields: Fields = []
@@ -82,7 +82,7 @@ class _Collector:
 
 def parse_fields(section: bytes) -> Fields:
     """
-    Parse a section of fields.
+    Parse a section of header fields.
 
     :param section: from behind the line before it to the empty line, both ends included.
     :raise MalformedRequest: if it is none.
@@ -101,7 +101,7 @@ def parse_fields(section: bytes) -> Fields:
 
 def parse_head(data: bytes) -> Head:
     """
-    Parse a head.
+    Parse the head of a request.
 
     :param data: all of it, up to and with :data:`END`.
     :raise MalformedRequest: if it is none that may be accepted.
@@ -144,7 +144,7 @@ def origin_form(target: bytes) -> bytes:
 
 
 def is_malformed(beginning: bytes) -> bool:
-    """Return whether the beginning of a head shows that it will be none, so that the rest need not be waited for."""
+    """Return whether the beginning of a head is malformed, so that the rest need not be waited for."""
     return _MALFORMED.search(beginning) is not None
 
 

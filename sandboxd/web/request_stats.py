@@ -1,4 +1,4 @@
-"""Count requests, in constant time each."""
+"""Counts of requests by route and status, for the metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HUNG_UP = 499
 
 class AnswerKind(NamedTuple):
     """
-    A kind of answer.
+    The labels by which answers are counted.
 
     :ivar method: the request's; empty if there is no such route, for the client may have invented it.
     :ivar route: the route's path with parameters as ``<name>``; empty if no route was called.
@@ -32,7 +32,7 @@ class AnswerKind(NamedTuple):
 
 class RequestStats:
     """
-    Counts requests.
+    The counts of requests. Each request costs constant time.
 
     :ivar answers: how many of each kind.
     :ivar latencies: seconds until the first byte of the answer, by route.

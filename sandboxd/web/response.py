@@ -1,4 +1,4 @@
-"""Write a long response at the pace at which its client reads."""
+"""A long response, written at the pace at which its client reads."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class ResponseStream:
 
     def socket(self) -> int | None:
         """
-        Return a descriptor of the client's socket to be closed by the caller, to whom the kernel writes the next bytes
-        of the body; None if something else has to be written first, or the body is sent in chunks.
+        Return a duplicate of the client's socket, to which the caller writes the next bytes of the body, and which it
+        closes; None if something else has to be written first, or the body is sent in chunks.
 
         What is written there is reported to :meth:`sent`; nothing else may be written meanwhile.
         """
         return None if self._stopped else self._request.duplicate_socket()
 
     def sent(self, count: int) -> None:
-        """Count bytes that were written to :meth:`socket`."""
+        """Count bytes that the caller has written to :meth:`socket`."""
         self._request.sentLength += count
 
     def finish(self) -> None:
@@ -63,16 +63,16 @@ class ResponseStream:
             self._request.unregisterProducer()
 
     def pauseProducing(self) -> None:
-        """The client reads more slowly than we write."""
+        """Make the writer wait, as the client reads more slowly than it writes."""
         self.paused = True
 
     def resumeProducing(self) -> None:
-        """The client has caught up."""
+        """Let the writer go on, as the client has caught up."""
         self.paused = False
         waiting, self._waiting = self._waiting, None
         if waiting is not None and not waiting.called:
             waiting.callback(None)
 
     def stopProducing(self) -> None:
-        """The client is gone; the cancellation follows."""
+        """Drop what is still written, as the client is gone; the route's cancellation follows."""
         self._stopped = True

@@ -1,4 +1,4 @@
-"""What the HTTP server has to know of a route before it calls it: found by method and path, as they were sent."""
+"""The table of routes that the HTTP server consults before a route is called, by the method and path of a request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PREFIX = b"/koyeb-sandbox"
 
 class RouteTraits(NamedTuple):
     """
-    How requests of a route are admitted and read.
+    The traits of a route that decide how its requests are admitted and read.
 
     :ivar open: whether it needs no token. Such a route gets no body, and its requests wait for no turn.
     :ivar observes: whether it only looks at the daemon: it neither claims it nor counts as work.
@@ -32,7 +32,7 @@ class RouteTraits(NamedTuple):
 
 class RouteLookup(NamedTuple):
     """
-    What there is to know of a request before its route is called.
+    The result of a lookup: the traits of a request's route, and what all routes of its path have in common.
 
     :ivar route: the traits of its route; None if there is none for its method and path.
     :ivar open: whether a route of its path needs no token.
@@ -45,7 +45,7 @@ class RouteLookup(NamedTuple):
 
 
 class RouteTable:
-    """The traits of all routes."""
+    """The traits of all routes, by method and path."""
 
     def __init__(self) -> None:
         self._fixed: dict[bytes, dict[bytes, RouteTraits]] = {}
@@ -73,7 +73,9 @@ class RouteTable:
             self._subtrees[start + prefix.encode("ascii")] = traits
 
     def look_up(self, method: bytes, path: bytes) -> RouteLookup:
-        """Return what there is to know of a request; see :meth:`methods`."""
+        """
+        Return the traits of a request's route, and what holds for its path. The path is as :meth:`methods` takes it.
+        """
         found = self._known.get((method, path))
         if found is None:
             methods = self.methods(path)
@@ -84,7 +86,7 @@ class RouteTable:
         return found
 
     def find(self, method: bytes, path: bytes) -> RouteTraits | None:
-        """Return the route of a request, or None; see :meth:`methods`."""
+        """Return the traits of a request's route, or None. The path is as :meth:`methods` takes it."""
         for prefix, traits in self._subtrees.items():
             if path.startswith(prefix):
                 return traits
@@ -92,7 +94,7 @@ class RouteTable:
 
     def methods(self, path: bytes) -> Mapping[bytes, RouteTraits]:
         """
-        Return the routes of a path by method.
+        Return the traits of a path's routes by method.
 
         :param path: as it was sent, without the query.
         """

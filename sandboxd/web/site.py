@@ -1,4 +1,4 @@
-"""The HTTP server under the routes: its connections, what is admitted, and what is counted and logged."""
+"""The HTTP server under the routes: its connections, the admission, statistics and log of requests."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Site(server.Site):
 
     def connected(self, channel: Channel) -> None:
         """
-        Keep a new connection.
+        Register a new connection.
 
         Those that have sent no valid token yet get at most half of the descriptors that this process may have; of more,
         the one that has been idle for the longest time is closed.
@@ -102,7 +102,7 @@ class Site(server.Site):
             channel.abort()
 
     def process(self, request: Request) -> None:
-        """Answer a request that has arrived: in its turn, but at once if its route is open, as health has to be."""
+        """Answer a request that has arrived: in its turn, or at once if its route is open, as health has to be."""
         if request.claim is not None:
             Deferred.fromCoroutine(self._claim(request, request.claim))
         elif request.route is not None and request.route.open:
@@ -115,7 +115,7 @@ class Site(server.Site):
         self._turns.take(request.call_route)
 
     def admit(self, channel: Channel, request: Request) -> Refusal | None:
-        """Return why a request is refused, or None."""
+        """Return the refusal of a request, or None."""
         refusal = self._admission.check(request, request.head.length)
         if request.authenticated:
             self._anonymous.pop(channel, None)
@@ -127,7 +127,7 @@ class Site(server.Site):
 
     def ended(self, request: Request, code: int) -> None:
         """
-        A request is over: count it, and log it if that is wished; never its query, headers or body.
+        Count a request that is over, and log it if the access log is on; never its query, headers or body.
 
         :param code: its status, or :data:`~sandboxd.web.request_stats.HUNG_UP`.
         """

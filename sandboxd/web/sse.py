@@ -1,5 +1,5 @@
 """
-Server-Sent Events: batches of output as events, and an execution's log as a stream of them.
+Server-Sent Events: the encoding of an event, a response as an event stream, and all streams that are open.
 
 Framing as in the WHATWG HTML standard, section 9.2, with ``\\n`` line ends and one ``data:`` line per event. A
 batch is encoded with a handful of C-speed calls, whatever its number of lines.
@@ -22,7 +22,7 @@ from sandboxd.web.response import ResponseStream
 
 def event(name: str, data: object, id: int) -> bytes:
     """
-    One event.
+    Return an encoded event.
 
     :param id: the sequence number behind which a stream that broke here is to go on.
     """
@@ -31,7 +31,7 @@ def event(name: str, data: object, id: int) -> bytes:
 
 class EventStream(ResponseStream):
     """
-    A response of type ``text/event-stream``. Its headers go out at once; open it with :meth:`Streams.open`.
+    A response of type ``text/event-stream``. Its headers are sent at once; open it with :meth:`Streams.open`.
 
     :ivar backlog: returns how many records of what is streamed were not sent yet.
     """
@@ -52,7 +52,7 @@ class EventStream(ResponseStream):
         super().write(data)
 
     def beat(self) -> None:
-        """Send a comment if nothing was sent since the last beat, and nothing waits to be."""
+        """Send a comment if nothing was sent since the last call, and nothing waits to be sent."""
         if not self._written and not self.paused:
             super().write(b":\n\n")
         self._written = False
@@ -65,7 +65,7 @@ class EventStream(ResponseStream):
 
 class Streams(Service):
     """
-    The event streams that are open.
+    The open event streams.
 
     One timer sends a comment on each stream that was silent since its last tick, so that proxies keep them and the
     kernel notices a client that is gone.
@@ -97,7 +97,7 @@ class Streams(Service):
 
     @property
     def full(self) -> bool:
-        """Whether no more may be opened."""
+        """Whether no more streams may be opened."""
         return len(self._open) >= self._limit
 
     def open(self, request: Request) -> EventStream:
@@ -111,14 +111,14 @@ class Streams(Service):
         self._open.discard(stream)
 
     def startService(self) -> None:
-        """Begin to send heartbeats."""
+        """Start to send heartbeats."""
         super().startService()
         self._beats.start(self._interval, now=False).addErrback(
             lambda failure: self._log.failure("heartbeats have stopped", failure)
         )
 
     def stopService(self) -> None:
-        """Send no more heartbeats."""
+        """Stop the heartbeats."""
         super().stopService()
         if self._beats.running:
             self._beats.stop()

@@ -1,5 +1,5 @@
 """
-The files that tokens are kept in. Everything here blocks, and no error or log has a token in it.
+The files that tokens are kept in. All functions block, and no error or log has a token in it.
 
 A file has one token a line: more than one while they are being rotated.
 """
@@ -31,7 +31,7 @@ class BadTokens(Exception):
 @dataclass(frozen=True)
 class Credentials:
     """
-    The tokens that are accepted when the daemon starts.
+    The tokens that are accepted when the daemon starts, and the file that they come from.
 
     :ivar tokens: those; empty if the daemon waits to be claimed.
     :ivar path: the file that they came from, or None.
@@ -45,7 +45,7 @@ class Credentials:
 
 def check_token(token: str) -> str:
     """
-    Return a token that can be sent in a header.
+    Return a token if it can be sent in a header.
 
     :raise ValueError: if it cannot be sent.
     """
@@ -58,7 +58,7 @@ def check_token(token: str) -> str:
 
 def read_tokens(path: Path) -> tuple[str, ...]:
     """
-    Return the tokens of a file. Blocks.
+    Read the tokens of a file. Blocks.
 
     :raise BadTokens: if it cannot be read, holds no token, or holds an invalid one.
     """
@@ -90,7 +90,7 @@ def read_tokens(path: Path) -> tuple[str, ...]:
 
 def stored_tokens(path: Path) -> tuple[str, ...]:
     """
-    Return the tokens that a claim has stored; none if there was no claim.
+    Read the tokens that a claim has stored; none if there was no claim.
 
     :raise BadTokens: if the file exists but cannot be used.
     """

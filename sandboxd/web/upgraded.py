@@ -1,4 +1,4 @@
-"""The bytes of a connection that was an HTTP request's and speaks another protocol now."""
+"""The byte stream of a connection that was upgraded from HTTP to another protocol."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HIGH_WATER = 256 * 1024
 @implementer(IPushProducer)
 class UpgradedStream:
     """
-    What the client sends, and what it gets. One coroutine reads, one writes; a disconnect cancels the route.
+    The byte stream from and to the client. One coroutine reads, one writes; a disconnect cancels the route.
 
     :param head: the whole head of the response, whose status is 101.
     """
@@ -35,7 +35,7 @@ class UpgradedStream:
             self._data_received(behind)
 
     async def read(self) -> bytes:
-        """Return what has come, once something has."""
+        """Return bytes as soon as some have arrived."""
         while not self._chunks:
             self._reader = Deferred()
             await self._reader
@@ -47,7 +47,7 @@ class UpgradedStream:
         return data
 
     async def write(self, data: bytes) -> None:
-        """Send bytes when the client has taken what was sent before."""
+        """Send bytes, once the client has taken what was sent before."""
         await self.when_ready()
         if data and not self._lost:
             self._request.send_raw(data)
@@ -59,18 +59,18 @@ class UpgradedStream:
             await self._writer
 
     def pauseProducing(self) -> None:
-        """The client reads more slowly than we write."""
+        """Make the writer wait, as the client reads more slowly than it writes."""
         self._paused = True
 
     def resumeProducing(self) -> None:
-        """The client has caught up."""
+        """Let the writer go on, as the client has caught up."""
         self._paused = False
         writer, self._writer = self._writer, None
         if writer is not None and not writer.called:
             writer.callback(None)
 
     def stopProducing(self) -> None:
-        """The client is gone; the cancellation of the route follows."""
+        """Do nothing: the client is gone, and the cancellation of the route follows."""
 
     def _data_received(self, data: bytes) -> None:
         self._chunks.append(data)

@@ -1,5 +1,5 @@
 """
-The server's end of a WebSocket (RFC 6455), on the connection of the HTTP request that asked for it.
+The server's end of WebSockets (RFC 6455), on the connections of the HTTP requests that ask for them.
 
 The protocol itself is that of the ``websockets`` library, without I/O of its own and without compression. Here are its
 opening on a request, and backpressure both ways: a client that sends more than its route reads is not read from, and
@@ -46,7 +46,7 @@ _NOT_OF_AN_UPGRADE = (b"content-type", b"content-length", b"server", b"date", b"
 
 class HandshakeError(Exception):
     """
-    The request cannot become a WebSocket.
+    A request cannot become a WebSocket.
 
     :ivar status: what to answer.
     """
@@ -94,7 +94,7 @@ class WebSocket:
             self._data_received(behind)
 
     async def receive(self) -> bytes | None:
-        """Return the next message, text as UTF-8; None once the client has closed, or we have."""
+        """Return the next message, text as UTF-8; None once either side has closed."""
         while not self._messages:
             if self._ended:
                 return None
@@ -107,7 +107,7 @@ class WebSocket:
 
     async def send(self, data: bytes | str) -> None:
         """
-        Send a message, binary for bytes, when the client has taken what was sent before.
+        Send a message, binary for bytes, once the client has taken what was sent before.
 
         :raise WebSocketClosed: if the WebSocket is no longer open.
         """
@@ -162,16 +162,16 @@ class WebSocket:
             self._flush()
 
     def pauseProducing(self) -> None:
-        """The client reads more slowly than we write."""
+        """Make the writer wait, as the client reads more slowly than it writes."""
         self.paused = True
 
     def resumeProducing(self) -> None:
-        """The client has caught up."""
+        """Let the writer go on, as the client has caught up."""
         self.paused = False
         self._wake_writer()
 
     def stopProducing(self) -> None:
-        """The client is gone; the cancellation of the route follows."""
+        """Do nothing: the client is gone, and the cancellation of the route follows."""
 
     def _data_received(self, data: bytes) -> None:
         from websockets.frames import Frame
@@ -201,7 +201,7 @@ class WebSocket:
         self._balance()
 
     def _balance(self) -> None:
-        """Stop reading from the client while too much waits for the route, unless that waits for a message's end."""
+        """Stop reading from the client while too much waits for the route, unless the rest of a message is awaited."""
         held = self._size > HIGH_WATER and bool(self._messages) and not self._ended
         if held != self._held and not self._lost:
             self._held = held
@@ -213,7 +213,7 @@ class WebSocket:
             self._request.send_raw(data)
 
     def _end(self) -> None:
-        """Begin no new message in either direction; what has been received can still be read."""
+        """Start no new message in either direction; what was received can still be read."""
         self._ended = True
         self._balance()
         self._wake_writer()
@@ -236,7 +236,7 @@ class WebSocket:
 
 class WebSockets(Service):
     """
-    The WebSockets that are open. Each gets a ping every ``heartbeat`` seconds, and a Close frame when this stops.
+    The open WebSockets. Each gets a ping every ``heartbeat`` seconds, and a Close frame when this stops.
 
     :ivar opened: how many there have been, by kind.
     """
@@ -273,14 +273,14 @@ class WebSockets(Service):
         return socket
 
     def startService(self) -> None:
-        """Begin to send pings."""
+        """Start to send pings."""
         super().startService()
         self._pings.start(self._interval, now=False).addErrback(
             lambda failure: self._log.failure("pings have stopped", failure)
         )
 
     def stopService(self) -> None:
-        """Close all with code 1001."""
+        """Close all WebSockets with code 1001."""
         super().stopService()
         if self._pings.running:
             self._pings.stop()
@@ -293,7 +293,7 @@ class WebSockets(Service):
 
 
 def offered_subprotocols(request: Request) -> list[str]:
-    """Return the subprotocols that a request asks for, in its order, a bearer token among them left out."""
+    """Return the subprotocols that a request offers, in its order, without one that carries a bearer token."""
     values = (request.joined_header("Sec-WebSocket-Protocol") or "").split(",")
     return [name for value in values if (name := value.strip()) and not name.startswith(BEARER_PROTOCOL)]
 

@@ -1,1 +1,1 @@
-"""Whole trees as tar archives, packed and unpacked as a stream."""
+"""Tar archives of directory trees, packed and unpacked as streams."""

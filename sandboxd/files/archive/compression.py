@@ -1,4 +1,6 @@
-"""gzip and Zstandard, in pieces of bounded size: what comes out of a small piece may be very large."""
+"""
+gzip and Zstandard as streams, with output in pieces of bounded size: a small input may expand to a very large output.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +32,17 @@ MAGIC_SIZE = 4
 
 
 class CompressionError(ValueError):
-    """What came is not what it says it is."""
+    """An error in compressed data: it is malformed or ends early."""
 
 
 class Compressor(Protocol):
-    """Takes data, and gives less of it."""
+    """The interface of a streaming compressor."""
 
     def compress(self, data: bytes, /) -> bytes:
-        """Some more; what comes out may come later."""
+        """Compress more data; return the output that is ready, which may be empty."""
 
     def flush(self) -> bytes:
-        """The rest."""
+        """End the stream, and return the rest of the output."""
 
 
 class _Identity:
@@ -53,7 +55,7 @@ class _Identity:
 
 def compressor(coding: str) -> Compressor:
     """
-    A compressor.
+    Return a compressor.
 
     :param coding: ``gzip``, ``zstd`` or ``identity``.
     """
@@ -67,7 +69,7 @@ def compressor(coding: str) -> Compressor:
 
 def preferred(accepted: str | None) -> str:
     """
-    The coding to use.
+    Return the content coding that a request's ``Accept-Encoding`` prefers.
 
     :param accepted: the value of ``Accept-Encoding``, RFC 9110 section 12.5.3; None if the request has none.
     """
@@ -87,13 +89,13 @@ def preferred(accepted: str | None) -> str:
 
 
 def recognised(data: bytes) -> str:
-    """The coding of something, by its first bytes."""
+    """Return the coding of data, by its first bytes."""
     return next((coding for magic, coding in _MAGIC.items() if data.startswith(magic)), "identity")
 
 
 class Decompressor:
     """
-    Takes what was compressed, one stream after another, and gives what it was.
+    A streaming decompressor for one compressed stream, or several one after another.
 
     :param coding: ``gzip``, ``zstd`` or ``identity``.
     """
@@ -104,7 +106,7 @@ class Decompressor:
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """
-        Some more.
+        Decompress more data.
 
         :return: what comes out, in pieces of at most :data:`PIECE`; all of them must be taken.
         :raise CompressionError: if it is damaged.
@@ -127,7 +129,7 @@ class Decompressor:
 
     def finish(self) -> None:
         """
-        No more comes.
+        Check that the data is complete.
 
         :raise CompressionError: if there should be.
         """
@@ -140,7 +142,7 @@ class Decompressor:
         return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _MAX_WINDOW_LOG})
 
     def _is_hungry(self) -> bool:
-        """Whether nothing more comes out before more goes in."""
+        """Return whether the decompressor has no output left before it gets more input."""
         if self._coding == "gzip":
             return not self._stream.unconsumed_tail
         return bool(self._stream.needs_input)

@@ -1,7 +1,4 @@
-"""
-Makes archives of directories and files, piece by piece. All of it blocks: it is called in a thread.
-
-"""
+"""The packing of directories and files into tar archives, piece by piece. It blocks: call it in a thread."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ _KINDS = {modes.S_IFREG: MemberType.FILE, modes.S_IFDIR: MemberType.DIRECTORY, m
 
 class Packing(Steps):
     """
-    An archive that is being made.
+    The making of one archive.
 
     :param path: a directory, whose contents it is made of, or a file.
     :param excluded: whether something is left out, by its path from the top.
@@ -64,7 +61,7 @@ class Packing(Steps):
 
     def open(self) -> None:
         """
-        Begin.
+        Open the directory or file to pack.
 
         :raise FileError: if it cannot be read.
         """
@@ -78,7 +75,7 @@ class Packing(Steps):
 
     def read(self) -> bytes | None:
         """
-        The next piece of the archive, empty if it is yet to come out of the compressor; None at the end.
+        Return the next piece of the archive; empty if the compressor has none ready, None at the end.
 
         :raise FileError: if something cannot be read.
         """
@@ -142,7 +139,7 @@ class Packing(Steps):
         yield header(member)
 
     def _opened(self, entry: TreeEntry) -> Generator[bytes, None, None]:
-        """A regular file of a tree, or a hard link to one that is in the archive."""
+        """Yield the blocks of a regular file of a tree, or of a hard link to one that the archive already has."""
         fd = entry.open(os.O_RDONLY | os.O_NONBLOCK)
         try:
             info = os.fstat(fd)
@@ -158,7 +155,7 @@ class Packing(Steps):
             os.close(fd)
 
     def _is_known(self, info: os.stat_result, member: Member) -> bool:
-        """Whether a file was put in under another name; if so the member becomes a link to that."""
+        """Return whether the archive has this file under another name, after making the member a hard link to that."""
         key = info.st_dev, info.st_ino
         first = self._links.get(key)
         if first is None:
@@ -184,8 +181,8 @@ class Packing(Steps):
 
     def _file(self, member: Member, fd: int) -> Generator[bytes, None, None]:
         """
-        The blocks of a file, as many as its size takes: one that has become longer is cut, and one that has become
-        shorter is filled up with zeros, as tar(1) does. Those of a small one come in one piece.
+        Yield the blocks of a file, as many as its header says: a file that has grown is cut, and one that has shrunk is
+        filled up with zeros, as tar(1) does. A small one comes in one piece.
         """
         made = header(member)
         left = member.size

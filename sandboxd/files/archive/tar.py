@@ -1,5 +1,5 @@
 """
-Tar archives, POSIX.1-2001 (pax), piece by piece; GNU's long names are read too.
+The tar format, POSIX.1-2001 (pax), written and read piece by piece; GNU's long names are read too.
 
 The standard library's reader cannot be used for what others send: it waits for more in the middle of its work, which
 would hold a thread for as long as a client is slow, and takes an extended header of any claimed size into memory.
@@ -44,11 +44,11 @@ _ENCODING = ("utf-8", "surrogateescape")
 
 
 class TarError(ValueError):
-    """What came is no tar archive, or one that is not read here."""
+    """An error in a tar archive, or a feature of the format that is not supported."""
 
 
 class MemberType(Enum):
-    """What a member is."""
+    """The type of a member."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -95,7 +95,7 @@ _WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKT
 
 
 def header(member: Member) -> bytes:
-    """The blocks that come before a member's data: its own, after an extended header with what that has no room for."""
+    """Return the blocks before a member's data: its header, after an extended header with what does not fit there."""
     name, target = member.name, member.target
     if member.kind is MemberType.DIRECTORY:
         name += "/"
@@ -151,7 +151,7 @@ def _block(
     user: str = "",
     group: str = "",
 ) -> bytes:
-    """A ustar header block, POSIX.1-1988; texts are cut to their fields."""
+    """Return a ustar header block (POSIX.1-1988); texts are cut to the length of their fields."""
     blank = b"%07o\0%07o\0%07o\0%011o\0%011o\0        " % (mode, uid, gid, size, seconds)
     block = _USTAR.pack(
         name.encode("ascii", "replace"),
@@ -168,12 +168,12 @@ def _block(
 
 @cache
 def _extended_block(size: int) -> bytes:
-    """The block before the records of an extended header."""
+    """Return the header block that precedes the records of an extended header."""
     return _block("././@PaxHeader", tarfile.XHDTYPE, size=size)
 
 
 def _written(records: list[tuple[str, str]]) -> bytes:
-    """The records of an extended header as text, each with its length in bytes in front."""
+    """Return the records of an extended header, each with its length in bytes at the front."""
     encoded = [(keyword.encode("ascii"), text.encode(*_ENCODING)) for keyword, text in records]
     lines = []
     for _, value in encoded:
@@ -197,29 +197,29 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def padding(size: int) -> bytes:
-    """What fills a member's data up to a whole block."""
+    """Return the zeros that fill a member's data up to a whole block."""
     return bytes(-size % BLOCK)
 
 
 class Receiver(ABC):
-    """Takes the members of an archive, one after another."""
+    """The interface of a receiver of an archive's members, one after another."""
 
     @abstractmethod
     def begin(self, member: Member) -> None:
-        """One begins."""
+        """Take the header of the next member."""
 
     @abstractmethod
     def data(self, data: bytes) -> None:
-        """Some of its data."""
+        """Take some of the member's data."""
 
     @abstractmethod
     def end(self) -> None:
-        """It is complete."""
+        """Take the end of the member's data."""
 
 
 class Reader:
     """
-    Reads an archive as it comes.
+    A parser of an archive that arrives in pieces; it calls a :class:`Receiver`.
 
     :ivar ended: whether its end has been read. What comes after it is of no interest.
     """
@@ -236,7 +236,7 @@ class Reader:
 
     def feed(self, data: bytes) -> None:
         """
-        Some more of it.
+        Parse more of the archive.
 
         :raise TarError: if it is malformed.
         """
@@ -247,7 +247,7 @@ class Reader:
 
     def finish(self) -> None:
         """
-        No more comes.
+        Check that the archive is complete.
 
         :raise TarError: if there should be.
         """
@@ -337,7 +337,7 @@ def _member(info: tarfile.TarInfo, extended: dict[str, str]) -> Member:
 
 
 def _records(data: bytes) -> dict[str, str]:
-    """The records of an extended header: ``<length> <key>=<value>\\n``, each."""
+    """Return the records of an extended header; each is ``<length> <key>=<value>\\n``."""
     found = {}
     position = 0
     while position < len(data) and data[position]:

@@ -1,5 +1,5 @@
 """
-Unpacks archives as they arrive, step by step.
+The unpacking of tar archives into a directory as they arrive. It blocks: call it in a thread.
 
 Whatever an archive says, it writes below the directory that it is for, and nowhere else: names have no ``..`` and do
 not begin with ``/``; every directory on the way is opened from the one above it, and no link is followed, whether it
@@ -41,12 +41,12 @@ _HOLE = 4096
 
 
 class TooMuch(Exception):
-    """The archive has more than it may."""
+    """An archive exceeds a limit: too many entries, or too many bytes."""
 
 
 class Unpacking(Steps):
     """
-    An archive that is being unpacked.
+    The unpacking of one archive.
 
     :param path: the directory that it is for.
     :param parents: whether to make it, and those above it.
@@ -82,7 +82,7 @@ class Unpacking(Steps):
 
     def open(self) -> None:
         """
-        Begin.
+        Open the directory to unpack into.
 
         :raise FileError: if there is no such directory.
         """
@@ -95,7 +95,7 @@ class Unpacking(Steps):
 
     def feed(self, data: bytes) -> None:
         """
-        Some more of the archive has arrived.
+        Unpack more of the archive.
 
         :raise FileError: if it cannot be unpacked.
         :raise TarError: if it is malformed, or would write elsewhere.
@@ -112,7 +112,7 @@ class Unpacking(Steps):
 
     def finish(self) -> None:
         """
-        All has arrived.
+        Check that the archive is complete, and set the modes and times of its directories.
 
         :raise TarError: and the others, as :meth:`feed` has them.
         """
@@ -132,7 +132,7 @@ class Unpacking(Steps):
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """A step; one that fails is the last."""
+        """Run one step of the work; a step that fails ends all of it."""
         with self._step():
             try:
                 yield
@@ -142,7 +142,7 @@ class Unpacking(Steps):
                 raise
 
     def report(self) -> dict[str, object]:
-        """What was unpacked up to now."""
+        """Return what was unpacked so far, for the reply."""
         tree = self._tree
         if tree is None:
             return {"entries": 0, "bytes": 0}
@@ -162,7 +162,7 @@ class Unpacking(Steps):
 
 
 class _File:
-    """A file that is being written, under a name of its own."""
+    """A regular file that is being written, without a name or under a temporary one."""
 
     def __init__(self, member: Member, directory: int, name: str) -> None:
         self.member = member
@@ -185,7 +185,7 @@ class _File:
             )  # or an upload would take it for a leftover, if it is slow
 
     def write(self, data: bytes) -> None:
-        """Some more; pages of zeros become holes."""
+        """Write more data; pages of zeros become holes."""
         if len(data) >= _HOLE and not data.strip(b"\0"):
             os.lseek(self.fd, len(data), os.SEEK_CUR)
             return
@@ -194,7 +194,7 @@ class _File:
             left = left[os.write(self.fd, left) :]
 
     def discard(self) -> None:
-        """Leave nothing of it."""
+        """Remove the file."""
         os.close(self.fd)
         if self.temporary is not None:
             with suppress(OSError):
@@ -203,7 +203,7 @@ class _File:
 
     def put_in_place(self) -> None:
         """
-        Give it its name, in place of what is there, in one step.
+        Rename the file to its name, replacing what is there atomically.
 
         :raise OSError: if that cannot be done.
         """
@@ -219,7 +219,10 @@ class _File:
 
 
 class _Directories:
-    """The directories of an archive, with the mode and the time (ns) that each is to get: a million take some MiB."""
+    """
+    The directories of an archive, with the mode and the time (ns) that each is to get; packed, as there may be a
+    million.
+    """
 
     _TAIL = struct.Struct("=HqH")
 
@@ -228,7 +231,7 @@ class _Directories:
 
     def add(self, name: str, mode: int, mtime: int) -> None:
         """
-        Remember one.
+        Add a directory.
 
         :raise TooMuch: if the names take more than :data:`MAX_DIRECTORIES` bytes.
         """
@@ -239,7 +242,7 @@ class _Directories:
             raise TooMuch(f"the names of the archive's directories have more than {MAX_DIRECTORIES} bytes")
 
     def newest_first(self) -> Iterator[tuple[str, int, int]]:
-        """Return name, mode and time of each, and forget it."""
+        """Yield name, mode and time of each directory, and forget it."""
         while self._packed:
             mode, mtime, length = self._TAIL.unpack(self._packed[-self._TAIL.size :])
             del self._packed[-self._TAIL.size :]
@@ -249,7 +252,7 @@ class _Directories:
 
 
 class _Tree(Receiver):
-    """Where an archive's members go."""
+    """The directory tree that an archive is unpacked into."""
 
     def __init__(self, top: int, keep_owner: bool, max_size: int | None, max_entries: int) -> None:
         self.entries = 0
@@ -320,20 +323,20 @@ class _Tree(Receiver):
         self.size += file.member.size
 
     def settle(self) -> None:
-        """All is there: give the directories their modes and times, which writing into them would have changed."""
+        """Set the modes and times of the directories, last, as writing into them changes their times."""
         for name, mode, mtime in self._directories.newest_first():
             with suppress(OSError):
                 self._below.settle(_parts(name), mode, mtime)
 
     def close(self) -> None:
-        """Leave no descriptor open, and no file that is incomplete."""
+        """Close all descriptors, and remove an incomplete file."""
         if self._file is not None:
             self._file.discard()
             self._file = None
         self._below.close()
 
     def _set_owner_and_mode(self, fd: int, member: Member) -> None:
-        """The owner first: a change of it takes the rest away."""
+        """Set owner, mode and time of a file; the owner first, as a change of it clears set-user-id."""
         if self._keep_owner:
             os.fchown(fd, member.uid, member.gid)
         os.fchmod(fd, member.mode & 0o777)
@@ -347,7 +350,7 @@ class _Tree(Receiver):
         self._directories.add("/".join(parts), member.mode & 0o777, member.mtime)
 
     def _link(self, member: Member, parts: list[str]) -> None:
-        """Make a link, in the place of what is there, if that is no directory."""
+        """Make a link, replacing what is there unless it is a directory."""
         directory = os.dup(self._below.directory(parts[:-1], make=True))
         temporary = temporary_name()
         try:
@@ -371,7 +374,7 @@ class _Tree(Receiver):
 
 def _parts(name: str) -> list[str]:
     """
-    A member's path, name by name.
+    Split a member's name at its slashes.
 
     :raise TarError: if it leads elsewhere, or is none.
     """
@@ -388,7 +391,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _because(member: Member, error: OSError) -> FileError:
-    """In the words of the other routes, with the member's name."""
+    """Return the error in the words of the other routes, with the member's name."""
     why = (error.strerror or str(error)).lower()
     if error.errno in (errno.ENOTDIR, errno.ELOOP):
         why = "a link, or no directory, is in the way; nothing is written through links"
