@@ -1,8 +1,7 @@
 """
-The parser of the command line of ``twistd sandboxd`` and, for what that does not give, of the environment. The limits
-among the options become :class:`sandboxd.settings.Settings`.
+The options of ``twistd sandboxd``: its command line, with the environment for what that does not give.
 
-The environment is not read here, but given.
+The limits among the options become :class:`sandboxd.settings.Settings`. The environment is not read here, but given.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from twisted.python import usage
 from sandboxd.settings import Settings
 from sandboxd.web.tokens import BadTokens, Credentials, check_token, read_tokens, stored_tokens
 
-#: Where a claimed token is kept unless another place is named.
+#: The default path of the file that holds a claimed token.
 SECRET_PATH = "/var/lib/sandboxd/sandbox-secret"
 
 #: The limits among the options, and what they say; the fields of :class:`Settings` with dashes.

@@ -1,7 +1,4 @@
-"""
-The composition root: :class:`Sandboxd`, the daemon as one Twisted service, with its parts, its start and its ordered
-stop.
-"""
+"""The composition root: :class:`Sandboxd`, the daemon as one Twisted service, with its start and its ordered stop."""
 
 from __future__ import annotations
 
@@ -70,11 +67,11 @@ class Sandboxd(Service):
     The daemon.
 
     :param http: the sockets of the HTTP API.
-    :param proxy: those of the connections to forward.
-    :param credentials: whom it knows.
+    :param proxy: the sockets of the TCP proxy.
+    :param credentials: the tokens that it accepts, and their file.
     :param environ: what children inherit, less the daemon's own secrets.
     :param settings: its limits.
-    :param reap: whether it reaps all children of this process, which is the daemon's alone.
+    :param reap: whether it reaps all children of this process; only if the process is the daemon's alone.
     :param cgroups: a cgroup that was delegated to this process, if there is one.
     :param umask: the file mode creation mask to set at the start, or None to leave it.
     :param root: where the paths of requests lead; None for anywhere.

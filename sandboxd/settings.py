@@ -1,7 +1,4 @@
-"""
-The limits of the daemon as one value, :class:`Settings`. :mod:`sandboxd.options` parses it from the command line and
-the environment.
-"""
+"""The daemon's limits as one value, which :mod:`sandboxd.options` makes and the other packages read."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ def _cgroups(given: str | None) -> Cgroups | None:
     """
     Return the cgroup that the options name, or that systemd has delegated to this process; None if there is none.
 
-    :raise SystemExit: if it is none that we can use.
+    :raise SystemExit: if it cannot be used.
     """
     root = Path(given) if given else delegated()
     try:

@@ -23,7 +23,7 @@ FAMILIES = {
     "files": "Files as text",
     "downloads": "Files as bytes",
     "uploads": "",
-    "trees": "Trees of files",
+    "file_operations": "File operations",
     "archive": "Archives",
     "watch": "Watching",
     "ports": "The proxy",
@@ -31,9 +31,10 @@ FAMILIES = {
     "tunnel": "",
     "preview": "",
     "health": "The daemon",
-    "status": "",
     "metrics": "",
     "openapi": "",
+    "console": "",
+    "route": "The Model Context Protocol",
 }
 
 

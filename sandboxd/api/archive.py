@@ -31,7 +31,7 @@ FORMATS = {
     "tar.zst": ("zstd", "application/zstd"),
 }
 
-#: What ``Content-Encoding`` may be. What it is is seen from the body.
+#: Accepted values of ``Content-Encoding``. The coding itself is recognised by the first bytes of the body.
 CODINGS = (None, "identity", "gzip", "x-gzip", "zstd")
 
 
@@ -94,7 +94,7 @@ def add_archive_routes(routes: Routes, files: Files) -> None:
         have `..` are refused, and no link is followed. Links are made as they are; devices and FIFOs are skipped. Files
         that are there are replaced, each in one step. Permissions are the archive's, less set-user-id, set-group-id and
         sticky bits; the umask does not count. All belongs to the daemon's user, unless `owner` says otherwise. If it
-        breaks off, what was unpacked stays, and the error tells how much that is.
+        breaks off, what was unpacked stays, and the error says how much that is.
         """
         if (request.text_header(b"Content-Encoding") or "").lower() not in ("", *filter(None, CODINGS)):
             raise ApiError(415, "Content-Encoding: send gzip or zstd, or neither")

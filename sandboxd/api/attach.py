@@ -1,7 +1,4 @@
-"""
-Route ``/processes/<id>/attach``: a process's stdin and output over one WebSocket, framed as Kubernetes' remote command
-protocol.
-"""
+"""Route ``/processes/<id>/attach``: a process over one WebSocket, framed as Kubernetes' remote command protocol."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class CommandStarter:
         """
         Wait until an execution's process runs.
 
-        :param entry: what its request has started. If it could not be, the request may be sent again.
+        :param entry: the entry of its request in the store; removed if the start fails without effect.
         :raise ApiError: if the working directory cannot be entered.
         :raise SpawnError: if it cannot be started for another reason.
         """

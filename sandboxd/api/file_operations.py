@@ -56,7 +56,7 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
     Add the routes below ``/files/`` to the API.
 
     :param files: the files that requests reach.
-    :param searches: likewise, for what waits for a process.
+    :param searches: threads that wait for the processes of searches.
     """
 
     async def send(request: Request, threads: Callable[..., Any], work: Callable[[], dict[str, object]]) -> None:

@@ -46,7 +46,7 @@ def add_listener_routes(
     Add ``GET /ports`` and ``POST /ports/wait`` to the API.
 
     :param blocking: runs a blocking function off the reactor's thread.
-    :param own_ports: those of the daemon.
+    :param own_ports: the ports that the daemon listens on.
     """
 
     @routes.get("/ports", reply=ListeningPorts)

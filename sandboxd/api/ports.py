@@ -1,4 +1,4 @@
-"""Routes ``/bind_port``, ``/unbind_port`` and ``/port``: the port that the TCP proxy forwards to."""
+"""Routes ``/bind_port``, ``/unbind_port`` and ``/port_status``: the port that the TCP proxy forwards to."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def add_preview_route(routes: Routes, reactor: Reactor, previews: Previews, own_
     """
     Add the routes below ``/proxy/<port>/`` to the API.
 
-    :param own_ports: those of the daemon, to which nothing is forwarded.
+    :param own_ports: the ports that the daemon listens on, to which nothing is forwarded.
     """
 
     @routes.subtree(PATH.decode(), "/proxy/<port>/<rest>", METHODS, reply=RawBody("*/*"), errors=(400, 403, 502))

@@ -73,7 +73,7 @@ class _ProbeResponse:
     """
     The response to a probe, as far as it has arrived.
 
-    :ivar status: that of the first head that is complete and not interim (1xx); 0 until then.
+    :ivar status: the status of the first complete head that is not interim (1xx); 0 until then.
     """
 
     def __init__(self) -> None:

@@ -38,7 +38,7 @@ from sandboxd.web.response import ResponseStream
 from sandboxd.web.route_table import PREFIX, RouteTable, RouteTraits
 from sandboxd.web.websocket import HandshakeError
 
-#: What a route answers; None if it has written the response itself.
+#: The result of a route; None if it has written the response itself.
 RouteResult: TypeAlias = "msgspec.Struct | Reply | None"
 
 Route: TypeAlias = "Callable[..., Awaitable[RouteResult]]"
@@ -121,16 +121,16 @@ class Routes:
             :class:`~sandboxd.api.operations.RawBody` for a :class:`~sandboxd.web.body.BodyStream` of it, as it
             arrives (for paths without parameters); None if there is none.
         :param query: a :class:`msgspec.Struct` that the query is decoded to.
-        :param reply: said in the OpenAPI document, as :class:`~sandboxd.api.operations.Operation` has it.
-        :param status: likewise.
-        :param errors: likewise.
-        :param headers: likewise.
+        :param reply: for the OpenAPI document; see :class:`~sandboxd.api.operations.Operation`.
+        :param status: of the reply.
+        :param errors: statuses of errors, for the OpenAPI document.
+        :param headers: headers that the route evaluates, for the OpenAPI document.
         :param cut: makes a smaller body of one of :data:`LARGE` bytes or more, before that is decoded; the route gets
             what it has cut out as ``text``.
-        :param success: a trait, as :class:`~sandboxd.web.route_table.RouteTraits` has it.
-        :param websocket: likewise.
-        :param open: likewise.
-        :param observes: likewise.
+        :param success: whether replies have ``success``; see :class:`~sandboxd.web.route_table.RouteTraits`.
+        :param websocket: whether it opens a WebSocket; see there.
+        :param open: whether it needs no token; see there.
+        :param observes: whether it only looks at the daemon; see there.
         :param documented: whether it is in the OpenAPI document.
         """
         takes = RawBody() if body_type is bytes else body_type
@@ -197,10 +197,10 @@ class Routes:
         called with the request and its body as it arrives, to which no limit applies; the path is the one that the
         client has sent.
 
-        :param path: said in the OpenAPI document.
-        :param methods: likewise.
-        :param reply: likewise.
-        :param errors: likewise.
+        :param path: the path in the OpenAPI document.
+        :param methods: the methods in the OpenAPI document.
+        :param reply: the type of the reply in the OpenAPI document.
+        :param errors: statuses of errors, for the OpenAPI document.
         """
 
         self.table.add_subtree(prefix, RouteTraits(forwards=True))
@@ -240,7 +240,7 @@ class Routes:
         return _json(request, Reply({"error": f"no such route: {path}"}, status))
 
 
-#: What is answered to errors that do not say so themselves.
+#: Statuses of errors that have none themselves.
 _STATUSES: Mapping[type[Exception], int] = {BadRequest: 400, CgroupError: 400, KeyConflict: 409}
 
 
@@ -274,7 +274,7 @@ async def _answered(request: Request, call: Callable[[], Awaitable[RouteResult]]
     """
     Call a route, and make the response from what it returns or raises.
 
-    :param status: that of a Struct.
+    :param status: the status of a reply that is a Struct.
     """
     try:
         answer = await call()

@@ -93,7 +93,7 @@ def resume_after(request: Request, after: int | None) -> int:
     """
     Return the sequence number after which a stream begins; 0 for its beginning.
 
-    :param after: that of the query; if None, the header ``Last-Event-ID`` counts.
+    :param after: ``after`` of the query; if None, the header ``Last-Event-ID`` counts.
     :raise BadRequest: if that is not a number.
     """
     text = request.text_header(b"Last-Event-ID")

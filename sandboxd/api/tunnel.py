@@ -34,7 +34,7 @@ def add_tunnel_route(routes: Routes, reactor: Reactor, websockets: WebSockets, o
     """
     Add ``GET /ports/<port>/connect`` to the API.
 
-    :param own_ports: those of the daemon, to which nothing is connected.
+    :param own_ports: the ports that the daemon listens on, to which no tunnel leads.
     """
 
     @routes.get("/ports/<port>/connect", websocket=True, status=101, errors=(400, 403, 426, 502))

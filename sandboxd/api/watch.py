@@ -29,9 +29,9 @@ class _Target(NamedTuple):
     """
     The directory or file that a request asks to watch.
 
-    :ivar key: the same for all that asks for the same.
+    :ivar key: equal for equal watches, which are shared.
     :ivar prefix: the directory as the client calls it.
-    :ivar watcher: makes what follows it.
+    :ivar watcher: makes the watcher.
     """
 
     key: Hashable

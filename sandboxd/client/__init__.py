@@ -1,6 +1,5 @@
 """
-The client library: :class:`Sandbox`, whose methods block, and :class:`AsyncSandbox`, whose methods are coroutines of
-asyncio.
+The client library: :class:`Sandbox`, whose methods block, and :class:`AsyncSandbox`, for asyncio.
 
 It needs the extra ``client``. The classes are imported when they are first used.
 """
@@ -52,7 +51,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # Each face imports its own half of the HTTP and WebSocket libraries; nobody needs both.
+    # Each client imports its own half of the HTTP and WebSocket libraries; a program needs one of them.
     if name == "Sandbox":
         from sandboxd.client.blocking import Sandbox
 

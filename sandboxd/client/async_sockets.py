@@ -36,8 +36,8 @@ T = TypeVar("T")
 LINGER = 10.0
 
 
-class AsyncSandbox(Protocol):
-    """What is needed of the face for asyncio."""
+class AsyncSandboxClient(Protocol):
+    """The attributes of :class:`~sandboxd.client.asynchronous.AsyncSandbox` that its WebSockets use."""
 
     url: str
     headers: dict[str, str]
@@ -48,7 +48,7 @@ class AsyncSandbox(Protocol):
 
 
 @asynccontextmanager
-async def opened(sandbox: AsyncSandbox, path: str, subprotocol: str) -> AsyncIterator[ClientConnection]:
+async def opened(sandbox: AsyncSandboxClient, path: str, subprotocol: str) -> AsyncIterator[ClientConnection]:
     """
     Open a WebSocket, and close it at the end of the ``async with`` statement.
 
@@ -68,7 +68,7 @@ class AsyncAttachment:
     Closing it does not end the process.
     """
 
-    def __init__(self, sandbox: AsyncSandbox, attaching: Attaching) -> None:
+    def __init__(self, sandbox: AsyncSandboxClient, attaching: Attaching) -> None:
         self._sandbox = sandbox
         self._attaching = attaching
         self._socket: asyncio.Future[ClientConnection] | None = None
@@ -156,7 +156,7 @@ class AsyncAttachment:
 class AsyncTunnel:
     """One TCP connection to a port of the sandbox."""
 
-    def __init__(self, sandbox: AsyncSandbox, socket: ClientConnection) -> None:
+    def __init__(self, sandbox: AsyncSandboxClient, socket: ClientConnection) -> None:
         self._sandbox = sandbox
         self._socket = socket
 
@@ -182,7 +182,7 @@ class AsyncTunnel:
 
 
 @asynccontextmanager
-async def tunnel(sandbox: AsyncSandbox, port: int) -> AsyncIterator[AsyncTunnel]:
+async def tunnel(sandbox: AsyncSandboxClient, port: int) -> AsyncIterator[AsyncTunnel]:
     """Open a connection to a port of the sandbox, and close it at the end of the ``async with`` statement."""
     async with opened(sandbox, tunnel_path(port), BYTES) as socket:
         yield AsyncTunnel(sandbox, socket)
@@ -196,7 +196,7 @@ class AsyncForward:
     :ivar on_error: called with what is wrong, when a connection cannot be forwarded.
     """
 
-    def __init__(self, sandbox: AsyncSandbox, port: int, local: int, host: str) -> None:
+    def __init__(self, sandbox: AsyncSandboxClient, port: int, local: int, host: str) -> None:
         self._sandbox = sandbox
         self._remote = port
         self._local = local

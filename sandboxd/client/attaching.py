@@ -50,7 +50,7 @@ class Attaching:
 
     :param after: only what is behind the record of this number.
     :param tail: only the last so many records, and what comes.
-    :ivar exit_code: that of the process, 128 and the number of the signal that ended it, once it has ended.
+    :ivar exit_code: the exit code of the process, once it has ended; 128 and the number of the signal that ended it.
     :ivar size: the size that its terminal was given, columns and rows.
     """
 

@@ -81,7 +81,7 @@ _BY_STATUS: Mapping[int, type[SandboxError]] = {
     507: NoSpace,
 }
 
-#: How the original file routes, which answer 200, word what the operating system refuses.
+#: Texts of errors of the operating system in replies of the original file routes, whose status is 200.
 _BY_TEXT: tuple[tuple[str, type[SandboxError]], ...] = (
     ("no such file", NotFound),
     ("permission denied", Forbidden),

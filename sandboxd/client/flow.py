@@ -1,6 +1,7 @@
 """
-The core of the client, without I/O: an operation is a generator of steps; the blocking and the asyncio client differ
-only in how they carry out a step.
+The core of the client, without I/O: an operation is a generator of steps, which either client carries out.
+
+The blocking and the asyncio client differ only in how they carry out a step.
 
 A flow yields a step and is sent its result. The steps are a :class:`Request`, whose result is a :class:`Response`;
 :class:`Work`, a function that blocks; and :class:`Again`, whose result comes when it is time to try again.

@@ -30,7 +30,7 @@ __all__ = ["auth_headers", "check_url", "head", "httpx", "lost", "timeouts", "ve
 #: Seconds to wait for a connection.
 CONNECT = 10.0
 
-#: What a token may have in it, RFC 6750.
+#: A valid token, RFC 6750.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 

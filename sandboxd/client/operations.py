@@ -64,7 +64,7 @@ Cmd = str | Sequence[str]
 
 FileType = Literal["file", "dir", "link", "fifo", "socket", "char", "block"]
 
-#: What each operation of the API (``POST /run``) is described by, and the type that its reply is decoded to.
+#: For each operation of the API (``POST /run``): the function that describes it, and the type of its reply.
 OPERATIONS: dict[str, tuple[Callable[..., object], object]] = {}
 
 

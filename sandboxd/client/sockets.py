@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Sandbox(Protocol):
-    """What is needed of the synchronous face."""
+class SandboxClient(Protocol):
+    """The attributes of :class:`~sandboxd.client.blocking.Sandbox` that its WebSockets use."""
 
     url: str
     secret: str | None
@@ -48,7 +48,7 @@ class Sandbox(Protocol):
 
 
 @contextmanager
-def opened(sandbox: Sandbox, path: str, subprotocol: str) -> Iterator[ClientConnection]:
+def opened(sandbox: SandboxClient, path: str, subprotocol: str) -> Iterator[ClientConnection]:
     """
     Open a WebSocket, and close it at the end of the ``with`` statement.
 
@@ -68,7 +68,7 @@ class Attachment:
     It reconnects by itself. Closing it does not end the process.
     """
 
-    def __init__(self, sandbox: Sandbox, attaching: Attaching) -> None:
+    def __init__(self, sandbox: SandboxClient, attaching: Attaching) -> None:
         self._sandbox = sandbox
         self._attaching = attaching
         self._changed = threading.Condition()
@@ -153,7 +153,7 @@ class Attachment:
 class Tunnel:
     """One TCP connection to a port of the sandbox."""
 
-    def __init__(self, sandbox: Sandbox, socket: ClientConnection) -> None:
+    def __init__(self, sandbox: SandboxClient, socket: ClientConnection) -> None:
         self._sandbox = sandbox
         self._socket = socket
 
@@ -179,7 +179,7 @@ class Tunnel:
 
 
 @contextmanager
-def tunnel(sandbox: Sandbox, port: int) -> Iterator[Tunnel]:
+def tunnel(sandbox: SandboxClient, port: int) -> Iterator[Tunnel]:
     """Open a connection to a port of the sandbox, and close it at the end of the ``with`` statement."""
     with opened(sandbox, tunnel_path(port), BYTES) as socket:
         yield Tunnel(sandbox, socket)
@@ -192,7 +192,7 @@ class Forward:
     :ivar port: the local one.
     """
 
-    def __init__(self, sandbox: Sandbox, port: int, local: int, host: str) -> None:
+    def __init__(self, sandbox: SandboxClient, port: int, local: int, host: str) -> None:
         self._sandbox = sandbox
         self._remote = port
         self.port = local

@@ -31,10 +31,10 @@ LARGE = 16 * 1024 * 1024
 #: Called with the bytes that have been moved, and those there are in all, or None if that is not known.
 Progress = Callable[[int, "int | None"], object]
 
-#: What may be uploaded: a path; bytes; an open file, from where it stands; or an iterable of bytes.
+#: The source of an upload: a path; bytes; an open file, from its position on; or an iterable of bytes.
 Source = str | os.PathLike[str] | bytes | IO[bytes] | Iterable[bytes]
 
-#: Where a download may go: a path, or an open file.
+#: The destination of a download: a path, or an open file.
 Sink = str | os.PathLike[str] | IO[bytes]
 
 

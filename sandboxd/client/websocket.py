@@ -12,7 +12,7 @@ from sandboxd.client.errors import Conflict, SandboxError, error_of
 from sandboxd.client.flow import ConnectionLost
 from sandboxd.client.http import CONNECT
 
-#: What is raised when a WebSocket cannot be opened, or breaks.
+#: The exceptions when a WebSocket cannot be opened, or breaks.
 FAILURES = (OSError, TimeoutError, EOFError, WebSocketException)
 
 

@@ -59,7 +59,7 @@ def top(session: Session, once: bool, as_json: bool) -> None:
 
 
 class Picture:
-    """One screen of ``top``. Rates are since the screen before."""
+    """A screen of ``top``. Rates are since the screen before."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

@@ -68,7 +68,7 @@ def pair(text: str) -> tuple[int, int]:
     """
     Return a local port and a remote one.
 
-    :raise UsageError: if they are none.
+    :raise UsageError: if they are not port numbers.
     """
     local, given, remote = text.partition(":")
     try:

@@ -42,7 +42,7 @@ def full_id(sandbox: Sandbox, prefix: str) -> str:
     """
     Return the only id with a prefix.
 
-    :raise ClickException: if there is none, or more than one.
+    :raise ClickException: if no id or more than one has it.
     """
     if len(prefix) == 36:
         return prefix

@@ -72,7 +72,7 @@ class TerminalSession:
     """
     The connection of this terminal to a process.
 
-    :param attachment: what it is connected by.
+    :param attachment: the connection.
     :param terminal: whether the process has a terminal; else its output is printed, and standard input is piped to it
         if ``stdin``.
     """

@@ -30,7 +30,7 @@ class Reloads:
         """
         Add a part to be reloaded.
 
-        :param name: what it is, for the log.
+        :param name: the part's name, for the log.
         :param reload: reads it again. It raises if that fails, and then keeps what it had.
         """
         self._reloads.append((name, reload))

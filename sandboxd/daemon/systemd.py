@@ -30,7 +30,7 @@ def inherited_sockets(environ: Mapping[str, str], names: Sequence[str]) -> dict[
     Takes the descriptors: they are not inherited by children from now on. If none has a name of ours, which is so
     when FileDescriptorName= was not set, they are taken in the order of ``names``, one for each.
 
-    :param names: what they can be called.
+    :param names: the valid names.
     :raise ActivationError: if one has another name, or is no stream socket that listens.
     """
     found: dict[str, list[socket.socket]] = {name: [] for name in names}

@@ -217,7 +217,7 @@ class Execution:
         """
         Set the size of the command's terminal.
 
-        :raise OSError: if it has none, or has ended.
+        :raise OSError: if it has no terminal, or has ended.
         """
         if self.tty is None:
             raise OSError(errno.ENOTTY, "the process has no terminal")

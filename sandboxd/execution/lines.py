@@ -95,7 +95,7 @@ class LineSplitter:
         """
         Add a chunk from the pipe; return the lines and pieces that are complete.
 
-        :attr:`begins` tells whether the unfinished line, or its next piece, begins with this chunk.
+        :attr:`begins` says whether the unfinished line, or its next piece, begins with this chunk.
         """
         self.begins = self._cut or not self._tail
         self._cut = False

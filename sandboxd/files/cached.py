@@ -25,7 +25,7 @@ LARGEST = 64 * 1024
 #: File systems in which opening a file waits for no server, by their names in proc_pid_mountinfo(5).
 LOCAL = frozenset((b"ext2", b"ext3", b"ext4", b"xfs", b"btrfs", b"tmpfs", b"overlay"))
 
-#: Of these, those that know no ``RWF_NOWAIT``: their pages are looked for first.
+#: Errors of file systems without ``RWF_NOWAIT``; there mincore(2) is asked first.
 _WITHOUT_NOWAIT = (errno.EOPNOTSUPP, errno.EINVAL)
 
 # From <linux/stat.h> and <linux/fcntl.h>.

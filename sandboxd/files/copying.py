@@ -22,7 +22,7 @@ _FICLONE = 0x40049409
 #: Bytes that are copied at a time.
 _PIECE = 16 * 1024 * 1024
 
-#: What a file system, or a pair of them, says that has no such call.
+#: Errors of file systems, or pairs of them, that do not support a call: fall back to another.
 _UNABLE = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EBADF, errno.EPERM)
 
 #: Most bytes that are copied of a file whose size is 0 by stat(2).

@@ -20,7 +20,7 @@ class Digests:
 
     :param given: the value of ``Content-Digest``, or None.
     :param wanted: the value of ``Want-Content-Digest``, or None.
-    :raise ValueError: if ``given`` is no list of digests, or has none that we know.
+    :raise ValueError: if ``given`` is no list of digests, or has no supported algorithm.
     """
 
     def __init__(self, given: str | None, wanted: str | None = None) -> None:

@@ -23,7 +23,7 @@ MAX_LINES = 20
 
 class Edit(NamedTuple):
     """
-    One replacement.
+    A replacement of one text by another.
 
     :ivar everywhere: whether the old text may be there more than once, and is replaced wherever it is.
     """

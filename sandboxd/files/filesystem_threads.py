@@ -1,9 +1,9 @@
 """
 Threads for file operations, a pool for each file system, so that one that hangs blocks its own callers only.
 
-Each file system has a pool of threads of its own, its pool. Which one a path needs is found without touching any other:
-its links are followed in the pool of the file system that they are on, step by step. The answer is a guess, in that
-mounts and links can change before it is used; then a call is in the wrong pool, and no more than that.
+The pool for a path is found without touching any other file system: its links are followed in the pool of the file
+system that they are on, step by step. Mounts and links can change before the pool is used; then the call runs in the
+wrong pool, and has no other harm.
 """
 
 from __future__ import annotations

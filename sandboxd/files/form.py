@@ -1,7 +1,4 @@
-"""
-Uploads of several files in one form (multipart/form-data, RFC 7578), written as they arrive. It blocks: call it in a
-thread.
-"""
+"""Uploads of several files in one form (multipart/form-data, RFC 7578), written as they arrive. All of it blocks."""
 
 from __future__ import annotations
 
@@ -39,9 +36,9 @@ class Form(Steps):
     """
     The upload of one form. Each of its files is replaced atomically once it has arrived.
 
-    :param boundary: what parts it.
+    :param boundary: the boundary between its parts.
     :param upload: makes an upload from a file's name.
-    :ivar written: what has become of its files so far, with their names.
+    :ivar written: the results of its files so far, with their names.
     :ivar over: whether nothing is left to be discarded.
     """
 

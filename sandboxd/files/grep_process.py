@@ -23,7 +23,7 @@ from sandboxd.files.grep import Search
 from sandboxd.files.patterns import PatternError
 from sandboxd.files.root import Root
 
-#: What the process runs. It sees no environment, and needs no site-packages.
+#: The program of the process. It gets no environment, and needs no site-packages.
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from sandboxd.files.grep import main; main()"
 
 _PACKAGES = str(Path(__file__).parent.parent.parent)

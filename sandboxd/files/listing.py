@@ -97,7 +97,7 @@ def stat(root: Root, path: str, follow: bool = False) -> dict[str, object]:
     Describe a file.
 
     :param follow: whether to follow a link in the last place.
-    :raise FileError: if there is none.
+    :raise FileError: if there is no such file.
     """
     with os_errors("stat", path):
         fd = root.open(path, os.O_PATH if follow else os.O_PATH | os.O_NOFOLLOW)

@@ -43,9 +43,9 @@ class Resolution(NamedTuple):
     """
     The state of a path's resolution (path_resolution(7)), which goes on link by link.
 
-    :ivar device: the file system of ``real``.
-    :ivar real: how far it is known, without links.
-    :ivar rest: what follows, the last component first.
+    :ivar device: the file system of ``real``, as ``major:minor``.
+    :ivar real: the part of the path that is resolved, without links.
+    :ivar rest: the components that are left, the last one first.
     :ivar links: how many links were followed.
     """
 
@@ -104,7 +104,7 @@ class Mounts:
         Resolve more of a path, link by link, until it leaves its file system. Blocks if that file system hangs, and
         touches no other.
 
-        :return: how far it goes, and whether that is all.
+        :return: the new state, and whether the path is resolved.
         """
         device, real, links = resolution.device, resolution.real, resolution.links
         left = list(resolution.rest)
@@ -115,7 +115,7 @@ class Mounts:
             else:
                 ahead = os.path.join(real, part)
                 try:
-                    # Where something is mounted is no link, and asking it is for its own thread.
+                    # A mount point is no link; a call on it is for the threads of its own file system.
                     target = None if ahead in self._table else os.readlink(ahead)
                 except OSError as error:
                     target = None

@@ -1,6 +1,5 @@
 """
-Glob patterns of paths: ``*``, ``?`` and ``[...]`` within a name, ``**`` for any directories, ``{a,b}`` for
-alternatives.
+Glob patterns of paths: ``*``, ``?``, ``[...]`` in a name, ``**`` for any directories, ``{a,b}`` for alternatives.
 
 A pattern is followed down a tree name by name, so that what cannot match is not walked, and the time is bounded
 whatever the pattern: there is no backtracking over whole paths.
@@ -22,7 +21,7 @@ MAX_LENGTH = 4096
 
 _ANY_DIRECTORIES = None
 
-#: Where in a pattern one is: the alternative, and how many of its segments are behind.
+#: Positions in a pattern: an alternative, and the number of its segments that were matched.
 State: TypeAlias = "frozenset[tuple[int, int]]"
 
 

@@ -74,7 +74,7 @@ def link(root: Root, path: str, target: str, *, hard: bool, overwrite: bool = Fa
     Make a link.
 
     :param path: where.
-    :param target: what it leads to: of a symbolic link the text, of a hard link a path.
+    :param target: the text of a symbolic link, or the path of the file for a hard link.
     :param overwrite: whether what is there may be replaced, if it is no directory.
     :param parents: whether to make the directories above it.
     :raise FileError: if it cannot be made.

@@ -30,7 +30,7 @@ _AT_FDCWD = -100
 #: Links on the way of one path, as many as the kernel follows.
 _MAX_LINKS = 40
 
-#: How often an open is tried that another's rename disturbs (``EAGAIN``).
+#: Tries of an openat2(2) that concurrent renames disturb (``EAGAIN``).
 _TRIES = 100
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -81,7 +81,7 @@ class Root:
         if directory is not None:
             self.directory = os.path.realpath(directory)
             self._fd = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            #: How it may be named: without links, or as it was given.
+            #: Its path in components: without links, and as it was given.
             self._names = [_parts(os.fsencode(path)) for path in (self.directory, os.path.abspath(directory))]
             os.close(self._open(b".", os.O_PATH, 0))
 

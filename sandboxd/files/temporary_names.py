@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 
-#: How they begin.
+#: The beginning of each name.
 PREFIX = b".sandboxd-"
 
 

@@ -284,7 +284,7 @@ def stat(root: Root, path: str) -> FileStat:
     """
     Describe a file.
 
-    :raise FileError: if there is none.
+    :raise FileError: if there is no such file.
     """
     with os_errors("stat", path):
         info = root.stat(path)

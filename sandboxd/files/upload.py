@@ -30,7 +30,7 @@ Check = Callable[["os.stat_result | None"], None]
 #: Seconds after which a temporary file that no process has locked is removed, as a killed daemon left it.
 STALE = 60
 
-#: What a file system without ``O_TMPFILE`` says.
+#: Errors of file systems without ``O_TMPFILE``.
 NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
 
@@ -57,7 +57,7 @@ class Upload(Steps):
     :param path: the file.
     :param check: whether it may be changed; asked at the beginning, and once more at the end.
     :param mode: its permissions; None to leave them, or for 0644 if it is new.
-    :param owner: whose it is to be.
+    :param owner: its new owner; None to leave it.
     :param digests: of what arrives.
     :param durable: whether it is to outlive a power failure, once it is committed.
     :ivar over: whether it is committed or was closed.

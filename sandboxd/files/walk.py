@@ -26,7 +26,7 @@ _BATCH = 50_000
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-#: What was there a moment ago is gone, or is something else.
+#: Errors when an entry was removed or replaced since it was listed.
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 
 

@@ -124,7 +124,7 @@ class WriteToProcess(Arguments):
 
 
 class WriteToProcessResult(msgspec.Struct):
-    """What was written."""
+    """The number of bytes that were written."""
 
     bytes: int
 

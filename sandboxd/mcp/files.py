@@ -31,7 +31,7 @@ MAX_TEXT = 200_000
 DEFAULT_ENTRIES = 500
 DEFAULT_MATCHES = 100
 
-#: What searches leave out.
+#: Directories that searches leave out.
 EXCLUDED = [".git", "node_modules", "__pycache__"]
 
 Path = Annotated[str, Meta(min_length=1, description="Absolute, or relative to the sandbox's working directory.")]
@@ -80,7 +80,7 @@ class EditFile(Arguments):
 
 
 class EditFileResult(msgspec.Struct):
-    """What an edit has done."""
+    """The result of an edit."""
 
     replaced: int
     lines: Annotated[list[int], Meta(description="Lines where the new text begins, the first 20.")]

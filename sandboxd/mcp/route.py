@@ -191,7 +191,7 @@ def _version(request: Request) -> str:
     """
     Return the revision of a request.
 
-    :raise RpcError: if it is none that is spoken.
+    :raise RpcError: if the revision is not supported.
     """
     version = request.text_header(b"MCP-Protocol-Version")
     if version is None:

@@ -27,7 +27,7 @@ class AttachQuery(msgspec.Struct):
         ]
         | None
     ) = None
-    events: Annotated[bool, Meta(description="Whether text messages tell of the start, and of gaps.")] = False
+    events: Annotated[bool, Meta(description="Whether text messages report the start, and gaps.")] = False
 
     def __post_init__(self) -> None:
         if self.tail is not None and self.after is not None:

@@ -22,7 +22,7 @@ class BadRequest(Exception):
     """A request is malformed; the text names the field and says what to do."""
 
 
-#: What has no NUL in it, as a regular expression.
+#: A text without NUL, as a regular expression.
 NO_NUL = r"^[^\x00]*$"
 
 

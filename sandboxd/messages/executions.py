@@ -121,10 +121,12 @@ class CommandRequest(msgspec.Struct):
         | None
     ) = None
     tty: Annotated[bool | TerminalRequest, Meta(description="Whether it gets a terminal, or which.")] | None = None
-    timeout: Annotated[Seconds, Meta(description="Seconds that it may live; 0 for ever.")] | None = None
-    idle_timeout: Annotated[Seconds, Meta(description="Seconds that it may go without output; 0 for ever.")] | None = (
-        None
-    )
+    timeout: (
+        Annotated[Seconds, Meta(description="Seconds that it may live, counted from the request; 0 for ever.")] | None
+    ) = None
+    idle_timeout: (
+        Annotated[Seconds, Meta(description="Seconds without output, counted from its start; 0 for ever.")] | None
+    ) = None
     max_output: (
         Annotated[
             Count, Meta(description="/run only: bytes of each stream to keep, half from the start, half from the end.")

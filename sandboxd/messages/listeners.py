@@ -11,7 +11,7 @@ from sandboxd.messages.decoding import Seconds, Struct
 
 PortNumber = Annotated[int, Meta(ge=1, le=65535)]
 
-#: What an HTTP probe asks for: printable ASCII, as it stands in a request's first line.
+#: The path that an HTTP probe requests: printable ASCII, as it is sent in the request line.
 HttpPath = Annotated[str, Meta(pattern="^/[!-~]*$", description="A path, with its query; answered with 2xx or 3xx.")]
 
 

@@ -22,7 +22,7 @@ _PIECE = 256 * 1024
 #: Strings of a body that are looked at: the long one is among the first, or the body is decoded as a whole.
 _MAX_STRINGS = 100
 
-#: Whole characters and escapes of the inside of a string; of a surrogate pair both halves.
+#: A piece of a string's inside: whole characters and escapes; both halves of a surrogate pair.
 _INSIDE = re.compile(
     rb'[^"\\]*(?:\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|u(?![dD][89abAB])[0-9a-fA-F]{4}|[^u])[^"\\]*)*',
     re.DOTALL,

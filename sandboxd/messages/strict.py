@@ -28,7 +28,7 @@ def check_parameters(query: str, type: Any) -> None:
     """
     Raise an error if a query has an unknown parameter.
 
-    :param type: None for a route that has none.
+    :param type: the type of the query; None for a route without one.
     :raise BadRequest: if it has; the text names it.
     """
     known = {} if type is None else fields_of(type)

@@ -346,7 +346,7 @@ class Child:
         """
         Set the size of the child's terminal; its foreground processes get SIGWINCH if that has changed.
 
-        :raise OSError: ENOTTY if it has none.
+        :raise OSError: ENOTTY if it has no terminal.
         """
         if self._terminal < 0:
             raise OSError(errno.ENOTTY, "it has no terminal")

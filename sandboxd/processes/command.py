@@ -41,7 +41,7 @@ class Terminal:
 @dataclass(frozen=True)
 class Command:
     """
-    What to execute, its environment and its limits, validated.
+    A command to run: its program, its environment and its limits, validated.
 
     :ivar cmd: the script for the shell's ``-c``; may be empty. None for an interactive shell, or with ``argv``.
     :ivar cwd: the working directory, or None for the daemon's own.
@@ -56,7 +56,7 @@ class Command:
     :ivar argv: the program, looked for in PATH, and its arguments; in place of ``cmd``.
     :ivar shell: the shell, by its full path; None for ``/bin/sh``.
     :ivar login: whether the shell is a login shell.
-    :ivar input: what its stdin begins with; it ends there unless ``stdin`` is set.
+    :ivar input: the first bytes of stdin, and all of them unless ``stdin`` is set.
     :ivar merge_stderr: whether its stderr is its stdout.
     :ivar flush_after: seconds after which an unfinished line becomes a record, or None.
     :ivar tty: the terminal that is its stdin, stdout and stderr, and controls its session; None for pipes.

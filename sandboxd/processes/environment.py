@@ -38,7 +38,7 @@ class Environment:
     The variables that commands inherit.
 
     :param environ: the daemon's own environment.
-    :ivar inherited: the same without the :data:`PRIVATE` variables and the daemon's settings.
+    :ivar inherited: the daemon's variables without the :data:`PRIVATE` ones and its settings.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:

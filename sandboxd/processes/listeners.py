@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from sandboxd.processes.marks import mark_of
 from sandboxd.reactor.threads import ThreadPool
 
-#: Seconds between two looks while somebody waits.
+#: Seconds between two looks at the sockets, while any caller waits.
 INTERVAL = 0.1
 
 _NETLINK_SOCK_DIAG = 4
@@ -84,7 +84,7 @@ def _from_netlink(family: int) -> Iterator[Listener]:
     """
     Ask the kernel for the listening sockets of an address family.
 
-    :raise OSError: if the kernel cannot tell.
+    :raise OSError: if the kernel does not support it.
     """
     size = 4 if family == socket.AF_INET else 16
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as kernel:
@@ -121,7 +121,7 @@ def _from_proc() -> Iterator[Listener]:
 
 class ListenerPoll:
     """
-    The poll of the listening sockets: at most every :data:`INTERVAL` seconds, for all who wait, and only while somebody
+    The poll of the listening sockets: at most every :data:`INTERVAL` seconds, for all who wait, and only while a caller
     waits.
 
     :param blocking: runs a blocking function off the reactor's thread.

@@ -195,7 +195,7 @@ class MarkedProcesses:
     The processes that a walk has found to have one mark.
 
     :ivar pids: its live processes.
-    :ivar denied: those of them that may not be signalled (EPERM).
+    :ivar denied: the processes that may not be signalled (EPERM).
     """
 
     __slots__ = ("denied", "pids")
@@ -260,7 +260,7 @@ def _chosen(
 
     The pidfd is -1 if none can be had; the process may be a zombie then.
 
-    :param pidfds: those that may be closed when there are no descriptors.
+    :param pidfds: descriptors that may be closed when no others are left.
     """
     find_mark = _mark_by_limit if marks_by_limit() else _MarksByEnvironment()
     for pid in _pids():

@@ -22,7 +22,7 @@ START, START_LONG, SIGNAL, FORK = range(4)
 #: it was started and has exited, and this is all of its output.
 FORKED, STARTED, FAILED, EXITED, DONE = range(5)
 
-#: What has failed, in a FAILED record: something else, entering the working directory, executing the program.
+#: The step that has failed, in a FAILED record: any other, entering the working directory, executing the program.
 AT_START, AT_CWD, AT_EXEC = range(3)
 
 #: Most bytes of a message; a longer request goes through a memfd.
@@ -152,7 +152,7 @@ class StartRequest:
         """
         Return the request that a payload holds.
 
-        :raise MalformedMessage: if it is none.
+        :raise MalformedMessage: if it has another layout.
         """
         try:
             mark, flags, limit_count, group_count, *sizes = _START.unpack_from(data)
@@ -200,7 +200,7 @@ def unpack_request(message: bytes) -> tuple[int, int, bytes]:
     """
     Return kind, number and payload of a request.
 
-    :raise MalformedMessage: if it is none.
+    :raise MalformedMessage: if it has another layout.
     """
     if len(message) < _REQUEST.size:
         raise MalformedMessage("a request that is too short")

@@ -101,7 +101,7 @@ NAME = b"sandboxd-spawn"
 #: Seconds that the daemon may take to exit after it has closed its sockets.
 _DAEMON_EXIT = 10.0
 
-#: Exit codes of this process, for whoever reads the daemon's log.
+#: Exit codes of this process, as the daemon's log shows them.
 MALFORMED, TAMPERED = 3, 4
 
 _PR_SET_DUMPABLE = 4

@@ -31,7 +31,7 @@ class Survivors(NamedTuple):
     The processes that are alive after they were signalled.
 
     :ivar pids: all of them, in order.
-    :ivar denied: those that may not be signalled (EPERM).
+    :ivar denied: the processes that may not be signalled (EPERM).
     """
 
     pids: list[int]

@@ -19,7 +19,7 @@ def find_user(given: str | int) -> User:
     A uid that the system has no user for is as in docker: gid 0, home ``/``, no supplementary groups. With a group that
     is given, that is the only one.
 
-    :raise ValueError: if there is none, or this process cannot run commands as that one.
+    :raise ValueError: if there is no such user, or this process cannot run commands as that user.
     """
     name, colon, group = str(given).partition(":")
     uid = _id(name, "uid") if name.isdigit() else None

@@ -18,7 +18,7 @@ from zope.interface import implementer
 #: Bytes that are read at a time. A read that fills the buffer is taken as a sign that much more will come.
 SIZE = 64 * 1024
 
-#: What is read passes through here. One for all: it holds nothing between two calls, which one thread makes.
+#: The buffer of all sockets. It holds nothing between two calls, which one thread makes.
 _BUFFER = memoryview(bytearray(SIZE))
 
 

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from sandboxd.reactor.interfaces import Reactor
 
-#: Where a port is looked for, in turn.
+#: Loopback addresses to try, in order.
 HOSTS = (("127.0.0.1", TCP4ClientEndpoint), ("::1", TCP6ClientEndpoint))
 
 #: Seconds that the port's owner may take to accept.
@@ -138,7 +138,7 @@ async def connect(reactor: Reactor, port: int) -> Outgoing:
     """
     Connect to a port of the loopback interface, by IPv4 or else IPv6.
 
-    :raise ConnectError: if nobody accepts.
+    :raise ConnectError: if no address accepts.
     """
     factory = Factory.forProtocol(Outgoing)
     factory.noisy = False

@@ -32,7 +32,7 @@ from sandboxd.proxy.copying import CopiedSocket, copy
 from sandboxd.proxy.splicing import PipePool, SplicedSocket, can_splice, splice
 from sandboxd.reactor.interfaces import Reactor
 
-#: Where the target is looked for, in turn.
+#: Addresses of the target to try, in order.
 HOSTS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 #: Seconds that the target may take to accept at each.
@@ -203,7 +203,7 @@ class PortForward:
     factory must have :func:`bare_socket` for its ``transport``.
 
     :ivar port: the port that is bound, or None.
-    :ivar connections: those that are open.
+    :ivar connections: the open connections.
     :ivar accepted: how many there have been, those included that came when no port was bound.
     """
 

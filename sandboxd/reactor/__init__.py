@@ -1,3 +1,3 @@
 """
-Extensions of Twisted's reactor: clock, turn budget, threads, lag, timeouts and one-shot events. Imports no other room.
+Extensions of Twisted's reactor: clock, turn budget, threads, lag, timeouts, one-shot events.
 """

@@ -82,7 +82,7 @@ class Inotify:
 
         :param directory: a descriptor of it, ``O_PATH`` suffices; it is not needed any more afterwards, and must not
             be kept: the kernel reports the removal of a directory only after its last descriptor is closed.
-        :return: what its events are marked with; the same again for a directory that is watched already.
+        :return: the watch descriptor, which its events have; the same again for a directory that is watched already.
         :raise OSError: if it cannot be watched (ENOSPC: ``fs.inotify.max_user_watches``).
         """
         return _checked(_libc.inotify_add_watch(self._fd, b"/proc/self/fd/%d" % directory, _MASK))

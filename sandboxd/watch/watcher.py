@@ -79,8 +79,8 @@ class Watcher:
 
     :param open_top: opens it, ``O_PATH``. It is not kept open, see :meth:`~sandboxd.watch.inotify.Inotify.add`.
     :param recursive: whether to follow the directories below it too. Links are not followed.
-    :param only: the one name in it that matters, or None for all.
-    :param excluded: whether something is of no interest, by its path.
+    :param only: the one name in it to report changes of, or None for all.
+    :param excluded: whether a path is to be left out.
     :ivar end: why there is nothing more to follow, or None.
     :ivar unreadable: directories that may not be read, and so are not followed.
     """
@@ -143,7 +143,7 @@ class Watcher:
         """
         Return the changes since the last step.
 
-        :return: that, and whether there is more already.
+        :return: the changes, and whether there are more already.
         """
         self._changes = []
         while self.end is None and len(self._changes) < STEP:
@@ -341,7 +341,7 @@ class Watcher:
         """
         Watch a directory in one that is open.
 
-        :return: it, or None if it is gone again.
+        :return: its node, or None if the directory is gone.
         :raise WatchLimit: if there are too many.
         """
         try:

@@ -20,7 +20,7 @@ from sandboxd.watch.watcher import Watcher
 #: Seconds within which repeated changes of one path are merged.
 BATCH_SECONDS = 0.05
 
-#: Changes after which it is over before.
+#: Changes after which a batch ends before its time.
 MAX_BATCH = 4096
 
 
@@ -33,10 +33,10 @@ class Watch:
     """
     One watch. It stays open for a while after its last reader, so that one whose connection broke can go on.
 
-    :param watcher: makes what is called in a thread; itself called there.
+    :param watcher: makes the watcher; called in a thread, as are the watcher's methods.
     :param first: number of its first change.
     :param ended: called once it is over.
-    :ivar log: what has changed.
+    :ivar log: the changes.
     """
 
     _log = Logger()
@@ -210,9 +210,9 @@ class Watches(Service):
         """
         Return the watch of something, begun if there is none; call :meth:`leave` when done.
 
-        :param key: what makes it different from others.
-        :param threads: where it is followed.
-        :param watcher: makes what follows it; called in a thread.
+        :param key: equal for equal watches.
+        :param threads: the threads that the watcher is called in.
+        :param watcher: makes the watcher; called in a thread.
         :raise TooManyWatches: if no more can be open.
         :raise OSError: if it cannot be watched.
         """

@@ -24,11 +24,11 @@ class Admission:
     """
     The check that each request has to pass before its body is read.
 
-    Every route needs a token, those that there are not too, unless it was declared as open.
+    Every path needs a token, also one without a route, unless its route was declared as open.
 
     :param auth: checks tokens.
     :param routes: the traits of the routes.
-    :param settings: how much of a request is taken.
+    :param settings: the limits of a request's size.
     """
 
     def __init__(self, auth: DaemonAuth, routes: RouteTable, settings: Settings) -> None:

@@ -38,7 +38,7 @@ def subprotocol_authorization(values: Sequence[bytes]) -> bytes | None:
     """
     Return the ``Authorization`` that a WebSocket's subprotocol carries, or None.
 
-    :param values: those of the header ``Sec-WebSocket-Protocol``.
+    :param values: the values of the header ``Sec-WebSocket-Protocol``.
     """
     for name in b",".join(values).decode("latin-1").split(","):
         name = name.strip()
@@ -71,7 +71,7 @@ class BearerAuth:
     """
     A check of ``Authorization`` headers against a set of tokens.
 
-    :param tokens: those that are accepted. Only their digests are kept.
+    :param tokens: the accepted tokens. Only their digests are kept.
     """
 
     def __init__(self, *tokens: str) -> None:
@@ -100,7 +100,7 @@ class DaemonAuth(BearerAuth):
 
     :param credentials: the tokens at the start, and where they come from.
     :param threads: calls a blocking function in a thread.
-    :ivar unclaimed: whether the first token that comes will be taken.
+    :ivar unclaimed: whether the first token that is sent claims the daemon.
     """
 
     _log = Logger()

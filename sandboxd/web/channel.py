@@ -62,7 +62,7 @@ class Server(Structural):
     """
     The interface that a connection needs of the server, :class:`sandboxd.web.site.Site`.
 
-    :ivar settings: how much of a request is taken, and how slowly it may come.
+    :ivar settings: the limits of a request's size and time.
     :ivar reactor: for timeouts.
     """
 

@@ -1,7 +1,4 @@
-"""
-Conditional requests (RFC 9110 section 13): If-Match, If-None-Match, If-Modified-Since, If-Unmodified-Since and
-If-Range.
-"""
+"""Conditional requests (RFC 9110 section 13): If-Match, If-None-Match, If-(Un)Modified-Since and If-Range."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class KeyedResult(Generic[T]):
     """
     The result of a request with a key.
 
-    :ivar value: what it has started; None once it was dropped to save memory, or is unknown.
+    :ivar value: the result; None once it was dropped to save memory, or is unknown.
     :ivar why_lost: what is answered to a request that comes again when there is no value any more.
     :ivar keyed: whether the request has a key that is remembered, so that it may come again.
     """

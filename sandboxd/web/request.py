@@ -127,11 +127,11 @@ class Request(TwistedRequest):
     when it is first asked for. Until ``responseHeaders`` is asked for, headers of the response are in a dictionary.
 
     :ivar head: what the client has sent before the body.
-    :ivar route: the traits of its route; None if there is none for its method and path.
+    :ivar route: the traits of its route; None if no route has its method and path.
     :ivar success: whether the replies on its path have a ``success`` field.
     :ivar authenticated: whether it has a valid token.
     :ivar claim: an ``Authorization`` that would claim the daemon, which is to be tried first; or None.
-    :ivar refusal: what it is answered with in place of calling its route, or None.
+    :ivar refusal: the response to send in place of calling the route, or None.
     :ivar max_body: most bytes of its body; None for any number.
     :ivar stream: the body, if the route reads it as it arrives.
     :ivar duplex: whether its body goes on to arrive while it is answered.
@@ -346,7 +346,7 @@ class Request(TwistedRequest):
 
         :param head: the whole head of the response.
         :param received: called with what the client sends from now on.
-        :return: what it has sent behind the request.
+        :return: the bytes that the client has sent after the request.
         """
         self.upgraded, self.startedWriting, self.code = True, 1, 101
         self._answered = perf_counter()

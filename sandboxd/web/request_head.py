@@ -49,7 +49,7 @@ class Head(NamedTuple):
     """
     The head of a request.
 
-    :ivar data: as it was sent.
+    :ivar data: the bytes of the head, as they were sent.
     :ivar target: in origin form if the client sent it in absolute form.
     :ivar version: ``HTTP/1.0`` or ``HTTP/1.1``.
     :ivar fields: names in lower case and values without blanks around them, in the order in which they were sent.
@@ -85,7 +85,7 @@ def parse_fields(section: bytes) -> Fields:
     Parse a section of header fields.
 
     :param section: from behind the line before it to the empty line, both ends included.
-    :raise MalformedRequest: if it is none.
+    :raise MalformedRequest: if it is malformed.
     """
     if b" \r\n" in section or b"\t\r\n" in section:
         section = _BLANKS.sub(b"\r\n", section)
@@ -104,7 +104,7 @@ def parse_head(data: bytes) -> Head:
     Parse the head of a request.
 
     :param data: all of it, up to and with :data:`END`.
-    :raise MalformedRequest: if it is none that may be accepted.
+    :raise MalformedRequest: if it is not to be accepted.
     """
     line = _REQUEST_LINE.match(data)
     if line is None:

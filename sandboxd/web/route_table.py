@@ -34,9 +34,9 @@ class RouteLookup(NamedTuple):
     """
     The result of a lookup: the traits of a request's route, and what all routes of its path have in common.
 
-    :ivar route: the traits of its route; None if there is none for its method and path.
+    :ivar route: the traits of its route; None if no route has its method and path.
     :ivar open: whether a route of its path needs no token.
-    :ivar success: whether the replies of one have a ``success`` field.
+    :ivar success: whether the replies of a route of its path have a ``success`` field.
     """
 
     route: RouteTraits | None
@@ -96,7 +96,7 @@ class RouteTable:
         """
         Return the traits of a path's routes by method.
 
-        :param path: as it was sent, without the query.
+        :param path: the path as the client has sent it, without the query.
         """
         found = self._fixed.get(path)
         if found is None:

@@ -33,7 +33,7 @@ class Credentials:
     """
     The tokens that are accepted when the daemon starts, and the file that they come from.
 
-    :ivar tokens: those; empty if the daemon waits to be claimed.
+    :ivar tokens: the tokens; empty if the daemon waits to be claimed.
     :ivar path: the file that they came from, or None.
     :ivar pool: whether the first token that is sent claims the daemon, and is stored at ``path``.
     """

@@ -259,8 +259,8 @@ class WebSockets(Service):
         """
         Answer 101 and open a WebSocket.
 
-        :param kind: what it is counted as.
-        :param subprotocols: those that can be spoken, best first.
+        :param kind: the kind to count it as, for the metrics.
+        :param subprotocols: the supported ones, best first.
         :param default: the one that is spoken, without being named, if the client asks for none; None for no name.
         :raise HandshakeError: if the request does not ask for a WebSocket, or for none of the subprotocols.
         """
@@ -302,7 +302,7 @@ def check_handshake(request: Request, subprotocols: Sequence[str]) -> Response:
     """
     Check that a request asks for a WebSocket that can be opened.
 
-    :param subprotocols: those that can be spoken, best first.
+    :param subprotocols: the supported ones, best first.
     :return: the response that opens it.
     :raise HandshakeError: if it does not.
     """

@@ -1,1 +1,1 @@
-"""Tests of the client library: both faces, against the real daemon over real sockets."""
+"""Tests of the client library: the blocking and the asyncio client, against the real daemon over real sockets."""

@@ -1,4 +1,4 @@
-"""Fixtures: a sandbox through each face, directly and through a proxy that cuts connections."""
+"""Fixtures: a sandbox through each client, directly and through a proxy that cuts connections."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 
 from sandboxd.client import Sandbox
 from tests.clients.cutting import CuttingProxy
-from tests.clients.faces import OverAsyncio
+from tests.clients.over_asyncio import OverAsyncio
 from tests.daemon import Daemon
 
 #: Seconds after which a test fails.
 DEADLINE = 60
 
-#: What the tests take both faces for: the asyncio one is driven by an adapter that waits for each call.
+#: The type that the tests take both clients for: the asyncio one is driven by an adapter that waits for each call.
 AnySandbox = Sandbox
 
 
@@ -39,8 +39,8 @@ def connect(request: pytest.FixtureRequest, daemon: Daemon) -> Iterator[Callable
     made: list[AnySandbox] = []
 
     def make(url: str = daemon.url, secret: str | None = daemon.secret, patience: float = 10.0) -> AnySandbox:
-        face: Callable[..., AnySandbox] = Sandbox if request.param == "blocking" else OverAsyncio  # type: ignore[assignment]
-        made.append(face(url, secret, patience=patience))
+        make: Callable[..., AnySandbox] = Sandbox if request.param == "blocking" else OverAsyncio  # type: ignore[assignment]
+        made.append(make(url, secret, patience=patience))
         return made[-1]
 
     yield make
@@ -50,7 +50,7 @@ def connect(request: pytest.FixtureRequest, daemon: Daemon) -> Iterator[Callable
 
 @pytest.fixture
 def sandbox(connect: Callable[..., AnySandbox]) -> AnySandbox:
-    """The shared daemon, through each face."""
+    """The shared daemon, through each client."""
     return connect()
 
 

@@ -1,4 +1,4 @@
-"""Attachments to processes, through both faces."""
+"""Attachments to processes, through both clients."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_input(sandbox: Sandbox) -> None:
 
 
 def drive(attachment: Any, name: str, *arguments: object) -> None:
-    """Call a method of an attachment of either face."""
+    """Call a method of an attachment of either client."""
     result = getattr(attachment, name)(*arguments)
     if result is not None:
         attachment._loop.run_until_complete(result)

@@ -1,4 +1,4 @@
-"""The client's one description of the API, held against the daemon's OpenAPI document, and both faces against it."""
+"""The client's one description of the API against the daemon's OpenAPI document, and the clients against each other."""
 
 from __future__ import annotations
 
@@ -143,11 +143,11 @@ def test_every_field_of_a_request_can_be_given(document: Any) -> None:
     assert missing == {}
 
 
-def public(face: type) -> dict[str, Any]:
-    return {name: value for name, value in vars(face).items() if not name.startswith("_") and callable(value)}
+def public(client: type) -> dict[str, Any]:
+    return {name: value for name, value in vars(client).items() if not name.startswith("_") and callable(value)}
 
 
-def test_both_faces_have_the_same_methods() -> None:
+def test_both_clients_have_the_same_methods() -> None:
     blocking, asynchronous = public(Sandbox), public(AsyncSandbox)
     assert set(blocking) == set(asynchronous)
     for name, method in blocking.items():

@@ -35,7 +35,7 @@ class Packing(Steps):
 
     :param path: a directory, whose contents it is made of, or a file.
     :param excluded: whether something is left out, by its path from the top.
-    :param compressor: what it goes through.
+    :param compressor: compresses the archive.
     :param skip_unreadable: whether what may not be read is left out, instead of ending it all.
     """
 

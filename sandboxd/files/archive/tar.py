@@ -27,7 +27,7 @@ MAX_EXTENDED = 64 * 1024
 #: The records of extended headers that matter here.
 _KEYS = (b"path", b"linkpath", b"size", b"mtime", b"uid", b"gid")
 
-#: What a file system takes as a time, in seconds: 34 bits, ext4's.
+#: The range of times that a file system accepts, in seconds: 34 bits, ext4's.
 _MAX_TIME = 1 << 34
 
 #: The first number that is no user's; the kernel keeps it for none.
@@ -90,7 +90,7 @@ _KINDS = {type: kind for kind, type in _TYPES.items()} | {
     tarfile.CONTTYPE: MemberType.FILE,
 }
 
-#: Those after which no data comes, whatever their size says.
+#: Types of members without data, whatever their size says.
 _WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 
 

@@ -376,7 +376,7 @@ def _parts(name: str) -> list[str]:
     """
     Split a member's name at its slashes.
 
-    :raise TarError: if it leads elsewhere, or is none.
+    :raise TarError: if it leads out of the directory, or is malformed.
     """
     if name.startswith("/"):
         raise TarError(f"{name!r}: an absolute name; only names below the directory are unpacked")

@@ -1,4 +1,4 @@
-"""The asyncio face, driven so that the tests of the blocking one hold for it too."""
+"""The asyncio client, driven so that the tests of the blocking one hold for it too."""
 
 from __future__ import annotations
 
