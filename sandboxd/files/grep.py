@@ -1,6 +1,8 @@
 """
-Searches files for a pattern. Runs as a process of its own, which can be ended whatever its pattern: a regular
-expression may take exponential time, and holds the interpreter meanwhile.
+The program that searches files for a pattern, run as a process of its own by :mod:`sandboxd.files.grep_process`.
+
+A process can be killed whatever its pattern: a regular expression may take exponential time, and holds the interpreter
+meanwhile.
 
 Reads a :class:`Search` as JSON from stdin, and writes matches as lines of JSON to stdout; the last line has ``done``.
 If the pattern is no regular expression, there is one line only, which has ``malformed``.
