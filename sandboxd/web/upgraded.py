@@ -1,4 +1,4 @@
-"""The byte stream of a connection that was upgraded from HTTP to another protocol."""
+"""Connections that were upgraded from HTTP to another protocol, and the simplest such protocol: a byte stream."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ HIGH_WATER = 256 * 1024
 
 
 @implementer(IPushProducer)
-class UpgradedStream:
+class UpgradedConnection:
     """
-    The byte stream from and to the client. One coroutine reads, one writes; a disconnect cancels the route.
+    The base of the protocols of upgraded connections. One coroutine reads, one writes; a disconnect cancels the route.
+
+    Subclasses take what the client sends in :meth:`_data_received`, for which they must be ready before this class's
+    ``__init__`` is called.
 
     :param head: the whole head of the response, whose status is 101.
+    :ivar paused: whether the client has yet to take what was sent.
     """
 
     def __init__(self, request: Request, head: bytes) -> None:
+        self.paused = False
         self._request = request
-        self._chunks: list[bytes] = []
-        self._size = 0
         self._lost = False
-        self._paused = False
         self._reader: Deferred[None] | None = None
         self._writer: Deferred[None] | None = None
         request.notifyFinish().addBoth(self._disconnected)
@@ -33,6 +35,44 @@ class UpgradedStream:
         request.registerProducer(self, True)
         if behind:
             self._data_received(behind)
+
+    def pauseProducing(self) -> None:
+        """Make the writer wait, as the client reads more slowly than it writes."""
+        self.paused = True
+
+    def resumeProducing(self) -> None:
+        """Let the writer go on, as the client has caught up."""
+        self.paused = False
+        self._wake_writer()
+
+    def stopProducing(self) -> None:
+        """Do nothing: the client is gone, and the cancellation of the route follows."""
+
+    def _data_received(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def _disconnected(self, _: object) -> None:
+        self._lost = True
+        self._wake_writer()
+
+    def _wake_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None and not reader.called:
+            reader.callback(None)
+
+    def _wake_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None and not writer.called:
+            writer.callback(None)
+
+
+class UpgradedStream(UpgradedConnection):
+    """The byte stream from and to the client."""
+
+    def __init__(self, request: Request, head: bytes) -> None:
+        self._chunks: list[bytes] = []
+        self._size = 0
+        super().__init__(request, head)
 
     async def read(self) -> bytes:
         """Return bytes as soon as some have arrived."""
@@ -54,33 +94,13 @@ class UpgradedStream:
 
     async def when_ready(self) -> None:
         """Wait until the client has taken what was sent."""
-        while self._paused and not self._lost:
+        while self.paused and not self._lost:
             self._writer = Deferred()
             await self._writer
-
-    def pauseProducing(self) -> None:
-        """Make the writer wait, as the client reads more slowly than it writes."""
-        self._paused = True
-
-    def resumeProducing(self) -> None:
-        """Let the writer go on, as the client has caught up."""
-        self._paused = False
-        writer, self._writer = self._writer, None
-        if writer is not None and not writer.called:
-            writer.callback(None)
-
-    def stopProducing(self) -> None:
-        """Do nothing: the client is gone, and the cancellation of the route follows."""
 
     def _data_received(self, data: bytes) -> None:
         self._chunks.append(data)
         self._size += len(data)
         if self._size >= HIGH_WATER:
             self._request.connection.hold(True)
-        reader, self._reader = self._reader, None
-        if reader is not None and not reader.called:
-            reader.callback(None)
-
-    def _disconnected(self, _: object) -> None:
-        self._lost = True
-        self.resumeProducing()
+        self._wake_reader()
