@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, Generic, Literal, ParamSpec, TypeVar
 
-from sandboxd.client import operations, transfers, trees
+from sandboxd.client import file_operations, operations, transfers, trees
 from sandboxd.client.attaching import Attaching
 from sandboxd.client.errors import SandboxError, SandboxGone, Unavailable, error_of
 from sandboxd.client.flow import Backoff, ConnectionLost, Flow, Request, Response, Step, Work
@@ -159,31 +159,31 @@ class AsyncSandbox:
 
     # Files
 
-    read = awaitable(operations.read)
-    read_text = awaitable(operations.read_text)
-    read_lines = awaitable(operations.read_lines)
-    write = awaitable(operations.write)
-    append = awaitable(operations.append)
-    edit = awaitable(operations.edit)
+    read = awaitable(file_operations.read)
+    read_text = awaitable(file_operations.read_text)
+    read_lines = awaitable(file_operations.read_lines)
+    write = awaitable(file_operations.write)
+    append = awaitable(file_operations.append)
+    edit = awaitable(file_operations.edit)
     upload = awaitable(transfers.upload)
     download = awaitable(transfers.download)
     upload_tree = awaitable(trees.upload_tree)
     upload_entries = awaitable(trees.upload_entries)
     download_tree = awaitable(trees.download_tree)
-    stat = awaitable(operations.stat)
-    exists = awaitable(operations.exists)
-    list_files = awaitable(operations.list_files)
-    list_page = awaitable(operations.list_page)
-    glob = awaitable(operations.glob)
-    grep = awaitable(operations.grep)
-    make_dir = awaitable(operations.make_dir)
-    move = awaitable(operations.move)
-    copy = awaitable(operations.copy)
-    chmod = awaitable(operations.chmod)
-    touch = awaitable(operations.touch)
-    link = awaitable(operations.link)
-    delete = awaitable(operations.delete)
-    delete_tree = awaitable(operations.delete_tree)
+    stat = awaitable(file_operations.stat)
+    exists = awaitable(file_operations.exists)
+    list_files = awaitable(file_operations.list_files)
+    list_page = awaitable(file_operations.list_page)
+    glob = awaitable(file_operations.glob)
+    grep = awaitable(file_operations.grep)
+    make_dir = awaitable(file_operations.make_dir)
+    move = awaitable(file_operations.move)
+    copy = awaitable(file_operations.copy)
+    chmod = awaitable(file_operations.chmod)
+    touch = awaitable(file_operations.touch)
+    link = awaitable(file_operations.link)
+    delete = awaitable(file_operations.delete)
+    delete_tree = awaitable(file_operations.delete_tree)
 
     def watch(
         self, path: str, *, recursive: bool = False, exclude: Sequence[str] = (), after: int | None = None

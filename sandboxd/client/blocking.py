@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, Generic, Literal, ParamSpec, TypeVar
 
-from sandboxd.client import operations, transfers, trees
+from sandboxd.client import file_operations, operations, transfers, trees
 from sandboxd.client.attaching import Attaching
 from sandboxd.client.errors import SandboxError, SandboxGone, Unavailable, error_of
 from sandboxd.client.flow import Backoff, ConnectionLost, Flow, Request, Response, Step, Work
@@ -155,31 +155,31 @@ class Sandbox:
 
     # Files
 
-    read = blocking(operations.read)
-    read_text = blocking(operations.read_text)
-    read_lines = blocking(operations.read_lines)
-    write = blocking(operations.write)
-    append = blocking(operations.append)
-    edit = blocking(operations.edit)
+    read = blocking(file_operations.read)
+    read_text = blocking(file_operations.read_text)
+    read_lines = blocking(file_operations.read_lines)
+    write = blocking(file_operations.write)
+    append = blocking(file_operations.append)
+    edit = blocking(file_operations.edit)
     upload = blocking(transfers.upload)
     download = blocking(transfers.download)
     upload_tree = blocking(trees.upload_tree)
     upload_entries = blocking(trees.upload_entries)
     download_tree = blocking(trees.download_tree)
-    stat = blocking(operations.stat)
-    exists = blocking(operations.exists)
-    list_files = blocking(operations.list_files)
-    list_page = blocking(operations.list_page)
-    glob = blocking(operations.glob)
-    grep = blocking(operations.grep)
-    make_dir = blocking(operations.make_dir)
-    move = blocking(operations.move)
-    copy = blocking(operations.copy)
-    chmod = blocking(operations.chmod)
-    touch = blocking(operations.touch)
-    link = blocking(operations.link)
-    delete = blocking(operations.delete)
-    delete_tree = blocking(operations.delete_tree)
+    stat = blocking(file_operations.stat)
+    exists = blocking(file_operations.exists)
+    list_files = blocking(file_operations.list_files)
+    list_page = blocking(file_operations.list_page)
+    glob = blocking(file_operations.glob)
+    grep = blocking(file_operations.grep)
+    make_dir = blocking(file_operations.make_dir)
+    move = blocking(file_operations.move)
+    copy = blocking(file_operations.copy)
+    chmod = blocking(file_operations.chmod)
+    touch = blocking(file_operations.touch)
+    link = blocking(file_operations.link)
+    delete = blocking(file_operations.delete)
+    delete_tree = blocking(file_operations.delete_tree)
 
     def watch(
         self, path: str, *, recursive: bool = False, exclude: Sequence[str] = (), after: int | None = None

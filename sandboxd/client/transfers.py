@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import IO, cast
 
 from sandboxd.client.errors import Conflict, NotFound, Unavailable, error_of
+from sandboxd.client.file_operations import make_dir, move, stat
 from sandboxd.client.flow import Again, ConnectionLost, Flow, Request, Response, Writer, call, exchange, target, work
-from sandboxd.client.operations import make_dir, move, operation, stat
+from sandboxd.client.operations import operation
 from sandboxd.client.replies import FileInfo, Stored
 
 #: Bytes that are read from a local file at a time.

@@ -36,10 +36,10 @@ from collections import deque
 from contextlib import suppress
 from time import monotonic
 
+from sandboxd.processes.execute import execute, standard_path, with_mark
 from sandboxd.processes.limits import inherited_nofile
-from sandboxd.processes.marks import inherited_mark, kill_remaining, mark_variable, marks_by_limit
+from sandboxd.processes.marks import inherited_mark, kill_remaining, marks_by_limit
 from sandboxd.processes.spawn_messages import (
-    AT_CWD,
     AT_EXEC,
     AT_START,
     EXITED,
@@ -48,7 +48,6 @@ from sandboxd.processes.spawn_messages import (
     FORKED,
     INLINE,
     MAX_OUTPUT,
-    SCRIPT_FD,
     SIGNAL,
     START,
     START_LONG,
@@ -59,9 +58,6 @@ from sandboxd.processes.spawn_messages import (
     pack_record,
     unpack_request,
 )
-
-#: Directories in which a program is looked for, and from which it is executed, without a process that may block.
-STANDARD_PATH = (b"/usr/local/sbin", b"/usr/local/bin", b"/usr/sbin", b"/usr/bin", b"/sbin", b"/bin")
 
 #: Errors of execve(2) that are the program's.
 _EXEC_ERRORS = (
@@ -77,8 +73,6 @@ _EXEC_ERRORS = (
     errno.EPERM,
     errno.ETXTBSY,
 )
-
-_TIOCSCTTY = 0x540E
 
 #: Most requests that are served before exits are looked for.
 BURST = 8
@@ -296,7 +290,7 @@ class SpawnServer:
         if self._env[0] != request.env:
             self._env = (list(request.env), dict(entry.split(b"=", 1) for entry in request.env))
         plain = request.cwd is None and request.user is None and not (request.cgroup or request.limits or request.tty)
-        program = _standard(request.program, self._env[1]) if plain else None
+        program = standard_path(request.program, self._env[1]) if plain else None
         if program is None:
             child = self._add(number, *self._fork(request, fds))
             self._record(number, FORKED, child.pid)
@@ -323,7 +317,7 @@ class SpawnServer:
             for fd, targets in zip(fds, request.targets)  # noqa: B905
             for target in targets
         ]
-        env = self._env[1] if marks_by_limit() else _marked(self._env[1], request.mark)
+        env = self._env[1] if marks_by_limit() else with_mark(self._env[1], request.mark)
         with inherited_mark(request.mark), inherited_nofile(self._nofile):
             return os.posix_spawn(program, request.argv, env, file_actions=ends, setsid=True)
 
@@ -338,7 +332,7 @@ class SpawnServer:
             with inherited_mark(request.mark):
                 pid = os.fork()
                 if pid == 0:
-                    _execute(request, fds, self._nofile, their_errors)
+                    execute(request, fds, self._nofile, their_errors)
         except OSError:
             os.close(errors)
             raise
@@ -463,65 +457,6 @@ def _events(fds: tuple[int, ...]) -> dict[int, int]:
 def _size(fd: int) -> int:
     """Return the number of bytes in a pipe."""
     return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
-
-
-def _execute(request: StartRequest, fds: list[int], nofile: int, errors: int) -> None:
-    """Become the program of a request; report through ``errors`` and exit if that fails. Runs in the forked child."""
-    step, number = AT_START, errno.EINVAL
-    try:
-        os.setsid()
-        errors = fcntl.fcntl(errors, fcntl.F_DUPFD_CLOEXEC, SCRIPT_FD + 1)  # not where the script is to be
-        if request.tty:
-            fcntl.ioctl(fds[0], _TIOCSCTTY, 0)
-            if request.user is not None and os.geteuid() == 0:
-                os.fchown(fds[0], request.user[0], -1)  # as login(1) does, for who opens it by its name
-        for fd, targets in zip(fds, request.targets):  # noqa: B905
-            for target in targets:
-                os.dup2(fd, target) if fd != target else os.set_inheritable(fd, True)
-        if request.cgroup:
-            with open(os.path.join(request.cgroup, b"cgroup.procs"), "wb", buffering=0) as procs:
-                procs.write(b"0")
-        if request.user is not None:
-            uid, gid, groups = request.user
-            if os.geteuid() == 0:
-                os.setgroups(list(groups))
-            os.setresgid(gid, gid, gid)
-            os.setresuid(uid, uid, uid)
-        if request.cwd is not None:
-            step = AT_CWD
-            os.chdir(request.cwd)  # with the rights of the command's user
-            step = AT_START
-        env = _marked(dict(entry.split(b"=", 1) for entry in request.env), request.mark)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-        for limit, value in request.limits.items():
-            resource.setrlimit(limit, (value, value))
-        step = AT_EXEC
-        os.execvpe(request.program, request.argv, env)
-    except OSError as error:
-        number = error.errno or errno.EIO
-    except BaseException:
-        pass
-    finally:
-        os.write(errors, bytes([step]) + number.to_bytes(4, "little"))
-        os._exit(127)
-
-
-def _marked(env: dict[bytes, bytes], mark: int) -> dict[bytes, bytes]:
-    """Return an environment with the variable of a mark, if it needs one."""
-    return {**env, **{name.encode("ascii"): value.encode("ascii") for name, value in mark_variable(mark).items()}}
-
-
-def _standard(program: bytes, env: dict[bytes, bytes]) -> bytes | None:
-    """Return the path of a program in one of the standard directories; None if the child has to search for it."""
-    if b"/" in program:
-        return program if os.path.dirname(program) in STANDARD_PATH else None
-    for directory in env.get(b"PATH", os.fsencode(os.defpath)).split(b":"):
-        if directory not in STANDARD_PATH:
-            return None
-        path = os.path.join(directory, program)
-        if os.access(path, os.X_OK) and not os.path.isdir(path):
-            return path
-    return None
 
 
 def _name(pid: int) -> bytes:
