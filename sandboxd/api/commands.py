@@ -83,7 +83,7 @@ class CommandStarter:
         if command.cwd is not None or self._files.root.confined:
             cwd = command.cwd or "."
             command = dataclasses.replace(command, cwd=await self._files.call(_directory, cwd))
-        await self._turns.turn()  # for the caller starts it now
+        await self._turns.turn()  # as the caller starts the command now
         return command
 
     async def start(

@@ -95,16 +95,6 @@ class CommandOptions(TypedDict, total=False):
     survive: bool
 
 
-#: Fields of a command's body that are not options of the same name, by what they are made from.
-COMMAND_FIELDS = {
-    "cmd": "cmd",
-    "argv": "cmd",
-    "input_base64": "input",
-    "max_output": "max_output",
-    "detach": "reconnect",
-}
-
-
 def command_body(cmd: Cmd, options: CommandOptions) -> dict[str, Any]:
     """Return the body of a request that starts a command."""
     body: dict[str, Any] = dict(options)

@@ -283,7 +283,7 @@ class ProcessTable(Service):
         self._ended_bytes += execution.log.total_bytes
         if self._cgroups is not None and execution.cgroup is not None:
             self._cgroups.retire(execution.cgroup)
-        if execution.pid is None:  # it never ran
+        if execution.pid is None:  # the command never ran
             self._known.pop(execution.id, None)
             self._background.pop(execution.id, None)
             return

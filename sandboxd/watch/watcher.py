@@ -366,7 +366,7 @@ class Watcher:
             node = self._nodes[wd] = _Node(parent, name)
             node.wd = wd
         elif node.parent is not None and (node.parent is not parent or node.name != name):
-            # It was moved here, and the kernel's word of that is yet to be read.
+            # It was moved here, and the kernel's event of that is yet to be read.
             if node.parent.children.get(node.name) is node:
                 del node.parent.children[node.name]
             node.parent, node.name = parent, name

@@ -101,7 +101,7 @@ class Channel(Protocol):
         self.refused = False
         self.persistent = True
         self._buffer = b""  #: what has arrived and was not parsed
-        self._head: Head | None = None  #: the last one
+        self._head: Head | None = None  #: the one that was parsed last
         self._parsing = False
         self._request: Request | None = None
         self._begun = False  #: whether some of a request has arrived, but not all
@@ -112,7 +112,7 @@ class Channel(Protocol):
         self._producer: Any = None
         self._pull: _PullToPush | None = None
         self._blocked = False  #: whether the client has yet to take what was written
-        self._held = False  #: whether the client has to wait for the reader of what it sends
+        self._held = False  #: whether the reader of the body has to catch up
         self._aborted = False
         self._reading = True
         self._deadline = Deadline(site.reactor, self._expired)

@@ -23,7 +23,7 @@ Fields = list[tuple[bytes, bytes]]
 #: RFC 9112 section 3, and one empty line before it (section 2.2). A target has no fragment, and is ASCII.
 _REQUEST_LINE = re.compile(rb"(?:\r\n)?([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21\x22\x24-\x7e]+) (HTTP/1\.[01])\r\n")
 
-#: In the beginning of a head, what no head has: no token, or a line that ends in LF alone.
+#: The beginning of a malformed head: one without a token, or with a line that ends in LF alone.
 _MALFORMED = re.compile(rb"\A[^!#$%&'*+.^_`|~0-9A-Za-z\r-]|(?<!\r)\n")
 
 #: RFC 9112 section 3.2 and RFC 3986 section 3.2.2, by the characters alone.

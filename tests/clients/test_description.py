@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from sandboxd.client import AsyncSandbox, Sandbox, replies
-from sandboxd.client.operations import COMMAND_FIELDS, OPERATIONS, CommandOptions
+from sandboxd.client.operations import OPERATIONS, CommandOptions
 from tests.client import Api
 from tests.daemon import Daemon
 
@@ -119,6 +119,9 @@ def accepted(name: str) -> set[str]:
 
 
 COMMANDS = ("POST /run", "POST /run_streaming", "POST /start_process")
+
+#: Fields of their bodies that are not options of the same name.
+COMMAND_FIELDS = ("cmd", "argv", "input_base64", "max_output", "detach")
 
 
 def test_every_field_of_a_command_can_be_given(document: Any) -> None:

@@ -145,7 +145,7 @@ class Packing(Steps):
             info = os.fstat(fd)
             if not modes.S_ISREG(info.st_mode):
                 return
-            # What has been said of its size holds, whatever becomes of the file.
+            # The header promises this size, whatever becomes of the file.
             member = self._member(entry.path, MemberType.FILE, info)
             if info.st_nlink > 1 and self._is_known(info, member):
                 yield header(member)
