@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
 from sandboxd import __version__
+from sandboxd.api.agent_sandbox import add_agent_sandbox_routes
 from sandboxd.api.archive import add_archive_routes
 from sandboxd.api.attach import add_attach_route
 from sandboxd.api.commands import CommandStarter, add_command_routes
@@ -172,6 +173,7 @@ class Sandboxd(Service):
         add_watch_routes(routes, files, self.streams, self.watches)
         add_download_routes(routes, files)
         add_upload_routes(routes, files)
+        add_agent_sandbox_routes(routes, starter, files)
         add_port_routes(routes, self.forward, [sock.port for sock in proxy if sock.port is not None])
         add_listener_routes(routes, reactor, self.table, self.forward, poll, probe, self._general_threads, own_ports)
         add_attach_route(routes, self.table, self.websockets, turns)

@@ -26,6 +26,7 @@ FAMILIES = {
     "file_operations": "File operations",
     "archive": "Archives",
     "watch": "Watching",
+    "agent_sandbox": "For agent-sandbox's client",
     "ports": "The proxy",
     "listeners": "Ports of the sandbox",
     "tunnel": "",

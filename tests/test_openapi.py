@@ -143,6 +143,13 @@ def test_only_health_readiness_and_the_files_of_the_console_are_open(daemon: Dae
         ("POST", "/stat_file", {"path": ""}, 400),
         ("POST", "/bind_port", {"port": "x"}, 400),
         ("POST", "/unbind_port", {}, 200),
+        ("POST", "/execute", {"command": "exit 3"}, 200),
+        ("POST", "/execute", {}, 400),
+        ("GET", "/list/tmp", None, 404),
+        ("GET", "/list/.%2F", None, 200),
+        ("GET", "/exists/..%2Fx", None, 403),
+        ("GET", "/exists/x", None, 200),
+        ("GET", "/download/x", None, 404),
     ],
 )
 async def test_answers_are_as_the_document_says(

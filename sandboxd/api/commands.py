@@ -20,6 +20,7 @@ from sandboxd.execution.execution import Execution
 from sandboxd.execution.table import ProcessTable
 from sandboxd.files.access import Files
 from sandboxd.files.root import Root
+from sandboxd.messages.agent_sandbox import ExecuteResult
 from sandboxd.messages.decoding import BadRequest, Error
 from sandboxd.messages.executions import CommandRequest, Complete, Output, RunResult, StreamQuery
 from sandboxd.processes.child import SpawnError
@@ -34,6 +35,7 @@ from sandboxd.web.request import Request
 from sandboxd.web.sse import Streams, event
 
 T = TypeVar("T")
+Result = TypeVar("Result", RunResult, ExecuteResult)
 
 
 #: Bytes of each stream that ``/run`` keeps: the first half and the last half of them.
@@ -250,41 +252,18 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
 
         It ends with the connection, unless the request has an ``Idempotency-Key``.
         """
-        command = await starter.check(body)
-        limit = MAX_OUTPUT if body.max_output is None else body.max_output
-        try:
-            entry = starter.once(request, lambda: starter.buffered(command, limit))
-            buffered = entry.value
-            assert buffered is not None
-            execution = buffered.execution
-            await starter.until_started(execution, entry)
-        except SpawnError as error:
-            raise cannot_start(error) from None
-        name_execution(request, execution)
-        execution.when_settled().addCallback(lambda _: starter.store.holds(entry, buffered.cost))
-        try:
-            await execution.when_settled()
-        except CancelledError:
-            if not entry.keyed:  # else the client may come again with its key
-                execution.kill_without_waiting()
-            raise
-        code = code_of(execution)
-        stdout, stderr = buffered.kept["stdout"], buffered.kept["stderr"]
+        buffered = await run_to_end(request, starter, body)
+        code = code_of(buffered.execution)
         result = RunResult(
             stdout="",
             stderr="",
             code=code,
             error="Non-zero exit code" if code else UNSET,
-            stdout_dropped=stdout.dropped or UNSET,
-            stderr_dropped=stderr.dropped or UNSET,
-            **outcome(execution),
+            stdout_dropped=buffered.kept["stdout"].dropped or UNSET,
+            stderr_dropped=buffered.kept["stderr"].dropped or UNSET,
+            **outcome(buffered.execution),
         )
-        if buffered.size <= SMALL:
-            result.stdout = b"".join(stdout.pieces()).decode("utf-8", "replace")
-            result.stderr = b"".join(stderr.pieces()).decode("utf-8", "replace")
-            return result
-        await send_json_parts(request, _in_parts(result, stdout, stderr))
-        return None
+        return await with_output(request, result, buffered)
 
     @routes.post(
         "/run_streaming",
@@ -329,8 +308,49 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
             stream.finish()
 
 
-def _in_parts(result: RunResult, stdout: HeadAndTail, stderr: HeadAndTail) -> Iterator[bytes]:
-    """Encode the reply of ``/run`` in parts, each when it is needed; ``result`` has all fields but the output."""
+async def run_to_end(request: Request, starter: CommandStarter, body: CommandRequest) -> BufferedOutput:
+    """
+    Run the command of a request, and wait for its end. It ends with the connection, unless the request has a key.
+
+    :return: the execution, and what was kept of its output.
+    :raise BadRequest: if the request is malformed.
+    :raise ApiError: if the command cannot be started.
+    :raise KeyConflict: if the request's key is another's.
+    """
+    command = await starter.check(body)
+    limit = MAX_OUTPUT if body.max_output is None else body.max_output
+    try:
+        entry = starter.once(request, lambda: starter.buffered(command, limit))
+        buffered = entry.value
+        assert buffered is not None
+        execution = buffered.execution
+        await starter.until_started(execution, entry)
+    except SpawnError as error:
+        raise cannot_start(error) from None
+    name_execution(request, execution)
+    execution.when_settled().addCallback(lambda _: starter.store.holds(entry, buffered.cost))
+    try:
+        await execution.when_settled()
+    except CancelledError:
+        if not entry.keyed:  # else the client may come again with its key
+            execution.kill_without_waiting()
+        raise
+    return buffered
+
+
+async def with_output(request: Request, result: Result, buffered: BufferedOutput) -> Result | None:
+    """Answer with a result whose first fields are ``stdout`` and ``stderr``, empty as yet; in parts if that is long."""
+    stdout, stderr = buffered.kept["stdout"], buffered.kept["stderr"]
+    if buffered.size <= SMALL:
+        result.stdout = b"".join(stdout.pieces()).decode("utf-8", "replace")
+        result.stderr = b"".join(stderr.pieces()).decode("utf-8", "replace")
+        return result
+    await send_json_parts(request, _in_parts(result, stdout, stderr))
+    return None
+
+
+def _in_parts(result: RunResult | ExecuteResult, stdout: HeadAndTail, stderr: HeadAndTail) -> Iterator[bytes]:
+    """Encode a result in parts, each when it is needed; ``result`` has all but the output."""
     before = b'{"stdout":"'
     for stream, after in ((stdout, b'","stderr":"'), (stderr, b'"')):
         yield before

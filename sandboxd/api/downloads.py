@@ -46,15 +46,7 @@ def add_download_routes(routes: Routes, files: Files) -> None:
 
         `Range` asks for parts of it, and the conditional headers for nothing if it is, or is not, what the client has.
         """
-        asked = conditions(request)
-        pool = await files.threads.find_pool(query.path)
-        file = Download(files.root, query.path)
-        try:
-            await pool(file.open)
-            return await _send(request, pool, file, asked)
-        finally:
-            if not file.over:
-                close_in_thread(pool, file.close)
+        return await send_file(request, files, query.path)
 
     async def head(request: Request, query: FileQuery) -> Reply | None:
         """Return the headers of a `GET` of a file, without its bytes."""
@@ -64,6 +56,24 @@ def add_download_routes(routes: Routes, files: Files) -> None:
         get
     )
     routes.route("HEAD", "/files", query=FileQuery, reply=RawBody(), errors=_ERRORS, headers=_HEADERS)(head)
+
+
+async def send_file(request: Request, files: Files, path: str) -> Reply | None:
+    """
+    Send a file, or 304 or 412 if the request's conditions say so.
+
+    :raise FileError: if it cannot be read.
+    :raise ApiError: if its conditions are not met.
+    """
+    asked = conditions(request)
+    pool = await files.threads.find_pool(path)
+    file = Download(files.root, path)
+    try:
+        await pool(file.open)
+        return await _send(request, pool, file, asked)
+    finally:
+        if not file.over:
+            close_in_thread(pool, file.close)
 
 
 async def _send(request: Request, pool: ThreadPool, file: Download, asked: Conditions) -> Reply | None:

@@ -20,6 +20,7 @@ from sandboxd.api.tunnel import port_number
 from sandboxd.proxy.outgoing import Outgoing, connect
 from sandboxd.reactor.first_to_end import first_to_end
 from sandboxd.reactor.interfaces import Reactor
+from sandboxd.web.auth import OWN_AUTHORIZATION
 from sandboxd.web.body import BodyError, BodyStream
 from sandboxd.web.request import Request
 from sandboxd.web.response import ResponseStream
@@ -50,6 +51,7 @@ REPLACED = frozenset(
         b"x-forwarded-prefix",
         b"x-forwarded-proto",
         b"x-sandbox-authorization",
+        OWN_AUTHORIZATION.lower(),
     )
 )
 

@@ -13,6 +13,7 @@ import errno
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from klein import Klein
@@ -111,6 +112,7 @@ class Routes:
         websocket: bool = False,
         open: bool = False,
         observes: bool = False,
+        rest: bool = False,
         documented: bool = True,
     ) -> Adder:
         """
@@ -131,12 +133,15 @@ class Routes:
         :param websocket: whether it opens a WebSocket; see there.
         :param open: whether it needs no token; see there.
         :param observes: whether it only looks at the daemon; see there.
+        :param rest: whether its last parameter is the rest of the path; see there. Only for GET and one parameter.
         :param documented: whether it is in the OpenAPI document.
         """
         takes = RawBody() if body_type is bytes else body_type
         streams = isinstance(body_type, RawBody)
         self.table.add(
-            method.encode("ascii"), path, RouteTraits(open, observes, streams, websocket=websocket, success=success)
+            method.encode("ascii"),
+            path,
+            RouteTraits(open, observes, streams, websocket=websocket, success=success, rest=rest),
         )
 
         def add(route: Route) -> None:
@@ -180,7 +185,10 @@ class Routes:
                     body = None
 
             endpoint.__name__ = f"{method} {path}"
-            self.app.route(path, methods=[method])(endpoint)
+            if rest:
+                self._add_rest(path, endpoint)
+            else:
+                self.app.route(path, methods=[method])(endpoint)
             if "<" not in path:
                 for prefix in (b"", PREFIX):
                     self._fixed[method.encode("ascii"), prefix + path.encode("ascii")] = endpoint
@@ -219,6 +227,21 @@ class Routes:
                 )
 
         return add
+
+    def _add_rest(self, path: str, endpoint: Endpoint) -> None:
+        """Have an endpoint called with the rest of the path, which is any bytes, as Klein would not."""
+        prefix, _, name = path.removesuffix(">").partition("<")
+
+        async def with_rest(request: Request) -> bytes | None:
+            if request.method not in (b"GET", b"HEAD"):
+                request.template = path
+                request.setHeader(b"Allow", b"GET")
+                return _json(request, Reply({"error": f"{path} takes GET only"}, 405))
+            encoded = request.path.removeprefix(PREFIX).removeprefix(prefix.encode("ascii"))
+            return await endpoint(request, **{name: os.fsdecode(unquote_to_bytes(encoded))})
+
+        for start in (b"", PREFIX):
+            self._subtrees[start + prefix.encode("ascii")] = with_rest
 
     def resource(self) -> IResource:
         """

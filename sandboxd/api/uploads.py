@@ -98,16 +98,11 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
         except FormError as error:
             raise BadRequest(str(error)) from None
         try:
-            while data := await body.read():
-                await pool(form.feed, data)
-            form.end()
+            await receive_form(pool, form, body)
         except FormError as error:
             raise ApiError(400, str(error), files=_files(query.path, form)) from None
         except FileError as error:
             raise ApiError(error.status, str(error), files=_files(query.path, form)) from None
-        finally:
-            if not form.over:
-                close_in_thread(pool, form.close)
         return StoredFiles(_files(query.path, form))
 
     @routes.route(
@@ -117,6 +112,22 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
         """Remove a file, a link, or an empty directory."""
         await files.call(delete, query.path, require(conditions(request)))
         return Deleted(query.path)
+
+
+async def receive_form(pool: ThreadPool, form: Form, body: BodyStream) -> None:
+    """
+    Write the files of a form as it arrives.
+
+    :raise FormError: if it is malformed.
+    :raise FileError: if a file cannot be written; those before it are.
+    """
+    try:
+        while data := await body.read():
+            await pool(form.feed, data)
+        form.end()
+    finally:
+        if not form.over:
+            close_in_thread(pool, form.close)
 
 
 async def _receive(pool: ThreadPool, upload: Upload, body: BodyStream) -> UploadResult:

@@ -38,12 +38,14 @@ class Form(Steps):
 
     :param boundary: the boundary between its parts.
     :param upload: makes an upload from a file's name.
+    :param nested: whether a name may be a path, with slashes in it.
     :ivar written: the results of its files so far, with their names.
     :ivar over: whether nothing is left to be discarded.
     """
 
-    def __init__(self, boundary: bytes, upload: Callable[[str], Upload]) -> None:
+    def __init__(self, boundary: bytes, upload: Callable[[str], Upload], nested: bool = False) -> None:
         super().__init__()
+        self._nested = nested
         self.written: list[tuple[str, UploadResult]] = []
         self._upload = upload
         self._current: Upload | None = None
@@ -114,7 +116,7 @@ class Form(Steps):
         if b"filename" not in options:
             raise FormError(f"the part {field!r} has no filename; only files are taken")
         name = os.fsdecode(options[b"filename"].replace(b"%22", b'"').replace(b"%0D", b"\r").replace(b"%0A", b"\n"))
-        if name in ("", ".", "..") or "/" in name or "\0" in name:
+        if name in ("", ".", "..") or ("/" in name and not self._nested) or "\0" in name:
             raise FormError(f"the part {field!r} has the filename {name!r}, which must be a name in the directory")
         if len(self.written) >= MAX_FILES:
             raise FormError(f"the form has more than {MAX_FILES} files; send an archive")

@@ -13,6 +13,7 @@ import pwd
 import stat as modes
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
@@ -107,6 +108,31 @@ def stat(root: Root, path: str, follow: bool = False) -> dict[str, object]:
         finally:
             os.close(fd)
     return described(path, info, target, OwnerNames())
+
+
+def followed(root: Root, path: str) -> list[tuple[str, os.stat_result]]:
+    """
+    Return the names in a directory, sorted, each with the stat of what it leads to; its own if that is nothing, or not
+    in the root.
+
+    :raise FileError: if it cannot be read.
+    """
+    found = []
+    with os_errors("open", path):
+        fd = root.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for name in sorted(os.listdir(fd)):
+                try:
+                    info = os.lstat(name, dir_fd=fd)
+                except FileNotFoundError:  # removed since
+                    continue
+                if modes.S_ISLNK(info.st_mode):
+                    with suppress(OSError):
+                        info = root.stat(os.path.join(path, name))
+                found.append((name, info))
+        finally:
+            os.close(fd)
+    return found
 
 
 @dataclass(frozen=True)

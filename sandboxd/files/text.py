@@ -280,6 +280,20 @@ class FileStat(TypedDict):
     mode: str
 
 
+def exists(root: Root, path: str) -> bool:
+    """
+    Return whether a path leads to anything.
+
+    :raise FileError: if that cannot be seen, or is not in the root.
+    """
+    with os_errors("stat", path):
+        try:
+            root.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
+
+
 def stat(root: Root, path: str) -> FileStat:
     """
     Describe a file.

@@ -7,7 +7,7 @@ from urllib.parse import unquote_to_bytes
 from twisted.logger import Logger
 
 from sandboxd.settings import Settings
-from sandboxd.web.auth import DaemonAuth, same_origin, subprotocol_authorization
+from sandboxd.web.auth import OWN_AUTHORIZATION, DaemonAuth, same_origin, subprotocol_authorization
 from sandboxd.web.request import Refusal, Request, too_large
 from sandboxd.web.route_table import RouteTable, RouteTraits
 
@@ -56,16 +56,17 @@ class Admission:
         request.max_body = limit
         if length is not None and limit is not None and length > limit:
             return too_large(limit)
-        return _bad_path(request.path)
+        return None if route is not None and route.rest else _bad_path(request.path)
 
     def _authenticate(self, request: Request, route: RouteTraits | None) -> Refusal | None:
         """
-        Check a request's token, in the header ``Authorization`` or, for a WebSocket, in a subprotocol.
+        Check a request's token: in the header :data:`OWN_AUTHORIZATION`, else in ``Authorization``, else, for a
+        WebSocket, in a subprotocol.
 
         Only a WebSocket's may be there, as no browser lets a page set that header for anything else; then the page has
         to be our own host's.
         """
-        header = request.getHeader(b"Authorization")
+        header = request.getHeader(OWN_AUTHORIZATION) or request.getHeader(b"Authorization")
         in_subprotocol = False
         if header is None and route is not None and route.websocket:
             header = subprotocol_authorization(request.requestHeaders.getRawHeaders(b"Sec-WebSocket-Protocol", []))

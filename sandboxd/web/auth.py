@@ -29,6 +29,10 @@ def bearer_token(header: bytes | None) -> bytes | None:
     return token.strip() if scheme.lower() == b"bearer" else None
 
 
+#: In place of ``Authorization``, where a reverse proxy on the way keeps that for itself. A page of another host cannot
+#: set it either without a CORS preflight, which is not answered. (``X-Sandbox-*`` are the agent-sandbox router's.)
+OWN_AUTHORIZATION = b"X-Sandboxd-Authorization"
+
 #: Kubernetes' subprotocol by which a browser, that cannot set ``Authorization``, sends a token to a WebSocket: followed
 #: by the token in base64url without padding.
 BEARER_PROTOCOL = "base64url.bearer.authorization.k8s.io."

@@ -19,6 +19,7 @@ class RouteTraits(NamedTuple):
     :ivar streams: whether it reads its body as it arrives.
     :ivar forwards: whether its requests are forwarded: the path as it was sent, the body as it arrives, of any size.
     :ivar websocket: whether it opens a WebSocket.
+    :ivar rest: whether its last parameter is the rest of the path, with slashes, percent-encoded or not.
     :ivar success: whether its replies have a ``success`` field, which is false in errors.
     """
 
@@ -28,6 +29,7 @@ class RouteTraits(NamedTuple):
     forwards: bool = False
     websocket: bool = False
     success: bool = False
+    rest: bool = False
 
 
 class RouteLookup(NamedTuple):
@@ -61,7 +63,8 @@ class RouteTable:
         """
         self._known.clear()
         if "<" in path:
-            pattern = re.compile(re.sub("<[a-z]+>", "[^/]+", path).encode("ascii"))
+            expression = re.sub("<[a-z]+>$", ".*", path) if traits.rest else path
+            pattern = re.compile(re.sub("<[a-z]+>", "[^/]+", expression).encode("ascii"))
             self._patterns.setdefault(pattern, {})[method] = traits
         else:
             self._fixed.setdefault(path.encode("ascii"), {})[method] = traits
