@@ -47,12 +47,16 @@ class Others:
 
 
 def memory(pid: int, field: str) -> int:
-    """A field of /proc/PID/status in bytes: VmRSS is what is resident, VmHWM the most that was."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    """
+    A field of /proc/PID/status in bytes: VmRSS is what is resident, VmHWM the most that was; or Pss of smaps_rollup, in
+    which what is shared is counted by its share.
+    """
+    file = "smaps_rollup" if field == "Pss" else "status"
+    for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == field:
             return int(value.split()[0]) * 1024
-    raise ValueError(f"/proc/{pid}/status has no {field}")
+    raise ValueError(f"/proc/{pid}/{file} has no {field}")
 
 
 def reset_peak(pid: int) -> None:
@@ -65,6 +69,12 @@ def family(pid: int) -> list[int]:
     program = os.readlink(f"/proc/{pid}/exe")
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *(int(child) for child in children if os.readlink(f"/proc/{child}/exe") == program)]
+
+
+def descendants(pid: int) -> list[int]:
+    """A process, its children, theirs, and so on."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in descendants(int(child)))]
 
 
 class Helper:

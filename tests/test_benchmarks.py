@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import chart, history
+from benchmarks import chart, fleet, history
 from benchmarks.client import Failed
 from benchmarks.events import check, lost_lines
 from benchmarks.rows.streaming import numbers
@@ -74,6 +75,14 @@ def test_a_server_that_does_not_start_is_told() -> None:
     done = benchmarks("--quick", "--only", "health", "--command", f"{sys.executable} -c 'raise SystemExit(chr(65))'")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "sandboxd: it does not start: A\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: only root sees the memory of a daemon")
+def test_a_fleet_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "SETTLED", 0.05)
+    found = fleet.measure(2, 0.1)
+    assert found["daemons"] == (2, "")
+    assert all(value > 0 for name, (value, _) in found.items() if "processor" not in name)
 
 
 def test_an_unknown_row_is_refused() -> None:
