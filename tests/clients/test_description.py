@@ -29,6 +29,11 @@ NOT_CALLED = {
     "GET /mcp": "for MCP clients, which speak it themselves",
     "DELETE /mcp": "for MCP clients, which speak it themselves",
     "GET /console/": "a page, for browsers",
+    "POST /execute": "for agent-sandbox's client; POST /run",
+    "POST /upload": "for agent-sandbox's client; PUT /files",
+    "GET /download/{path}": "for agent-sandbox's client; GET /files",
+    "GET /list/{path}": "for agent-sandbox's client; GET /files/list",
+    "GET /exists/{path}": "for agent-sandbox's client; GET /files/stat",
 }
 
 #: Any method, any path: for HTTP clients of what runs in the sandbox.
