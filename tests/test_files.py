@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sandboxd.files import text
+from sandboxd.files import operations
 from sandboxd.files.root import Root
 from sandboxd.files.temporary_names import temporary_for
 from tests.client import Api
@@ -376,9 +376,9 @@ def test_delete_dir_never_removes_the_root(tmp_path: Path, path: str) -> None:
     (tmp_path / "link").symlink_to("/")
     (tmp_path / "precious").write_text("")
     code = (
-        "import encodings.idna, os, sys; from sandboxd.files import errors, root, text\n"
+        "import encodings.idna, os, sys; from sandboxd.files import errors, operations, root\n"
         "os.chroot(sys.argv[1]); os.chdir('/')\n"
-        "try: text.delete_tree(root.Root(), sys.argv[2])\n"
+        "try: operations.delete_tree(root.Root(), sys.argv[2])\n"
         "except errors.FileError as error: print(error)"
     )
     ended = subprocess.run(
@@ -558,4 +558,4 @@ async def test_owner_group_and_mode_of_a_file_are_kept(api: Api, tmp_path: Path,
 def test_a_file_whose_time_is_outside_of_the_calendar_can_be_looked_at(seconds: int) -> None:
     with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:  # which keeps any time
         os.utime(file.name, (seconds, seconds))
-        assert text.stat(Root(), file.name)["mod_time"][:4] in ("0001", "9999")
+        assert operations.stat(Root(), file.name)["mod_time"][:4] in ("0001", "9999")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sandboxd.files import text
+from sandboxd.files import operations
 from sandboxd.files.download import Download
 from sandboxd.files.errors import FileError
 from sandboxd.files.root import Root
@@ -156,7 +156,7 @@ async def test_absolute_links_into_the_root_are_followed(rooted: Rooted) -> None
 
 def test_links_of_the_kernel_do_not_lead_anywhere() -> None:
     with pytest.raises(FileError, match="too many levels of symbolic links"):
-        text.read(Root("/proc"), f"/proc/{os.getpid()}/root/etc/hostname")
+        operations.read(Root("/proc"), f"/proc/{os.getpid()}/root/etc/hostname")
 
 
 async def test_commands_start_in_the_root(rooted: Rooted) -> None:
@@ -221,15 +221,15 @@ def test_no_race_leads_out(tmp_path: Path, kind: str) -> None:
         swapper.stdout.readline()
         for turn in range(250):
             for work in (
-                lambda: seen.add(text.read(root, "link/inner/f").decode()),
-                lambda: seen.update(text.names(root, "link/inner")),
-                lambda turn=turn: text.write(root, "link/inner/f", f"text {turn}"),
-                lambda: text.write(root, "link/new", "text"),
-                lambda: text.make_directories(root, "link/new/deep"),
-                lambda: text.delete(root, "link/new"),
-                lambda: text.delete_tree(root, "link/new"),
-                lambda: text.delete_tree(root, "link/inner/sub"),
-                lambda: text.stat(root, "link/inner/f"),
+                lambda: seen.add(operations.read(root, "link/inner/f").decode()),
+                lambda: seen.update(operations.names(root, "link/inner")),
+                lambda turn=turn: operations.write(root, "link/inner/f", f"text {turn}"),
+                lambda: operations.write(root, "link/new", "text"),
+                lambda: operations.make_directories(root, "link/new/deep"),
+                lambda: operations.delete(root, "link/new"),
+                lambda: operations.delete_tree(root, "link/new"),
+                lambda: operations.delete_tree(root, "link/inner/sub"),
+                lambda: operations.stat(root, "link/inner/f"),
                 lambda: seen.add(opened(root, "link/inner/f")),
                 lambda: patch(root, "link/inner/f"),
             ):
@@ -255,7 +255,7 @@ def test_trees_of_any_depth_are_removed(tmp_path: Path) -> None:
         os.close(fd)
         fd = below
     os.close(fd)
-    text.delete_tree(Root(), str(tmp_path / "d"))
+    operations.delete_tree(Root(), str(tmp_path / "d"))
     assert os.listdir(tmp_path) == []
 
 

@@ -16,10 +16,10 @@ from sandboxd.files.edit import NoMatch, edit
 from sandboxd.files.etag import entity_tag
 from sandboxd.files.grep_process import GrepProcess
 from sandboxd.files.listing import Page, listing, stat
+from sandboxd.files.operations import append, touch
 from sandboxd.files.patterns import PatternError
 from sandboxd.files.permissions import change
 from sandboxd.files.renames import link
-from sandboxd.files.text import append, touch
 from sandboxd.messages.decoding import BadRequest
 from sandboxd.messages.file_operations import (
     AppendRequest,

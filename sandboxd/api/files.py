@@ -10,12 +10,12 @@ from twisted.internet.defer import CancelledError
 
 from sandboxd.api.routing import Routes, send_json_parts
 from sandboxd.execution.lines import character_border
-from sandboxd.files import text
+from sandboxd.files import operations
 from sandboxd.files.access import Files
 from sandboxd.files.errors import FileError
 from sandboxd.files.line_range import LineRange
+from sandboxd.files.operations import write
 from sandboxd.files.root import Root
-from sandboxd.files.text import write
 from sandboxd.messages.decoding import BadRequest, Done, Error, Failure, PathRequest
 from sandboxd.messages.files import Content, Entries, FileEntry, Lines, ReadFileRequest, Stat, WriteFileRequest
 from sandboxd.messages.long_text import LongText, cut_out
@@ -50,26 +50,26 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
 
     def delete_file(root: Root, path: str) -> Struct:
         """Remove a file, a link, or an empty directory."""
-        text.delete(root, path)
+        operations.delete(root, path)
         return Done(True)
 
     def delete_dir(root: Root, path: str) -> Struct:
         """Remove a file or a directory tree, as ``rm -rf`` does; it is no error if there is none."""
-        text.delete_tree(root, path)
+        operations.delete_tree(root, path)
         return Done(True)
 
     def make_dir(root: Root, path: str) -> Struct:
         """Make a directory, and those above it."""
-        text.make_directories(root, path)
+        operations.make_directories(root, path)
         return Done(True)
 
     def list_dir(root: Root, path: str) -> Struct:
         """List the names in a directory."""
-        return Entries(text.names(root, path))
+        return Entries(operations.names(root, path))
 
     def stat_file(root: Root, path: str) -> Struct:
         """Describe a file or a directory."""
-        return Stat(FileEntry(**text.stat(root, path)))
+        return Stat(FileEntry(**operations.stat(root, path)))
 
     post("/delete_file", delete_file, Done)
     post("/delete_dir", delete_dir, Done)
@@ -125,7 +125,7 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
                 return await _lines(request, files, body)
             data = cached.read(body.path)
             if data is None:
-                data = await files.call(text.read, body.path)
+                data = await files.call(operations.read, body.path)
         except FileError as error:
             return _failed(error, False)
         if len(data) <= CHUNK:

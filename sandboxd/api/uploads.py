@@ -13,8 +13,8 @@ from sandboxd.files.errors import FileError
 from sandboxd.files.etag import entity_tag
 from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.form import Form, FormError, boundary
+from sandboxd.files.operations import delete
 from sandboxd.files.permissions import Owner, owner
-from sandboxd.files.text import delete
 from sandboxd.files.upload import Corrupt, Patch, Replacement, Upload, UploadResult
 from sandboxd.messages.decoding import BadRequest
 from sandboxd.messages.raw_files import Deleted, FileQuery, FormQuery, Stored, StoredFiles, UploadQuery

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from sandboxd.files.errors import FileError, os_errors
 from sandboxd.files.etag import entity_tag
+from sandboxd.files.operations import MAX_READ
 from sandboxd.files.root import Root
-from sandboxd.files.text import MAX_READ
 from sandboxd.files.upload import Check, Replacement
 
 #: Bytes in which a text is replaced at a time.
@@ -74,8 +74,8 @@ def edit(root: Root, path: str, edits: list[Edit], check: Check) -> Edited:
 
     :param check: called with the stat of the file; raises if it is not to be changed.
     :raise NoMatch: if one does not fit; then nothing is changed.
-    :raise FileError: if it cannot be read or written, or has more than :data:`~sandboxd.files.text.MAX_READ` bytes, or
-        was changed by another writer.
+    :raise FileError: if it cannot be read or written, was changed by another writer, or has more than
+        :data:`~sandboxd.files.operations.MAX_READ` bytes.
     """
     data, before = _read(root, path, check)
     replaced: list[int] = []

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from twisted.internet.defer import CancelledError
 
 from sandboxd.files.errors import FileError, os_errors
+from sandboxd.files.operations import MAX_READ, open_regular
 from sandboxd.files.root import Root
-from sandboxd.files.text import MAX_READ, open_regular
 
 #: Bytes that are read at a time.
 _PIECE = 256 * 1024
@@ -32,7 +32,7 @@ class LinesRead(NamedTuple):
 class LineRange:
     """
     A reader of a range of lines that counts all lines of the file. It keeps the range only, of at most
-    :data:`~sandboxd.files.text.MAX_READ` bytes.
+    :data:`~sandboxd.files.operations.MAX_READ` bytes.
 
     :param first: number of the first line, from 1.
     :param limit: how many lines, or None for all that follow.

@@ -13,10 +13,10 @@ from sandboxd.files.edit import Edit, NoMatch, edit
 from sandboxd.files.grep_process import GrepProcess
 from sandboxd.files.line_range import LineRange
 from sandboxd.files.listing import ListFilter, listing
+from sandboxd.files.operations import write
 from sandboxd.files.patterns import PatternError
 from sandboxd.files.renames import make_parents
 from sandboxd.files.root import Root
-from sandboxd.files.text import write
 from sandboxd.mcp.tool import Arguments, Progress, Tool, ToolError, as_json
 from sandboxd.messages.file_operations import GlobRequest, GrepRequest
 from sandboxd.reactor.threads import ThreadPool

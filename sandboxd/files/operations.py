@@ -1,4 +1,4 @@
-"""File operations of the Koyeb contract: small text files, directories and names."""
+"""Operations on whole files and directories: read, write, append, delete, make, list names, stat, touch."""
 
 from __future__ import annotations
 
