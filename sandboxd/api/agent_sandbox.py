@@ -20,7 +20,7 @@ from sandboxd.api.uploads import receive_form
 from sandboxd.files.access import Files
 from sandboxd.files.form import Form, FormError, boundary
 from sandboxd.files.listing import followed
-from sandboxd.files.text import exists
+from sandboxd.files.operations import exists
 from sandboxd.files.upload import Replacement, Upload
 from sandboxd.messages.agent_sandbox import DirectoryEntry, ExecuteRequest, ExecuteResult, PathExists, Uploaded
 from sandboxd.messages.decoding import BadRequest, check_path
