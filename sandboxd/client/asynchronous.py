@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Concatenate, Generic, Literal, ParamSpec, Type
 from sandboxd.client import file_operations, operations, transfers, trees
 from sandboxd.client.attaching import Attaching
 from sandboxd.client.errors import SandboxError, SandboxGone, Unavailable, error_of
-from sandboxd.client.flow import Backoff, ConnectionLost, Flow, Request, Response, Step, Work
+from sandboxd.client.flow import Backoff, BlockingCall, ConnectionLost, Flow, HttpRequest, HttpResponse, Step
 from sandboxd.client.follow import CommandFollow, Follow, follow_changes, follow_command, follow_log
 from sandboxd.client.http import auth_headers, check_url, head, httpx, lost, timeouts, verify
 from sandboxd.client.operations import Cmd, CommandOptions
@@ -249,25 +249,25 @@ class AsyncSandbox:
             flow.close()
 
     async def _step(self, step: Step, backoff: Backoff) -> object:
-        if isinstance(step, Request):
+        if isinstance(step, HttpRequest):
             return await self._send(step)
-        if isinstance(step, Work):
+        if isinstance(step, BlockingCall):
             return await asyncio.to_thread(step.function)
         await asyncio.sleep(backoff.after(step))
         return None
 
-    async def _send(self, request: Request) -> Response:
+    async def _send(self, request: HttpRequest) -> HttpResponse:
         async with self.open_stream(request) as response:
             answer = head(response)
             if request.sink is None or answer.status >= 400:
-                return Response(answer.status, answer.headers, await response.aread())
+                return HttpResponse(answer.status, answer.headers, await response.aread())
             write = await asyncio.to_thread(request.sink, answer)
             async for data in response.aiter_raw():
                 await asyncio.to_thread(write, data)
             return answer
 
     @asynccontextmanager
-    async def open_stream(self, request: Request) -> AsyncIterator[httpx.Response]:
+    async def open_stream(self, request: HttpRequest) -> AsyncIterator[httpx.Response]:
         """
         Send a request, and give its reply, with the body unread, to the ``async with`` statement.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Concatenate, Generic, Literal, ParamSpec, Type
 from sandboxd.client import file_operations, operations, transfers, trees
 from sandboxd.client.attaching import Attaching
 from sandboxd.client.errors import SandboxError, SandboxGone, Unavailable, error_of
-from sandboxd.client.flow import Backoff, ConnectionLost, Flow, Request, Response, Step, Work
+from sandboxd.client.flow import Backoff, BlockingCall, ConnectionLost, Flow, HttpRequest, HttpResponse, Step
 from sandboxd.client.follow import CommandFollow, Follow, follow_changes, follow_command, follow_log
 from sandboxd.client.http import auth_headers, check_url, head, httpx, lost, timeouts, verify
 from sandboxd.client.operations import Cmd, CommandOptions
@@ -246,9 +246,9 @@ class Sandbox:
             flow.close()
 
     def _step(self, step: Step, backoff: Backoff) -> object:
-        if isinstance(step, Request):
+        if isinstance(step, HttpRequest):
             return self._send(step)
-        if isinstance(step, Work):
+        if isinstance(step, BlockingCall):
             return step.function()
         time.sleep(backoff.after(step))
         return None
@@ -257,18 +257,18 @@ class Sandbox:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
         return httpx.Client(headers=self.headers, limits=limits, verify=self._verify)
 
-    def _send(self, request: Request) -> Response:
+    def _send(self, request: HttpRequest) -> HttpResponse:
         with self._opened(self._http, request) as response:
             answer = head(response)
             if request.sink is None or answer.status >= 400:
-                return Response(answer.status, answer.headers, response.read())
+                return HttpResponse(answer.status, answer.headers, response.read())
             write = request.sink(answer)
             for data in response.iter_raw():
                 write(data)
             return answer
 
     @contextmanager
-    def _opened(self, client: httpx.Client, request: Request) -> Iterator[httpx.Response]:
+    def _opened(self, client: httpx.Client, request: HttpRequest) -> Iterator[httpx.Response]:
         """
         Send a request, and give its reply, with the body unread, to the ``with`` statement.
 
@@ -287,7 +287,7 @@ class Sandbox:
             raise lost(error, self.url) from None
 
     @contextmanager
-    def open_stream(self, request: Request) -> Iterator[httpx.Response]:
+    def open_stream(self, request: HttpRequest) -> Iterator[httpx.Response]:
         """
         Send a request over a connection of its own, and give its reply, with the body unread, to the ``with``
         statement.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from sandboxd.client.errors import NotFound, refusal
-from sandboxd.client.flow import Flow, Request, call, exchange, target
+from sandboxd.client.flow import Flow, HttpRequest, call, exchange, target
 from sandboxd.client.operations import operation, post
 from sandboxd.client.replies import (
     Deleted,
@@ -44,7 +44,7 @@ def read(path: str, *, start: int = 0, size: int | None = None) -> Flow[bytes]:
     headers = {}
     if start or size is not None:
         headers["Range"] = f"bytes={start}-{'' if size is None else start + size - 1}"
-    response = yield from exchange(Request("GET", target("/files", path=path), headers, timeout=60.0))
+    response = yield from exchange(HttpRequest("GET", target("/files", path=path), headers, timeout=60.0))
     return response.body if response.status == 206 or not headers else response.body[start:][:size]
 
 
@@ -92,14 +92,14 @@ def write(
     where = target("/files", path=path, mode=mode, owner=owner, parents=parents)
     # A conditional request that is sent again would meet what it has written itself.
     plain = if_match is None and not exclusive
-    return call(Request("PUT", where, headers, data, timeout=300.0, repeatable=plain), Stored)
+    return call(HttpRequest("PUT", where, headers, data, timeout=300.0, repeatable=plain), Stored)
 
 
 @operation("DELETE /files", Deleted)
 def delete(path: str, *, if_match: str | None = None) -> Flow[None]:
     """Remove a file, a link or an empty directory."""
     headers = {} if if_match is None else {"If-Match": if_match}
-    yield from call(Request("DELETE", target("/files", path=path), headers, repeatable=False), Deleted)
+    yield from call(HttpRequest("DELETE", target("/files", path=path), headers, repeatable=False), Deleted)
 
 
 @operation("POST /delete_dir", Done)
@@ -123,7 +123,7 @@ def stat(path: str, *, follow: bool = False) -> Flow[FileInfo]:
 
     :param follow: about what a link leads to, instead of itself.
     """
-    return call(Request("GET", target("/files/stat", path=path, follow=follow)), FileInfo)
+    return call(HttpRequest("GET", target("/files/stat", path=path, follow=follow)), FileInfo)
 
 
 def exists(path: str) -> Flow[bool]:
@@ -164,7 +164,7 @@ def list_page(
         limit=limit,
         after=after or None,
     )
-    return call(Request("GET", where), FileList)
+    return call(HttpRequest("GET", where), FileList)
 
 
 def list_files(

@@ -3,8 +3,9 @@ The core of the client, without I/O: an operation is a generator of steps, which
 
 The blocking and the asyncio client differ only in how they carry out a step.
 
-A flow yields a step and is sent its result. The steps are a :class:`Request`, whose result is a :class:`Response`;
-:class:`Work`, a function that blocks; and :class:`Again`, whose result comes when it is time to try again.
+A flow yields a step and is sent its result. The steps are an :class:`HttpRequest`, whose result is an
+:class:`HttpResponse`; a :class:`BlockingCall`, a function that blocks; and a :class:`Retry`, whose result comes when it
+is time to try again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Writer = Callable[[bytes], object]
 
 
 @dataclass(frozen=True)
-class Response:
+class HttpResponse:
     """
     The response to an HTTP request.
 
@@ -40,7 +41,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Request:
+class HttpRequest:
     """
     An HTTP request to send: one kind of step.
 
@@ -56,20 +57,20 @@ class Request:
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | Callable[[], Iterable[bytes]] | None = None
-    sink: Callable[[Response], Writer] | None = None
+    sink: Callable[[HttpResponse], Writer] | None = None
     timeout: float | None = 60.0
     repeatable: bool = True
 
 
 @dataclass(frozen=True)
-class Work:
+class BlockingCall:
     """A function that blocks on something other than the network, such as a local file: one kind of step."""
 
     function: Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Again:
+class Retry:
     """
     A wait before another try, after a failure that may pass: one kind of step.
 
@@ -80,7 +81,7 @@ class Again:
     progress: bool = False
 
 
-Step = Request | Work | Again
+Step = HttpRequest | BlockingCall | Retry
 
 Flow = Generator[Step, Any, T]
 
@@ -113,7 +114,7 @@ class Backoff:
         self._since: float | None = None
         self._delay = 0.05
 
-    def after(self, failure: Again) -> float:
+    def after(self, failure: Retry) -> float:
         """
         Return the seconds to wait before the next try.
 
@@ -141,11 +142,11 @@ class Backoff:
 
 def work(function: Callable[[], T]) -> Flow[T]:
     """Call a function that blocks, and return its result."""
-    result: T = yield Work(function)
+    result: T = yield BlockingCall(function)
     return result
 
 
-def exchange(request: Request) -> Flow[Response]:
+def exchange(request: HttpRequest) -> Flow[HttpResponse]:
     """
     Send a request, and return the successful reply; send it again if it was not executed, or may be executed twice.
 
@@ -153,21 +154,21 @@ def exchange(request: Request) -> Flow[Response]:
     """
     while True:
         try:
-            response: Response = yield request
+            response: HttpResponse = yield request
         except ConnectionLost as error:
             if error.sent and not request.repeatable:
                 raise
-            yield Again(error)
+            yield Retry(error)
             continue
         if response.status < 400:
             return response
         refused = error_of(response.status, response.body)
         if not isinstance(refused, Unavailable):
             raise refused
-        yield Again(refused)
+        yield Retry(refused)
 
 
-def call(request: Request, type: type[T]) -> Flow[T]:
+def call(request: HttpRequest, type: type[T]) -> Flow[T]:
     """Send a request, and return its JSON reply as a value."""
     response = yield from exchange(request)
     return decode(response.body, type)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar
 
 from sandboxd.client.errors import NotFound, SandboxError
-from sandboxd.client.flow import ConnectionLost, Flow, Request, Response, target
+from sandboxd.client.flow import ConnectionLost, Flow, HttpRequest, HttpResponse, target
 from sandboxd.client.operations import Cmd, CommandOptions, command_body, new_key, operation, post, process
 from sandboxd.client.replies import Change, Complete, Gap, Output, Record, decode
 from sandboxd.client.sse import Event, EventParser
@@ -29,7 +29,7 @@ class Follow(Generic[T]):
     :ivar id: the execution's id, once the stream has begun and if it is of one.
     """
 
-    def __init__(self, request: Request, beginning: Mapping[str, object] | None = None) -> None:
+    def __init__(self, request: HttpRequest, beginning: Mapping[str, object] | None = None) -> None:
         self._request = replace(request, timeout=SILENCE)
         self._beginning = beginning or {}
         self._parser = EventParser()
@@ -45,7 +45,7 @@ class Follow(Generic[T]):
         """Find out what must be known before the stream is opened."""
         yield from ()
 
-    def open(self) -> Request:
+    def open(self) -> HttpRequest:
         """Return the request for the events after the last one that was seen."""
         self._parser.restart()
         self.asked = True
@@ -55,7 +55,7 @@ class Follow(Generic[T]):
         more = target("", **self._beginning)
         return replace(request, path=request.path + (more.replace("?", "&") if "?" in request.path else more))
 
-    def opened(self, response: Response) -> None:
+    def opened(self, response: HttpResponse) -> None:
         """Take the head of a successful reply."""
         self.id = response.headers.get("x-execution-id", self.id)
 
@@ -84,7 +84,7 @@ class CommandFollow(Follow["Output | Gap"]):
     result: Complete | None = None
     on_start: Callable[[str], object] | None = None
 
-    def opened(self, response: Response) -> None:
+    def opened(self, response: HttpResponse) -> None:
         """Take the head of a successful reply, and report the command's id, once."""
         super().opened(response)
         if self.on_start is not None and self.id is not None:
@@ -116,7 +116,7 @@ class LogFollow(Follow["Record | Gap"]):
         connection broke before the first record, the last ones would be others by then.
     """
 
-    def __init__(self, request: Request, id: str, beginning: Mapping[str, object], tail: int | None) -> None:
+    def __init__(self, request: HttpRequest, id: str, beginning: Mapping[str, object], tail: int | None) -> None:
         super().__init__(request, beginning)
         self._process = id
         self._tail = tail
@@ -187,7 +187,7 @@ def follow_log(
     path = target("/process_logs_streaming", id=id, stream=stream, follow=None if follow else "false")
     # The records of one stream have gaps in their numbers: only the daemon can count them.
     counted = tail if stream is None else None
-    return LogFollow(Request("GET", path), id, {"after": after, "tail": tail if counted is None else None}, counted)
+    return LogFollow(HttpRequest("GET", path), id, {"after": after, "tail": tail if counted is None else None}, counted)
 
 
 @operation("GET /watch", Change)
@@ -201,7 +201,7 @@ def follow_changes(
     :param exclude: patterns of what is left out.
     """
     where = target("/watch", path=path, recursive=recursive, exclude=list(exclude))
-    return ChangeFollow(Request("GET", where), {"after": after})
+    return ChangeFollow(HttpRequest("GET", where), {"after": after})
 
 
 def _error(event: Event) -> str | None:

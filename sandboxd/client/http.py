@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sandboxd.client.errors import SandboxError
-from sandboxd.client.flow import ConnectionLost, Response
+from sandboxd.client.flow import ConnectionLost, HttpResponse
 
 if TYPE_CHECKING:
     import ssl
@@ -74,9 +74,9 @@ def timeouts(seconds: float | None) -> httpx.Timeout:
     return httpx.Timeout(seconds, connect=CONNECT, pool=None)
 
 
-def head(response: httpx.Response) -> Response:
+def head(response: httpx.Response) -> HttpResponse:
     """Return the head of a response."""
-    return Response(response.status_code, {name.lower(): value for name, value in response.headers.items()})
+    return HttpResponse(response.status_code, {name.lower(): value for name, value in response.headers.items()})
 
 
 def lost(error: httpx.TransportError, url: str) -> SandboxError:

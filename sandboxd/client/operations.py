@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar
 from urllib.parse import quote
 
-from sandboxd.client.flow import Flow, Request, call, exchange, target
+from sandboxd.client.flow import Flow, HttpRequest, call, exchange, target
 from sandboxd.client.outcome import checked
 from sandboxd.client.replies import (
     Awaited,
@@ -109,11 +109,11 @@ def command_body(cmd: Cmd, options: CommandOptions) -> dict[str, Any]:
     return body
 
 
-def post(path: str, body: Mapping[str, Any], **fields: Any) -> Request:
+def post(path: str, body: Mapping[str, Any], **fields: Any) -> HttpRequest:
     """Return a request with a JSON body. Fields that are None are left out, except in a command's ``env``."""
     content = json.dumps({name: value for name, value in body.items() if value is not None}).encode("ascii")
     headers = {"Content-Type": "application/json", **fields.pop("headers", {})}
-    return Request("POST", path, headers, content, **fields)
+    return HttpRequest("POST", path, headers, content, **fields)
 
 
 def new_key() -> str:
@@ -162,14 +162,14 @@ def start(cmd: Cmd | None = None, **options: Unpack[CommandOptions]) -> Flow[Sta
 @operation("GET /list_processes", Processes)
 def processes() -> Flow[list[Process]]:
     """Return the background processes that run or are remembered, in the order of their start."""
-    reply = yield from call(Request("GET", "/list_processes"), Processes)
+    reply = yield from call(HttpRequest("GET", "/list_processes"), Processes)
     return reply.processes
 
 
 @operation("GET /processes/{id}", Execution)
 def process(id: str) -> Flow[Execution]:
     """Return the details of an execution."""
-    return call(Request("GET", one(id)), Execution)
+    return call(HttpRequest("GET", one(id)), Execution)
 
 
 @operation("POST /kill_process", Done)
@@ -228,7 +228,7 @@ def records(
     :param tail: only the last so many.
     """
     path = target(f"{one(id)}/logs", after=after, tail=tail, stream=stream, limit=limit)
-    return call(Request("GET", path), Logs)
+    return call(HttpRequest("GET", path), Logs)
 
 
 @operation("POST /processes/{id}/stdin", StdinWritten)
@@ -241,7 +241,7 @@ def write_stdin(id: str, data: str | bytes = b"", *, close: bool = False) -> Flo
     content = data.encode() if isinstance(data, str) else data
     headers = {"Content-Type": "application/octet-stream"}
     path = target(f"{one(id)}/stdin", close=close)
-    request = Request("POST", path, headers, content, timeout=None, repeatable=False)
+    request = HttpRequest("POST", path, headers, content, timeout=None, repeatable=False)
     reply = yield from call(request, StdinWritten)
     return reply.bytes
 
@@ -258,7 +258,7 @@ def resize(id: str, cols: int, rows: int) -> Flow[None]:
 @operation("GET /ports", Ports)
 def ports() -> Flow[list[ListeningPort]]:
     """Return the TCP ports that processes of the sandbox listen on, without the daemon's own."""
-    reply = yield from call(Request("GET", "/ports"), Ports)
+    reply = yield from call(HttpRequest("GET", "/ports"), Ports)
     return reply.ports
 
 
@@ -292,7 +292,7 @@ def unbind_port(port: int | None = None) -> Flow[None]:
 @operation("GET /port_status", PortStatus)
 def port_status() -> Flow[PortStatus]:
     """Return the port that the TCP proxy forwards to."""
-    return call(Request("GET", "/port_status"), PortStatus)
+    return call(HttpRequest("GET", "/port_status"), PortStatus)
 
 
 # The daemon
@@ -301,7 +301,7 @@ def port_status() -> Flow[PortStatus]:
 @operation("GET /health", Health)
 def health() -> Flow[Health]:
     """Return the daemon's health. Needs no token."""
-    return call(Request("GET", "/health", timeout=10.0), Health)
+    return call(HttpRequest("GET", "/health", timeout=10.0), Health)
 
 
 @operation("GET /ready", Readiness)
@@ -311,24 +311,24 @@ def ready() -> Flow[None]:
 
     :raise Unavailable: if it does not for as long as the client is patient, with the reason.
     """
-    yield from call(Request("GET", "/ready", timeout=10.0), Readiness)
+    yield from call(HttpRequest("GET", "/ready", timeout=10.0), Readiness)
 
 
 @operation("GET /status", DaemonStatus)
 def status() -> Flow[DaemonStatus]:
     """Return the daemon's version, uptime and load."""
-    return call(Request("GET", "/status"), DaemonStatus)
+    return call(HttpRequest("GET", "/status"), DaemonStatus)
 
 
 @operation("GET /metrics.json", MetricsReply)
 def metrics() -> Flow[list[Metric]]:
     """Return the daemon's metrics."""
-    reply = yield from call(Request("GET", "/metrics.json"), MetricsReply)
+    reply = yield from call(HttpRequest("GET", "/metrics.json"), MetricsReply)
     return reply.metrics
 
 
 @operation("GET /openapi.json")
 def openapi() -> Flow[dict[str, Any]]:
     """Return the API as an OpenAPI 3.1 document."""
-    response = yield from exchange(Request("GET", "/openapi.json"))
+    response = yield from exchange(HttpRequest("GET", "/openapi.json"))
     return fields(response.body)

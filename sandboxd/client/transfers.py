@@ -19,7 +19,18 @@ from typing import IO, cast
 
 from sandboxd.client.errors import Conflict, NotFound, Unavailable, error_of
 from sandboxd.client.file_operations import make_dir, move, stat
-from sandboxd.client.flow import Again, ConnectionLost, Flow, Request, Response, Writer, call, exchange, target, work
+from sandboxd.client.flow import (
+    ConnectionLost,
+    Flow,
+    HttpRequest,
+    HttpResponse,
+    Retry,
+    Writer,
+    call,
+    exchange,
+    target,
+    work,
+)
 from sandboxd.client.operations import operation
 from sandboxd.client.replies import FileInfo, Stored
 
@@ -109,11 +120,11 @@ def upload(
     return (yield from call(_put(where, body, count.total, repeatable=count.total is not None), Stored))
 
 
-def _put(where: str, body: Callable[[], Iterator[bytes]], length: int | None, repeatable: bool = True) -> Request:
+def _put(where: str, body: Callable[[], Iterator[bytes]], length: int | None, repeatable: bool = True) -> HttpRequest:
     headers = {"Content-Type": "application/octet-stream"}
     if length is not None:
         headers["Content-Length"] = str(length)
-    return Request("PUT", where, headers, body, timeout=300.0, repeatable=repeatable)
+    return HttpRequest("PUT", where, headers, body, timeout=300.0, repeatable=repeatable)
 
 
 def _upload_file(
@@ -179,7 +190,7 @@ def _upload_parts(
             yield from call(_put(where, body, info.st_size - before, repeatable=False), Stored)
             break
         except ConnectionLost as error:
-            yield Again(error, progress=count.done > before)
+            yield Retry(error, progress=count.done > before)
     now = yield from work(local.stat)
     if (now.st_size, now.st_mtime_ns) != (info.st_size, info.st_mtime_ns):
         raise Conflict(f"{local} was changed while it was sent; send it again")
@@ -203,7 +214,7 @@ def _move_into_place(part: str, path: str) -> Flow[None]:
             yield from move(part, path, overwrite=True)
             return
         except ConnectionLost as error:
-            yield Again(error)
+            yield Retry(error)
             try:
                 yield from stat(part)
             except NotFound:
@@ -211,9 +222,9 @@ def _move_into_place(part: str, path: str) -> Flow[None]:
 
 
 @operation("HEAD /files")
-def head(path: str) -> Flow[Response]:
+def head(path: str) -> Flow[HttpResponse]:
     """Return length, date and entity tag from the head of a download's reply."""
-    return exchange(Request("HEAD", target("/files", path=path)))
+    return exchange(HttpRequest("HEAD", target("/files", path=path)))
 
 
 @operation("GET /files")
@@ -272,27 +283,27 @@ class _Fetching:
         while True:
             before = self.count.done
             try:
-                response: Response = yield self._request()
+                response: HttpResponse = yield self._request()
             except ConnectionLost as error:
                 if self.count.done and not self.etag and self._begin is None:
                     raise  # a file without versions, as those of /proc are
-                yield Again(error, progress=self.count.done > before)
+                yield Retry(error, progress=self.count.done > before)
                 continue
             if response.status < 400 or (response.status == 416 and before):  # 416: all of it is here
                 return
             refused = error_of(response.status, response.body)
             if not isinstance(refused, Unavailable):
                 raise refused
-            yield Again(refused)
+            yield Retry(refused)
 
-    def _request(self) -> Request:
+    def _request(self) -> HttpRequest:
         headers = {"Accept-Encoding": "identity"}
         if self.count.done and self.etag:
             headers["Range"] = f"bytes={self.count.done}-"
             headers["If-Match" if self._begin is None else "If-Range"] = self.etag
-        return Request("GET", target("/files", path=self._path), headers, sink=self._opened)
+        return HttpRequest("GET", target("/files", path=self._path), headers, sink=self._opened)
 
-    def _opened(self, response: Response) -> Writer:
+    def _opened(self, response: HttpResponse) -> Writer:
         if response.status != 206:
             self.count.done = 0
             self.etag = response.headers.get("etag", "")

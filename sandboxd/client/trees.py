@@ -20,7 +20,7 @@ from typing import IO, cast
 import msgspec
 
 from sandboxd.client.errors import ProtocolError
-from sandboxd.client.flow import Flow, Request, Response, Writer, call, exchange, target, work
+from sandboxd.client.flow import Flow, HttpRequest, HttpResponse, Writer, call, exchange, target, work
 from sandboxd.client.operations import operation
 from sandboxd.client.replies import Unpacked
 from sandboxd.client.transfers import PIECE, Counter, Progress
@@ -79,7 +79,7 @@ def upload_entries(
 
     where = target("/archive", path=path, parents=True)
     headers = {"Content-Type": "application/x-tar"}
-    return (yield from call(Request("PUT", where, headers, body, timeout=300.0), Unpacked))
+    return (yield from call(HttpRequest("PUT", where, headers, body, timeout=300.0), Unpacked))
 
 
 @operation("GET /archive")
@@ -104,7 +104,7 @@ def download_tree(
     count = Counter(progress, None)
     unpacking: list[Unpacking] = []
 
-    def opened(response: Response) -> Writer:
+    def opened(response: HttpResponse) -> Writer:
         for broken in unpacking:
             broken.cancel()
         count.done = 0
@@ -116,7 +116,7 @@ def download_tree(
         return write
 
     format = "tar.gz" if compress else "tar"
-    request = Request("GET", target("/archive", path=path, exclude=list(exclude), format=format), sink=opened)
+    request = HttpRequest("GET", target("/archive", path=path, exclude=list(exclude), format=format), sink=opened)
     try:
         yield from exchange(request)
         return (yield from work(unpacking[0].finish))
