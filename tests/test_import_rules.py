@@ -38,7 +38,7 @@ ROOMS = (
 )
 
 #: Rooms that stand beside those of the daemon, for programs that talk to one; each may import from those that follow.
-CLIENTS = ("ctl", "client")
+CLIENTS = ("ctl", "integrations", "client")
 
 #: Modules that read the environment.
 COMMAND_LINES = ("sandboxd.tap", "sandboxd.ctl.config")
@@ -150,6 +150,11 @@ def test_rooms_that_know_nothing_of_http(module: str, other: str) -> None:
 def test_the_http_server_knows_neither_files_nor_executions(module: str, other: str) -> None:
     if room(module) == "web":
         assert [imported for imported in imports(MODULES[module]) if is_within(imported, other)] == []
+
+
+def test_adapters_are_imported_by_nothing_else(module: str) -> None:
+    if room(module) != "integrations":
+        assert {name for name in own_imports(module) if room(name) == "integrations"} == set()
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
