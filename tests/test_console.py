@@ -38,7 +38,7 @@ def get(port: int, path: str, headers: dict[str, str] | None = None) -> tuple[ht
 
 @pytest.mark.parametrize("prefix", ["", "/koyeb-sandbox"])
 def test_the_page_and_its_files_need_no_token_and_are_cached_by_their_tag(daemon: Daemon, prefix: str) -> None:
-    for name, media_type in (("", "text/html"), ("console.js", "text/javascript"), ("console.css", "text/css")):
+    for name, media_type in (("", "text/html"), ("app.js", "text/javascript"), ("console.css", "text/css")):
         response, body = get(daemon.port, f"{prefix}/console/{name}")
         assert (response.status, bool(body)) == (200, True), name
         assert (response.getheader("Content-Type") or "").startswith(media_type)

@@ -1,0 +1,125 @@
+// The page: login, navigation by location.hash ("#/log/<id>"), and the view that is shown. Each view is a module that
+// exports mount(root, parameter); it fills the element and returns a function that ends what it has started.
+import { call, setToken, state, token } from "./api.js";
+import { guarded, h, icon } from "./ui.js";
+
+const VIEWS = [
+  ["overview", "Overview", "M3 13h4l3-8 4 14 3-8h4"],
+  ["processes", "Processes", "M4 6h16M4 12h16M4 18h10"],
+  ["terminal", "Terminal", "M5 7l5 5-5 5M12 18h7"],
+  ["files", "Files", "M3 6.5h6l2 2.5h10v10H3z"],
+  ["ports", "Ports", "M8 3v5M16 3v5M6 8h12v4a6 6 0 0 1-12 0zM12 18v3"],
+];
+
+// Views that are not in the navigation, and the one of which they are a part.
+const PARTS = { log: "processes" };
+
+const THEME = "sandboxd-theme";
+const THEMES = { auto: "Automatic", light: "Light", dark: "Dark" };
+
+const element = (id) => document.getElementById(id);
+const main = element("view");
+let unmount = () => {};
+let turn = 0; // of the views that were asked for, the last one counts
+
+function setTheme(theme) {
+  if (theme === "auto") localStorage.removeItem(THEME);
+  else localStorage.setItem(THEME, theme);
+  document.documentElement.dataset.theme = theme;
+  document.querySelector("meta[name=color-scheme]").content = theme === "auto" ? "light dark" : theme;
+}
+
+function drawTools() {
+  const theme = document.documentElement.dataset.theme;
+  const choice = h("select", { "aria-label": "Colours", title: "Colours", onchange: () => setTheme(choice.value) },
+    Object.entries(THEMES).map(([name, text]) => h("option", { value: name, selected: name === theme }, text)));
+  const out = token() && h("button", { class: "quiet", onclick: logOut }, "Log out");
+  element("tools").replaceChildren(choice, ...(out ? [out] : []));
+}
+
+function logOut() {
+  setToken(null);
+  showLogin();
+}
+
+function end() {
+  turn += 1;
+  try {
+    unmount();
+  } finally {
+    unmount = () => {};
+  }
+}
+
+function showLogin(message = "") {
+  end();
+  element("views").hidden = true;
+  drawTools();
+  document.title = "Log in · sandboxd";
+  const field = h("input", { id: "token", type: "password", autocomplete: "off", required: true, spellcheck: "false", autocapitalize: "off" });
+  const problem = h("p", { class: "problem", role: "alert" }, message);
+  const submit = h("button", { class: "primary" }, "Log in");
+  const form = h("form", { class: "login", onsubmit: async (event) => {
+    event.preventDefault();
+    submit.disabled = true;
+    problem.textContent = "";
+    setToken(field.value);
+    try {
+      await call("status");
+      await show();
+    } catch (error) {
+      setToken(null);
+      problem.textContent = error.status === 401 ? "The daemon does not accept this token." : `${error.message}.`;
+      submit.disabled = false;
+      field.select();
+    }
+  } },
+    h("h1", {}, "Log in"),
+    h("p", {}, "The token is the daemon's ", h("code", {}, "SANDBOX_SECRET"), ". It stays in this tab, until you close it or log out."),
+    h("label", { for: "token" }, "Token"), field, submit, problem);
+  main.className = "";
+  main.replaceChildren(form);
+  field.focus();
+}
+
+function drawNavigation(current) {
+  element("views").hidden = false;
+  element("views").replaceChildren(...VIEWS.map(([name, text, path]) =>
+    h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : null }, icon(path), h("span", {}, text))));
+}
+
+/** Show the view that the address names. */
+async function show() {
+  if (!token()) return showLogin();
+  const [, name = "", parameter = ""] = /^#\/([a-z]+)\/?(.*)$/.exec(location.hash) ?? [];
+  const current = PARTS[name] ?? name;
+  const view = VIEWS.find((each) => each[0] === current);
+  if (!view) return location.replace("#/processes");
+  end();
+  const mine = turn;
+  drawNavigation(current);
+  drawTools();
+  document.title = `${view[1]} · sandboxd`;
+  const root = h("div", { class: "root" });
+  main.className = `at-${name}`;
+  main.replaceChildren(root);
+  try {
+    const module = await import(`./${name}.js`);
+    const ended = mine === turn ? await module.mount(root, parameter) : () => {};
+    if (mine === turn) unmount = ended;
+    else ended();
+  } catch (error) {
+    if (mine !== turn) return undefined;
+    const text = error instanceof TypeError ? "This view cannot be loaded." : `${error.message}.`;
+    root.replaceChildren(h("p", { class: "problem", role: "alert" }, text, " ", h("button", { onclick: () => guarded(show) }, "Try again")));
+  }
+  return undefined;
+}
+
+state.addEventListener("unauthorized", () => { if (!main.querySelector(".login")) showLogin("The daemon no longer accepts the token. Log in again."); });
+state.addEventListener("unreachable", () => { element("connection").textContent = "The daemon cannot be reached"; });
+state.addEventListener("reachable", () => { element("connection").textContent = ""; });
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
+addEventListener("hashchange", show);
+setTheme(localStorage.getItem(THEME) ?? "auto");
+show();
