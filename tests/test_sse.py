@@ -20,7 +20,7 @@ from sandboxd.execution.lines import PIECE
 from sandboxd.execution.log import Batch, Cursor, OutputLog
 from sandboxd.reactor.timestamps import rfc3339
 from sandboxd.reactor.turn_budget import TurnBudget
-from sandboxd.web.sse import Streams, event
+from sandboxd.web.sse import HEAD_DELAY, Streams, event
 from tests.test_lines import chunked
 
 LINE_LIMIT = 64 * 1024
@@ -170,13 +170,14 @@ class FollowResource(Resource):
 
     isLeaf = True
 
-    def __init__(self, cursor: Cursor) -> None:
+    def __init__(self, cursor: Cursor, clock: Clock) -> None:
         super().__init__()
         self.cursor = cursor
+        self.clock = clock
         self.result: Deferred[None] | None = None
 
     def render_GET(self, request: Request) -> int:
-        streams = Streams(Clock(), TurnBudget(Clock()), 1, 15)
+        streams = Streams(self.clock, TurnBudget(Clock()), 1, 15)
         self.result = Deferred.fromCoroutine(
             follow(streams.open(cast(Any, request)), streams, self.cursor, output_events)
         )
@@ -187,7 +188,8 @@ class Follower:
     """An HTTP client that follows a log, on a transport without a network."""
 
     def __init__(self, cursor: Cursor) -> None:
-        self._resource = FollowResource(cursor)
+        self.clock = Clock()
+        self._resource = FollowResource(cursor, self.clock)
         self.transport = StringTransport()
         channel = Site(self._resource, reactor=Clock()).buildProtocol(None)
         channel.makeConnection(self.transport)
@@ -217,8 +219,22 @@ class Follower:
 
 def test_the_headers_go_out_before_there_is_any_output() -> None:
     follower = Follower(OutputLog().cursor())
+    follower.clock.advance(HEAD_DELAY)
     assert follower.head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"content-type: text/event-stream" in follower.head.lower()
+
+
+def test_the_headers_go_out_with_the_first_event_if_that_comes_soon() -> None:
+    log = OutputLog()
+    follower = Follower(log.cursor())
+    assert follower.transport.value() == b""
+    log.append("stdout", b"soon\n", 0.0)
+    received = follower.transport.value()
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert follower.lines() == ["soon"]
+    follower.clock.advance(HEAD_DELAY)
+    assert follower.transport.value() == received
+    assert not follower.clock.getDelayedCalls()
 
 
 def test_history_and_live_lines_come_once_each_and_then_it_ends() -> None:

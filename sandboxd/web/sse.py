@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from twisted.application.service import Service
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -18,6 +18,9 @@ from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.web.ascii_json import dumps
 from sandboxd.web.request import Request
 from sandboxd.web.response import ResponseStream
+
+#: Seconds for which the head of a response waits for the first event, to be sent with it.
+HEAD_DELAY = 0.005
 
 
 def event(name: str, data: object, id: int) -> bytes:
@@ -31,7 +34,8 @@ def event(name: str, data: object, id: int) -> bytes:
 
 class EventStream(ResponseStream):
     """
-    A response of type ``text/event-stream``. Its headers are sent at once; open it with :meth:`Streams.open`.
+    A response of type ``text/event-stream``. Its headers are sent with the first event, or after :data:`HEAD_DELAY`;
+    open it with :meth:`Streams.open`.
 
     :ivar backlog: returns how many records of what is streamed were not sent yet.
     """
@@ -44,21 +48,32 @@ class EventStream(ResponseStream):
         self._streams = streams
         self._written = False
         self.backlog: Callable[[], int] = lambda: 0
+        self._head: IDelayedCall | None = streams.clock.callLater(HEAD_DELAY, self._send_head)
+
+    def _send_head(self) -> None:
+        self._head = None
         super().write(b"")
+
+    def _keep_head(self) -> None:
+        head, self._head = self._head, None
+        if head is not None:
+            head.cancel()
 
     def write(self, data: bytes) -> None:
         """Send whole events."""
+        self._keep_head()
         self._written = True
         super().write(data)
 
     def beat(self) -> None:
         """Send a comment if nothing was sent since the last call, and nothing waits to be sent."""
         if not self._written and not self.paused:
-            super().write(b":\n\n")
+            self.write(b":\n\n")
         self._written = False
 
     def finish(self) -> None:
         """End the stream."""
+        self._keep_head()
         self._streams.closed(self)
         super().finish()
 
@@ -74,12 +89,14 @@ class Streams(Service):
     :param limit: how many may be open.
     :param heartbeat: seconds between ticks.
     :ivar dropped: records that were gone from a log when a stream got to them.
+    :ivar clock: schedules what is sent late.
     """
 
     _log = Logger()
 
     def __init__(self, clock: IReactorTime, turns: TurnBudget, limit: int, heartbeat: float) -> None:
         self.turns = turns
+        self.clock = clock
         self._limit = limit
         self._open: set[EventStream] = set()
         self._interval = heartbeat
