@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import hashlib
 import os
@@ -12,6 +13,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -27,7 +29,7 @@ from twisted.internet.threads import deferToThread
 from sandboxd.files.download import Download
 from sandboxd.files.errors import FileError
 from sandboxd.files.root import Root
-from sandboxd.files.upload import Replacement
+from sandboxd.files.upload import Patch, Replacement, Upload
 from tests.client import Api, Response
 from tests.daemon import Daemon
 from tests.test_http import Connection
@@ -538,6 +540,67 @@ async def test_bodies_in_chunks_and_requests_in_a_row(connection: Connection, tm
     assert (tmp_path / "c").read_bytes() == b""
 
 
+async def test_what_follows_a_large_body_is_the_next_request(connection: Connection, tmp_path: Path) -> None:
+    data, auth = DATA * 8, connection.auth
+    behind = f"PUT {at(tmp_path / 'b')} HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n".encode() + auth + b"\r\nxyz"
+    (tmp_path / "c").write_bytes(b"start" + b"." * len(data) + b"end")
+
+    def send() -> list[int]:
+        length = b"Content-Length: %d\r\n" % len(data)
+        connection.send(f"PUT {at(tmp_path / 'a')}", auth + length, data + behind)
+        connection.send(f"PUT {at(tmp_path / 'c', offset=5)}", auth + length, data)
+        return [connection.response()[0] for _ in range(3)]
+
+    assert await deferToThread(send) == [201, 201, 200]
+    assert (tmp_path / "a").read_bytes() == data
+    assert (tmp_path / "b").read_bytes() == b"xyz"
+    assert (tmp_path / "c").read_bytes() == b"start" + data + b"end"
+
+
+@pytest.mark.parametrize("offset", [None, 5])
+@pytest.mark.parametrize("splices", [True, False])
+def test_what_the_kernel_writes_by_itself(
+    tmp_path: Path, offset: int | None, splices: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "f").write_bytes(b"12345")
+    upload: Upload
+    if offset is None:
+        upload = Replacement(Root(), str(tmp_path / "f"), lambda old: None)
+    else:
+        upload = Patch(Root(), str(tmp_path / "f"), lambda old: None, offset=offset)
+    upload.open(None)
+    whole = os.splice
+
+    def from_sockets_only(src: int, dst: int, count: int, **options: Any) -> int:
+        if stat.S_ISREG(os.fstat(dst).st_mode):  # as of a file system that knows no splice
+            raise OSError(errno.EINVAL, "")
+        return whole(src, dst, count, **options)
+
+    if not splices:
+        monkeypatch.setattr(os, "splice", from_sockets_only)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        assert upload.receive(os.dup(ours.fileno()), 10) == 0
+        sender = threading.Thread(target=theirs.sendall, args=(DATA,))
+        sender.start()
+        received = 0
+        while received < len(DATA) - 7:
+            received += upload.receive(os.dup(ours.fileno()), len(DATA) - 7 - received)
+        sender.join()
+        assert ours.recv(100) == DATA[-7:]
+        upload.write(b"end")
+        theirs.close()
+        assert upload.receive(os.dup(ours.fileno()), 10) == 0
+        upload.commit()
+        spare = os.dup(ours.fileno())
+        with pytest.raises(FileError):
+            upload.receive(spare, 10)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(spare)
+    assert (tmp_path / "f").read_bytes() == (b"" if offset is None else b"12345") + DATA[:-7] + b"end"
+
+
 async def test_a_client_that_waits_for_100_is_told_at_once(connection: Connection, tmp_path: Path) -> None:
     expects = connection.auth + b"Content-Length: 3\r\nExpect: 100-continue\r\n"
 
@@ -665,7 +728,7 @@ def open_files(daemon: Daemon) -> list[str]:
 WRITER = """
 import sys
 from sandboxd.files.root import Root
-from sandboxd.files.upload import Replacement
+from sandboxd.files.upload import Patch, Replacement, Upload
 print(flush=True)
 while True:
     for letter in b"ab":

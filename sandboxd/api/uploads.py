@@ -25,6 +25,9 @@ from sandboxd.web.request import Request
 
 _ERRORS = (400, 403, 404, 409, 412, 413, 415, 507)
 
+#: Bytes that are read from a connection at a time. Where so many come at once, more will.
+READ_SIZE = 64 * 1024
+
 
 def add_upload_routes(routes: Routes, files: Files) -> None:
     """
@@ -140,12 +143,26 @@ async def _receive(pool: ThreadPool, upload: Upload, body: BodyStream) -> Upload
         await pool(upload.open, body.length)
         while data := await body.read():
             await pool(upload.write, data)
+            if upload.direct and len(data) >= READ_SIZE:
+                await _receive_directly(pool, upload, body)
         return await pool(upload.commit)
     except Corrupt as error:
         raise ApiError(400, str(error)) from None
     finally:
         if not upload.over:
             close_in_thread(pool, upload.close)
+
+
+async def _receive_directly(pool: ThreadPool, upload: Upload, body: BodyStream) -> None:
+    """Let the kernel write what arrives, which is never in our memory, as long as much comes."""
+    while (lent := body.socket()) is not None:
+        count = 0
+        try:
+            count = await pool(upload.receive, *lent)
+        finally:
+            body.received(count)
+        if count < READ_SIZE:
+            return
 
 
 async def _owner(threads: FilesystemThreads, text: str | None) -> Owner | None:

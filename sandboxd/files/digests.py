@@ -30,6 +30,11 @@ class Digests:
         names = {*self._expected, *(name for name, _ in _WANTED.findall(wanted or ""))}
         self._sums = {name: hashlib.new(_ALGORITHMS[name]) for name in sorted(names)}
 
+    @property
+    def any(self) -> bool:
+        """Whether there is one to be made."""
+        return bool(self._sums)
+
     def update(self, data: bytes) -> None:
         """Add more of the body."""
         for digest in self._sums.values():

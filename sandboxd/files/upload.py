@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import stat as modes
 import time
 from abc import abstractmethod
@@ -29,6 +30,15 @@ Check = Callable[["os.stat_result | None"], None]
 
 #: Seconds after which a temporary file that no process has locked is removed, as a killed daemon left it.
 STALE = 60
+
+#: Bytes that are taken from a socket by one call of :meth:`Upload.receive`, at most.
+STEP = 8 * 1024 * 1024
+
+#: Milliseconds that it waits for more of them.
+PATIENCE = 50
+
+#: Bytes that the pipe between a socket and a file is made to hold.
+PIPE_SIZE = 1024 * 1024
 
 #: Errors of file systems without ``O_TMPFILE``.
 NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
@@ -61,7 +71,11 @@ class Upload(Steps):
     :param digests: of what arrives.
     :param durable: whether it is to outlive a power failure, once it is committed.
     :ivar over: whether it is committed or was closed.
+    :ivar direct: whether the kernel can write it by itself: no digest of it is asked for.
     """
+
+    _fd: int  #: the file; set by :meth:`_open`
+    _offset: int | None = None  #: where the next byte belongs; None for behind the last one
 
     def __init__(
         self,
@@ -81,6 +95,8 @@ class Upload(Steps):
         self._mode = mode
         self._owner = owner
         self._digests = digests or Digests(None)
+        self.direct = not self._digests.any
+        self._pipe: tuple[int, int] | None = None
         self._durable = durable
         self._resources = ExitStack()
 
@@ -104,6 +120,57 @@ class Upload(Steps):
             self._digests.update(data)
             self._write(data)
 
+    def receive(self, socket: int, most: int) -> int:
+        """
+        Write what comes from a socket, without a copy of it in this process (splice(2)).
+
+        :param socket: a non-blocking socket's descriptor, which is closed.
+        :return: how many bytes, at most ``most`` and :data:`STEP`: as long as they come without a pause. 0 if none can
+            be had so, whatever the reason.
+        :raise FileError: if they cannot be written, or it was closed.
+        """
+        try:
+            with os_errors("write", self._path), self._step():
+                return self._receive(socket, min(most, STEP))
+        finally:
+            os.close(socket)
+
+    def _receive(self, socket: int, most: int) -> int:
+        if self._pipe is None:
+            self._pipe = os.pipe2(os.O_CLOEXEC)
+            for end in self._pipe:
+                self._resources.callback(os.close, end)
+            with suppress(OSError):  # refused when this user's pipes hold too much already; see pipe(7)
+                fcntl.fcntl(self._pipe[0], fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        poll = select.poll()
+        poll.register(socket, select.POLLIN)
+        done = 0
+        while done < most and poll.poll(PATIENCE):
+            try:
+                count = os.splice(socket, self._pipe[1], min(most - done, PIPE_SIZE), flags=os.SPLICE_F_NONBLOCK)
+            except OSError:  # of the socket: its reader in the reactor will meet it again
+                break
+            if count == 0:
+                break
+            self._drain(self._pipe[0], count)
+            done += count
+        return done
+
+    def _drain(self, pipe: int, count: int) -> None:
+        """Move what is in a pipe to the file."""
+        while count:
+            try:
+                moved = os.splice(pipe, self._fd, count, offset_dst=self._offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._write(data := os.read(pipe, count))  # the file system knows no splice
+                count -= len(data)
+                continue
+            count -= moved
+            if self._offset is not None:
+                self._offset += moved
+
     def commit(self) -> UploadResult:
         """
         Check the digests, and put the file in place.
@@ -126,8 +193,13 @@ class Upload(Steps):
     @abstractmethod
     def _open(self, length: int | None) -> None: ...
 
-    @abstractmethod
-    def _write(self, data: bytes) -> None: ...
+    def _write(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            done = os.write(self._fd, left) if self._offset is None else os.pwrite(self._fd, left, self._offset)
+            left = left[done:]
+            if self._offset is not None:
+                self._offset += done
 
     @abstractmethod
     def _commit(self) -> UploadResult: ...
@@ -157,14 +229,6 @@ def _room(fd: int, needed: int) -> None:
     free = disk.f_bfree if os.geteuid() == 0 else disk.f_bavail
     if disk.f_blocks and needed > free * disk.f_frsize:
         raise OSError(errno.ENOSPC, f"no space left on device: {needed} bytes are needed, {free * disk.f_frsize} free")
-
-
-def _write_all(fd: int, data: bytes, offset: int | None = None) -> None:
-    left = memoryview(data)
-    while left:
-        done = os.write(fd, left) if offset is None else os.pwrite(fd, left, offset)
-        left = left[done:]
-        offset = None if offset is None else offset + done
 
 
 class Replacement(Upload):
@@ -237,9 +301,6 @@ class Replacement(Upload):
         with suppress(OSError):
             os.unlink(name, dir_fd=self._directory)
 
-    def _write(self, data: bytes) -> None:
-        _write_all(self._fd, data)
-
     def _commit(self) -> UploadResult:
         if self._durable:
             os.fsync(self._fd)
@@ -295,7 +356,7 @@ class Patch(Upload):
         durable: bool = True,
     ) -> None:
         super().__init__(root, path, check, mode, owner, digests, durable=durable)
-        self._offset = offset
+        self._start = self._offset = offset
         self._size = size
         self._created = False
 
@@ -309,7 +370,7 @@ class Patch(Upload):
         self._created = old is None
         if old is None:
             with self._root.parent(self._root.real(self._path)) as (directory, _):
-                _room(directory, self._offset + (length or 0))
+                _room(directory, self._start + (length or 0))
         flags = os.O_WRONLY | os.O_NONBLOCK | (os.O_CREAT if old is None else 0)
         self._fd = self._root.open(self._path, flags, 0o644)
         self._resources.callback(os.close, self._fd)
@@ -317,11 +378,7 @@ class Patch(Upload):
         _regular(info)
         if self._created:
             os.fchmod(self._fd, 0o644)  # whatever the umask is
-        _room(self._fd, max(0, self._offset + (length or 0) - info.st_size))
-
-    def _write(self, data: bytes) -> None:
-        _write_all(self._fd, data, self._offset)
-        self._offset += len(data)
+        _room(self._fd, max(0, self._start + (length or 0) - info.st_size))
 
     def _commit(self) -> UploadResult:
         if self._size is not None and os.fstat(self._fd).st_size != self._size:

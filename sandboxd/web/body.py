@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
 #: Bytes that may wait for the reader; with more, the client has to.
 HIGH_WATER = 1024 * 1024
+
+#: Bytes that are missing from which on a reader may take them from the client's socket itself.
+DIRECT = 256 * 1024
 
 
 class BodyError(Exception):
@@ -22,6 +26,16 @@ class BodyError(Exception):
         self.status = status
 
 
+class Source(Protocol):
+    """What a body uses of its client's connection; it is :class:`sandboxd.web.channel.Channel`."""
+
+    def lend_socket(self) -> int | None:
+        """Return a duplicate of the socket's descriptor, and read nothing more of the body; None if that cannot be."""
+
+    def return_socket(self, count: int) -> None:
+        """Go on to read: ``count`` bytes of the body were read by another."""
+
+
 class BodyStream:
     """
     A body that is still arriving. One reader awaits :meth:`read` until that returns nothing.
@@ -33,6 +47,7 @@ class BodyStream:
     :param limit: bytes that may come, or None for any number.
     :param hold: called with whether the client has to wait.
     :ivar patient: whether it may come as slowly as it likes.
+    :ivar source: the connection that it comes from, whose socket a reader may use; None if there is none.
     :ivar begin: called when the reader first wants something: the time to send ``100 Continue``.
     :ivar complete: whether all has arrived.
     :ivar held: whether the client waits for the reader.
@@ -48,6 +63,7 @@ class BodyStream:
         self.patient = patient
         self.length = length
         self.begin: Callable[[], None] | None = None
+        self.source: Source | None = None
         self.complete = False
         self.held = False
         self._limit = limit
@@ -77,6 +93,26 @@ class BodyStream:
         self._size = 0
         self._set_held(False)
         return data
+
+    def socket(self) -> tuple[int, int] | None:
+        """
+        Return a descriptor of the client's socket, to be closed by the caller, and how many bytes of the body may be
+        read from it; None if less than :data:`DIRECT` is missing, or if it comes in chunks, or something else is in the
+        way.
+
+        Nothing may be done with this object until what was read there is reported to :meth:`received`.
+        """
+        if self.source is None or self._waiting or self.complete or self._error or self.length is None:
+            return None
+        left = self.length - self._received
+        socket = self.source.lend_socket() if left >= DIRECT else None
+        return None if socket is None else (socket, left)
+
+    def received(self, count: int) -> None:
+        """Count bytes that were read from :meth:`socket`, and go on."""
+        self._received += count
+        if self.source is not None:
+            self.source.return_socket(count)
 
     def feed(self, data: bytes) -> None:
         """Add bytes that have arrived."""

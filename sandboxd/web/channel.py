@@ -113,6 +113,7 @@ class Channel(Protocol):
         self._pull: _PullToPush | None = None
         self._blocked = False  #: whether the client has yet to take what was written
         self._held = False  #: whether the reader of the body has to catch up
+        self._lent = False  #: whether that reads from the socket itself
         self._aborted = False
         self._reading = True
         self._deadline = Deadline(site.reactor, self._expired)
@@ -243,7 +244,10 @@ class Channel(Protocol):
         """Return the stream of a request's body if its route reads it as it arrives, else None."""
         if request.route is None or not (request.route.streams or request.route.forwards):
             return None
-        return BodyStream(request.head.length, request.max_body, self.hold, patient=request.route.forwards)
+        stream = BodyStream(request.head.length, request.max_body, self.hold, patient=request.route.forwards)
+        if request.head.length is not None:
+            stream.source = self
+        return stream
 
     def _body_received(self, data: bytes) -> None:
         request = self._request
@@ -297,7 +301,7 @@ class Channel(Protocol):
             self._refuse_bytes(408, f"the request took more than {seconds} seconds to arrive")
         elif request.stream is None:
             self._refuse_body(request, 408, f"the request took more than {seconds} seconds to arrive")
-        elif request.stream.held:  # by us
+        elif request.stream.held or self._lent:  # by us
             self._deadline.set(seconds)
         else:
             request.stream.fail(BodyError(408, f"no more of the request has arrived for {seconds} seconds"))
@@ -400,6 +404,35 @@ class Channel(Protocol):
         self._held = held
         self._balance()
 
+    def lend_socket(self) -> int | None:
+        """
+        Return a duplicate of the socket's descriptor, and read nothing until :meth:`return_socket`; None if that cannot
+        be: the present request's body is not what comes next, or the connection ends.
+        """
+        transport: Any = self.transport
+        if not self._arriving or self.refused or self._aborted or transport.disconnecting or not transport.connected:
+            return None
+        try:
+            socket = os.dup(transport.fileno())
+        except OSError:  # no descriptor is left
+            return None
+        self._lent = True
+        self._balance()
+        return socket
+
+    def return_socket(self, count: int) -> None:
+        """Read on: ``count`` bytes of the present request's body were read by another."""
+        self._lent = False
+        request = self._request
+        if request is None or not self._arriving:
+            return
+        self._left -= count
+        if self._left == 0:
+            self._complete(request)
+        elif count and request.stream is not None and not request.stream.patient:
+            self._deadline.set(self.site.settings.request_timeout)
+        self._balance()
+
     def upgrade(self, received: Callable[[bytes], None]) -> bytes:
         """
         Pass all further bytes of the client on, in place of parsing them.
@@ -457,7 +490,8 @@ class Channel(Protocol):
     def _balance(self) -> None:
         """Start or stop reading from the client, by who has to catch up."""
         ahead = self._request is not None and len(self._buffer) > READ_AHEAD
-        reading = self.refused or not (self._held or ahead or (self._blocked and self._request is None))
+        held = self._held or self._lent or ahead or (self._blocked and self._request is None)
+        reading = self.refused or not held
         if reading != self._reading:
             self._reading = reading
             if reading:
