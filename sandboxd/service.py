@@ -113,6 +113,7 @@ class Sandboxd(Service):
         root = root or Root()
         self._file_threads = FilesystemThreads(reactor, root.directory)
         files = Files(root, self._file_threads)
+        cached = files.cached_reader()
         self._search_threads = ThreadPool(reactor, 4, "searches")
         self._general_threads = ThreadPool(reactor, 2, "general")
         self.auth = DaemonAuth(credentials, self._general_threads)
@@ -124,6 +125,7 @@ class Sandboxd(Service):
             turns,
             reap=reap,
             cgroups=cgroups,
+            open_directory=cached.open_directory,
             max_live=settings.max_executions,
             keep_count=settings.keep_finished,
             keep_seconds=settings.keep_seconds,
@@ -140,7 +142,7 @@ class Sandboxd(Service):
         starter = CommandStarter(self.table, files, turns, store)
         self.routes = routes = Routes()
         self.site = Site(
-            routes.resource(),
+            routes.resource(self._general_threads),
             Admission(self.auth, routes.table, settings),
             settings,
             turns,

@@ -98,3 +98,16 @@ def test_types_of_mounts() -> None:
         b"37 35 0:22 / /tmp rw - tmpfs tmpfs rw\nmalformed\n"
     )
     assert parse_types(text) == {b"98:0": b"ext3", b"0:22": b"tmpfs"}
+
+
+def test_a_directory_is_opened_if_it_is_known_and_local(reader: CachedReader, mounts: Mounts, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("text")
+    fd = reader.open_directory(str(tmp_path))
+    assert fd is not None
+    assert os.path.samestat(os.fstat(fd), tmp_path.stat())
+    os.close(fd)
+    assert reader.is_directory(str(tmp_path))
+    for other in ("/proc", str(tmp_path / "f"), str(tmp_path / "none"), "a\0b"):
+        assert reader.open_directory(other) is None
+        assert not reader.is_directory(other)
+    assert CachedReader(Root(str(tmp_path)), mounts).open_directory(str(tmp_path)) is None

@@ -385,7 +385,7 @@ async def test_the_secret_of_the_environment_is_hidden_when_an_option_wins(
     ("module", "late"),
     [
         ("sandboxd.tap", ["klein", "sandboxd.service", "twisted.web.server"]),
-        ("sandboxd.service", ["prometheus_client", "treq", "twisted.web.client", "websockets"]),
+        ("sandboxd.service", ["klein", "prometheus_client", "treq", "twisted.web.client", "websockets", "werkzeug"]),
     ],
 )
 def test_what_a_start_does_not_need_is_not_imported(module: str, late: list[str]) -> None:

@@ -14,6 +14,9 @@ from twisted.internet.task import Clock
 from twisted.web.client import ResponseNeverReceived
 
 from sandboxd.api.commands import CommandStarter
+from sandboxd.files.access import Files
+from sandboxd.files.filesystem_threads import FilesystemThreads
+from sandboxd.files.root import Root
 from sandboxd.processes.child import SpawnError
 from sandboxd.processes.command import Command
 from sandboxd.web.idempotency import IdempotencyStore, KeyConflict, KeyedResult
@@ -172,7 +175,8 @@ async def test_a_start_whose_outcome_is_unknown_keeps_its_key(clock: Clock) -> N
             return fail(SpawnError(OSError(errno.EIO, "the process that starts commands has died")))
 
     store = IdempotencyStore(clock)
-    starter = CommandStarter(cast(Any, None), cast(Any, None), cast(Any, None), store)
+    files = Files(Root(), FilesystemThreads(cast(Any, clock)))
+    starter = CommandStarter(cast(Any, None), files, cast(Any, None), store)
     entry = store.once("a", b"request", lambda: "id")
     with pytest.raises(SpawnError):
         await starter.until_started(cast(Any, Unknown()), entry)

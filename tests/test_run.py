@@ -105,6 +105,20 @@ async def test_cwd(api: Api, tmp_path: Path) -> None:
     assert (await api.run("pwd", cwd=str(tmp_path)))["stdout"] == f"{tmp_path}\n"
 
 
+async def test_each_command_begins_in_its_own_directory(api: Api, daemon: Daemon, tmp_path: Path) -> None:
+    folders = [tmp_path / str(number) for number in range(20)]
+    for folder in folders:
+        folder.mkdir()
+    (tmp_path / "link").symlink_to(folders[0])
+    places = [(str(folder), str(folder)) for folder in folders]
+    own = daemon.log.parent
+    places += [(str(tmp_path / "link"), str(folders[0])), ("/proc", "/proc"), ("..", str(own.parent)), ("", str(own))]
+    for argv in ({"cmd": "pwd -P"}, {"argv": ["pwd", "-P"]}, {"cmd": "pwd -P", "stdin": True}):
+        replies = [(there, api.post("/run", {**argv, "cwd": cwd})) for cwd, there in places]
+        for there, reply in replies:
+            assert (await reply).json()["stdout"] == f"{there}\n"
+
+
 @pytest.mark.parametrize("cwd", [None, ""])
 async def test_cwd_is_the_servers_unless_given(api: Api, daemon: Daemon, cwd: str | None) -> None:
     assert (await api.run("pwd", cwd=cwd))["stdout"] == f"{daemon.log.parent}\n"

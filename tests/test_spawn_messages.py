@@ -31,7 +31,7 @@ U64 = st.integers(0, 2**64 - 1)
 REQUESTS = st.builds(
     StartRequest,
     argv=st.lists(TEXT, min_size=1, max_size=5),
-    env=st.lists(TEXT.map(lambda text: b"x=" + text), max_size=5),
+    env=st.lists(TEXT.map(lambda text: b"x=" + text), max_size=5).map(b"\0".join),
     mark=U64,
     stdin=st.booleans(),
     cwd=st.none() | TEXT,
@@ -39,6 +39,7 @@ REQUESTS = st.builds(
     cgroup=TEXT,
     limits=st.dictionaries(st.integers(0, 15), U64, max_size=8),
     collect=st.booleans(),
+    directory=st.booleans(),
 )
 
 
@@ -50,10 +51,9 @@ def test_a_request_is_unpacked_as_it_was_packed(request: StartRequest) -> None:
     }
 
 
-@pytest.mark.parametrize(("argv", "env"), [([b"sh", b"a\0b"], []), ([b"sh"], [b"a=\0"])])
-def test_a_string_with_a_nul_is_refused(argv: list[bytes], env: list[bytes]) -> None:
+def test_an_argument_with_a_nul_is_refused() -> None:
     with pytest.raises(OSError, match="Invalid argument") as raised:
-        StartRequest(argv, env, mark=1).pack()
+        StartRequest([b"sh", b"a\0b"], b"", mark=1).pack()
     assert raised.value.errno == errno.EINVAL
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import signal as signals
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TypedDict, TypeVar
 
 from msgspec import UNSET
+from msgspec.structs import replace
 from twisted.internet.defer import CancelledError
 
 from sandboxd.api.operations import Events
@@ -61,6 +61,7 @@ class CommandStarter:
     def __init__(self, table: ProcessTable, files: Files, turns: TurnBudget, store: IdempotencyStore) -> None:
         self._table = table
         self._files = files
+        self._cached = files.cached_reader()
         self._turns = turns
         self.store = store
 
@@ -72,7 +73,6 @@ class CommandStarter:
         :raise BadRequest: if it is malformed.
         :raise ApiError: if its working directory is not a directory.
         """
-        body.check()
         user, shell = None, None
         if body.user is not None:
             try:
@@ -82,9 +82,9 @@ class CommandStarter:
         if interactive and body.terminal() and not body.names_program:
             shell = await self._files.threads("/", own_shell) if user is None else user.shell
         command = body.command(user, shell)
-        if command.cwd is not None or self._files.root.confined:
+        if self._files.root.confined or (command.cwd is not None and not self._cached.is_directory(command.cwd)):
             cwd = command.cwd or "."
-            command = dataclasses.replace(command, cwd=await self._files.call(_directory, cwd))
+            command = replace(command, cwd=await self._files.call(_directory, cwd))
         await self._turns.turn()  # as the caller starts the command now
         return command
 

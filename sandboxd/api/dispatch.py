@@ -12,6 +12,7 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
+from sandboxd.reactor.oneshot import OneShot
 from sandboxd.web.request import Request
 from sandboxd.web.route_table import PREFIX
 
@@ -24,16 +25,25 @@ class Dispatch(Resource):
     """
     A resource that calls the endpoint of a path without parameters itself, and has Klein find all others.
 
-    Klein matches a path with Werkzeug, which costs as much as all the rest that is done for a small request.
+    Klein matches a path with Werkzeug, which costs as much as all the rest that is done for a small request. It is
+    imported in a thread, when a path with parameters comes, or behind the answer to the first request that has a token:
+    an idle daemon does without.
+
+    :param load: returns Klein's resource, later.
     """
 
     isLeaf = True
 
     def __init__(
-        self, klein: IResource, fixed: Mapping[tuple[bytes, bytes], Endpoint], subtrees: Mapping[bytes, Endpoint]
+        self,
+        load: Callable[[], Deferred[IResource]],
+        fixed: Mapping[tuple[bytes, bytes], Endpoint],
+        subtrees: Mapping[bytes, Endpoint],
     ) -> None:
         super().__init__()
-        self._klein = klein
+        self._load = load
+        self._loading: OneShot[None] | None = None
+        self._klein: IResource | None = None
         self._fixed = fixed
         self._subtrees = subtrees
 
@@ -45,12 +55,43 @@ class Dispatch(Resource):
             if request.path.startswith(prefix):
                 endpoint = forward
         if endpoint is None:
-            path = request.postpath or []
-            if path[:1] == [PREFIX[1:]]:
-                request.prepath, request.postpath = path[:1], path[1:]
-            return self._klein.render(request)
+            return self._render_with_klein(request)
+        if self._klein is None and request.active:
+            request.notifyFinish().addBoth(lambda _: self._load_early())
         _Call(request, endpoint(request)).resume(None)
         return NOT_DONE_YET
+
+    def _render_with_klein(self, request: Request) -> Any:
+        if self._klein is None:
+            self._when_loaded().addCallbacks(lambda _: request.call_route(), request.processingFailed)
+            return NOT_DONE_YET
+        path = request.postpath or []
+        if path[:1] == [PREFIX[1:]]:
+            request.prepath, request.postpath = path[:1], path[1:]
+        return self._klein.render(request)
+
+    def _when_loaded(self) -> Deferred[None]:
+        """Return a Deferred that fires when Klein has been imported; it fails if that does, and may be tried again."""
+        loading = self._loading
+        if loading is None:
+            loading = self._loading = OneShot()
+            self._load().addCallbacks(self._loaded, self._not_loaded)
+        return loading.when_fired()
+
+    def _loaded(self, klein: IResource) -> None:
+        self._klein = klein
+        if self._loading is not None:
+            self._loading.fire(None)
+
+    def _not_loaded(self, failure: Failure) -> None:
+        loading, self._loading = self._loading, None
+        if loading is not None:
+            loading.fire(failure)
+
+    def _load_early(self) -> None:
+        self._when_loaded().addErrback(
+            lambda failure: _log.failure("Klein could not be imported; the next request tries again", failure)
+        )
 
 
 class _Call:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mimetypes
 import os
 import secrets
+from functools import cache
 from urllib.parse import quote
 
 from twisted.logger import Logger
@@ -22,9 +23,6 @@ from sandboxd.web.request import Request
 from sandboxd.web.response import ResponseStream
 
 _log = Logger()
-
-#: Without a look at the machine's own tables, which are not the same everywhere.
-_TYPES = mimetypes.MimeTypes()
 
 #: Bytes from which on the kernel sends a file by itself. Less is sent as quickly with a read and a write.
 DIRECT = 256 * 1024
@@ -169,8 +167,14 @@ async def _send_directly(stream: ResponseStream, pool: ThreadPool, file: Downloa
     return sent
 
 
+@cache
+def _types() -> mimetypes.MimeTypes:
+    """Return the table of media types, without a look at the machine's own, which are not the same everywhere."""
+    return mimetypes.MimeTypes()
+
+
 def _media_type(name: str) -> str:
-    media_type, encoding = _TYPES.guess_type(name)
+    media_type, encoding = _types().guess_type(name)
     if encoding is not None:
         return "application/gzip" if encoding == "gzip" else "application/octet-stream"
     return media_type or "application/octet-stream"

@@ -8,21 +8,18 @@ status is another; or None if it has written the response itself.
 
 from __future__ import annotations
 
-import encodings.idna  # noqa: F401 -- Werkzeug needs it at the first path with parameters, when no file may be had
 import errno
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 from urllib.parse import unquote_to_bytes
 
 import msgspec
-from klein import Klein
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
-from werkzeug.routing import RequestRedirect
 
 from sandboxd.api.dispatch import Dispatch, Endpoint
 from sandboxd.api.operations import Operation, RawBody
@@ -30,6 +27,7 @@ from sandboxd.files.errors import FileError
 from sandboxd.messages.decoding import BadRequest, decode, decode_query
 from sandboxd.messages.strict import check_fields, check_parameters
 from sandboxd.processes.cgroup import CgroupError
+from sandboxd.reactor.threads import ThreadPool
 from sandboxd.web.ascii_json import dumps
 from sandboxd.web.body import BodyError
 from sandboxd.web.idempotency import KeyConflict
@@ -38,6 +36,9 @@ from sandboxd.web.request import Request, printable
 from sandboxd.web.response import ResponseStream
 from sandboxd.web.route_table import PREFIX, RouteTable, RouteTraits
 from sandboxd.web.websocket import HandshakeError
+
+if TYPE_CHECKING:  # see Routes.app
+    from klein import Klein
 
 #: The result of a route; None if it has written the response itself.
 RouteResult: TypeAlias = "msgspec.Struct | Reply | None"
@@ -74,19 +75,36 @@ class Routes:
     """
     The routes of the API, on one Klein app.
 
-    :ivar app: the app, complete once every family has added its own.
     :ivar operations: the description of each, for the OpenAPI document.
     :ivar table: the traits of each, for the HTTP server.
     """
 
     def __init__(self) -> None:
-        self.app = Klein()
+        self._endpoints: list[tuple[str, str, Endpoint]] = []
         self.operations: list[Operation] = []
         self._fixed: dict[tuple[bytes, bytes], Endpoint] = {}
         self._subtrees: dict[bytes, Endpoint] = {}
         self.table = RouteTable()
-        self.app.url_map.merge_slashes = False
-        self.app.handle_errors(HTTPException)(cast(Any, self._http_exception))
+
+    @cached_property
+    def app(self) -> Klein:
+        """
+        The Klein app of all routes; ask for it when every family has added its own.
+
+        It is made when it is first asked for: importing Klein and Werkzeug is a fifth of a start, and an eighth of the
+        memory of a daemon that nobody uses.
+        """
+        import encodings.idna  # noqa: F401 -- Werkzeug needs it at the first path with parameters
+
+        from klein import Klein
+        from werkzeug.exceptions import HTTPException
+
+        app = Klein()
+        app.url_map.merge_slashes = False
+        app.handle_errors(HTTPException)(cast(Any, _http_exception))
+        for method, path, endpoint in self._endpoints:
+            app.route(path, methods=[method])(endpoint)
+        return app
 
     def get(self, path: str, **options: Any) -> Adder:
         """Return a decorator that adds a route without a body; see :meth:`route`."""
@@ -188,7 +206,7 @@ class Routes:
             if rest:
                 self._add_rest(path, endpoint)
             else:
-                self.app.route(path, methods=[method])(endpoint)
+                self._endpoints.append((method, path, endpoint))
             if "<" not in path:
                 for prefix in (b"", PREFIX):
                     self._fixed[method.encode("ascii"), prefix + path.encode("ascii")] = endpoint
@@ -243,24 +261,31 @@ class Routes:
         for start in (b"", PREFIX):
             self._subtrees[start + prefix.encode("ascii")] = with_rest
 
-    def resource(self) -> IResource:
+    def resource(self, in_thread: ThreadPool) -> IResource:
         """
         Return the resource that serves all routes, at ``/`` and below :data:`PREFIX`, which two of the official clients
         hard-code.
-        """
-        return Dispatch(self.app.resource(), self._fixed, self._subtrees)
 
-    def _http_exception(self, request: Request, failure: Failure) -> bytes:
-        """Answer 404 or 405."""
-        error = failure.value
-        path = request.path.decode("utf-8", "replace")
-        if isinstance(error, MethodNotAllowed):
-            allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD"}))
-            request.setHeader(b"Allow", allowed.encode("ascii"))
-            return _json(request, Reply({**request.on_error, "error": f"{path} takes {allowed} only"}, 405))
-        assert isinstance(error, HTTPException)
-        status = 404 if isinstance(error, RequestRedirect) else error.code or 404
-        return _json(request, Reply({"error": f"no such route: {path}"}, status))
+
+        :param in_thread: imports Klein, once requests come.
+        """
+        return Dispatch(lambda: in_thread(lambda: self.app.resource()), self._fixed, self._subtrees)
+
+
+def _http_exception(request: Request, failure: Failure) -> bytes:
+    """Answer 404 or 405."""
+    from werkzeug.exceptions import HTTPException, MethodNotAllowed
+    from werkzeug.routing import RequestRedirect
+
+    error = failure.value
+    path = request.path.decode("utf-8", "replace")
+    if isinstance(error, MethodNotAllowed):
+        allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD"}))
+        request.setHeader(b"Allow", allowed.encode("ascii"))
+        return _json(request, Reply({**request.on_error, "error": f"{path} takes {allowed} only"}, 405))
+    assert isinstance(error, HTTPException)
+    status = 404 if isinstance(error, RequestRedirect) else error.code or 404
+    return _json(request, Reply({"error": f"no such route: {path}"}, status))
 
 
 #: Statuses of errors that have none themselves.

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from twisted.internet.defer import Deferred
-from twisted.logger import Logger
-
 from sandboxd.execution.execution import Execution
 from sandboxd.execution.lines import character_border
-from sandboxd.execution.log import DroppedRecords
-
-_log = Logger()
+from sandboxd.execution.log import Batch
 
 
 class HeadAndTail:
@@ -70,6 +65,7 @@ class BufferedOutput:
     """
     The output of an execution, collected for a reply when it has ended.
 
+    :param execution: one that has just been requested, and has no output yet.
     :param limit: most bytes kept of each stream.
     :ivar kept: the output by stream; complete once the execution has ended.
     """
@@ -77,9 +73,7 @@ class BufferedOutput:
     def __init__(self, execution: Execution, limit: int) -> None:
         self.execution = execution
         self.kept = {"stdout": HeadAndTail(limit), "stderr": HeadAndTail(limit)}
-        Deferred.fromCoroutine(self._collect()).addErrback(
-            lambda failure: _log.failure("{id}: its output was not collected", failure, id=execution.id)
-        )
+        execution.log.listener = self._keep
 
     @property
     def size(self) -> int:
@@ -91,14 +85,5 @@ class BufferedOutput:
         """Bytes of memory held, the execution's record included."""
         return self.size + self.execution.size
 
-    async def _collect(self) -> None:
-        cursor = self.execution.log.cursor(after=0)
-        try:
-            while not cursor.ended:
-                while (batch := cursor.read()) is not None:
-                    assert not isinstance(batch, DroppedRecords), "a cursor that reads at once cannot fall behind"
-                    self.kept[batch.stream].add(batch.data)
-                if not cursor.ended:
-                    await cursor.when_more()
-        finally:
-            cursor.close()
+    def _keep(self, batch: Batch) -> None:
+        self.kept[batch.stream].add(batch.data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import signal
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -224,7 +224,7 @@ class Execution:
         if self._child is None:
             raise OSError(errno.EIO, "the process has ended")
         self._child.resize(cols, rows)
-        self.tty = dataclasses.replace(self.tty, cols=cols, rows=rows)
+        self.tty = replace(self.tty, cols=cols, rows=rows)
 
     @property
     def has_stdin(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 #: Longest piece of a line, in bytes. An event has to stay under 64 KiB in ASCII JSON, which takes up to six characters
 #: for one byte (a control character, or U+FFFD for a byte that is not UTF-8).
@@ -17,8 +17,7 @@ BATCH_LINES = 4096
 BATCH_PIECES = 32
 
 
-@dataclass(frozen=True)
-class SplitLines:
+class SplitLines(msgspec.Struct, frozen=True):
     """
     Consecutive lines of one stream, or consecutive pieces of one long line.
 

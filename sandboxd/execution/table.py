@@ -6,7 +6,7 @@ import errno
 import signal
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from twisted.application.service import Service
@@ -87,6 +87,7 @@ class ProcessTable(Service):
     :param reap: whether all children of this process are executions' or orphans that it inherits as PID 1 or as
         subreaper, and may be reaped.
     :param cgroups: makes the cgroups of commands that have limits for their whole tree; None where there are none.
+    :param open_directory: as :class:`.Spawner` has it.
     :param max_live: most commands that run at a time.
     :param keep_count: most ended executions that are remembered, background processes and others each.
     :param keep_bytes: most bytes of their output, scripts and variables.
@@ -110,6 +111,7 @@ class ProcessTable(Service):
         *,
         reap: bool = False,
         cgroups: Cgroups | None = None,
+        open_directory: Callable[[str], int | None] = lambda path: None,
         max_live: int = MAX_LIVE,
         keep_count: int = KEEP_COUNT,
         keep_bytes: int = KEEP_BYTES,
@@ -121,7 +123,7 @@ class ProcessTable(Service):
         self._trees = Trees(reactor, threads, lambda: self._spawn_client.pids)
         self._reaper = Reaper()
         self._spawn_client = SpawnClient(reactor, turns, self._trees.marks.base, self._adopt, self._trees.end)
-        self._spawner = Spawner(reactor, turns, self._spawn_client, environment)
+        self._spawner = Spawner(reactor, turns, self._spawn_client, environment, open_directory)
         self._max_live = max_live
         self._drain = drain
         self.live: dict[str, Execution] = {}

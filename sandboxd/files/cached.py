@@ -57,7 +57,7 @@ _buffer = ctypes.create_string_buffer(256)
 
 class CachedReader:
     """
-    A reader of small files that are in the page cache.
+    A reader of small files that are in the page cache, and of directories that are in the kernel's.
 
     :param mounts: knows the file systems by their devices.
     """
@@ -85,16 +85,46 @@ class CachedReader:
         finally:
             os.close(fd)
 
+    def open_directory(self, path: str) -> int | None:
+        """
+        Return a descriptor (``O_PATH``) of a directory in which a process can begin to work without a wait; None if
+        that is for another process to try, or if there is a root: it confines no commands.
+
+        Does not block.
+        """
+        if self._root.confined:
+            return None
+        try:
+            fd = self._root.open_cached(path, os.O_PATH | os.O_DIRECTORY, _RESOLVE_CACHED)
+        except (OSError, ValueError):
+            return None
+        if self._local(fd) is None:
+            os.close(fd)
+            return None
+        return fd
+
+    def is_directory(self, path: str) -> bool:
+        """Return whether :meth:`open_directory` would return one. Does not block."""
+        fd = self.open_directory(path)
+        if fd is not None:
+            os.close(fd)
+        return fd is not None
+
     def _size(self, fd: int) -> int | None:
         """Return the size of a small regular file on a local file system; None for anything else."""
+        found = self._local(fd)
+        if found is None or not modes.S_ISREG(found[0]):
+            return None
+        return found[1] if 0 < found[1] <= LARGEST else None  # files of /proc have a size of 0
+
+    def _local(self, fd: int) -> tuple[int, int] | None:
+        """Return mode and size of a file on a local file system; None if it is on another."""
         # Without AT_STATX_DONT_SYNC the kernel might ask a server.
         flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
         if _libc.statx(fd, b"", flags, _STATX_TYPE_AND_SIZE, _buffer) != 0:
             return None
         mode, size, major, minor = _MODE_AND_SIZE.unpack_from(_buffer.raw)
-        if not modes.S_ISREG(mode) or not 0 < size <= LARGEST:  # files of /proc have a size of 0
-            return None
-        return size if self._mounts.type_of(b"%d:%d" % (major, minor)) in LOCAL else None
+        return (mode, size) if self._mounts.type_of(b"%d:%d" % (major, minor)) in LOCAL else None
 
     @staticmethod
     def _read(path_fd: int, size: int) -> bytes | None:

@@ -65,9 +65,18 @@ class Spawner:
 
     :param turns: schedules the reading of their output.
     :param client: starts their processes.
+    :param open_directory: returns a descriptor of a directory that can be entered without a wait, or None.
     """
 
-    def __init__(self, reactor: Reactor, turns: TurnBudget, client: SpawnClient, environment: Environment) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        turns: TurnBudget,
+        client: SpawnClient,
+        environment: Environment,
+        open_directory: Callable[[str], int | None],
+    ) -> None:
+        self._open_directory = open_directory
         self._reactor = reactor
         self._turns = turns
         self._client = client
@@ -103,6 +112,10 @@ class Spawner:
             if script is not None:
                 opened.append(memfd(script))
                 theirs.append(opened[-1])
+            directory = None if command.cwd is None else self._open_directory(command.cwd)
+            if directory is not None:
+                opened.append(directory)
+                theirs.append(directory)
             child = Child(self._reactor, self._turns, protocol, command, ours)
             user = command.user
             request = StartRequest(
@@ -119,6 +132,7 @@ class Spawner:
                 script=script is not None,
                 tty=command.tty is not None,
                 collect=collect,
+                directory=directory is not None,
             )
             child.send_signal = self._client.launch(child, request, theirs)
         except OSError as error:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 
-@dataclass(frozen=True)
-class User:
+class User(msgspec.Struct, frozen=True):
     """
     The user that a command runs as.
 
@@ -25,8 +25,7 @@ class User:
     shell: str = "/bin/sh"
 
 
-@dataclass(frozen=True)
-class Terminal:
+class Terminal(msgspec.Struct, frozen=True):
     """
     The size and type of a pseudo-terminal that a command gets.
 
@@ -38,8 +37,7 @@ class Terminal:
     term: str = "xterm-256color"
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(msgspec.Struct, frozen=True):
     """
     A command to run: its program, its environment and its limits, validated.
 
@@ -64,13 +62,13 @@ class Command:
 
     cmd: str | None
     cwd: str | None = None
-    env: Mapping[str, str | None] = field(default_factory=dict)
+    env: Mapping[str, str | None] = msgspec.field(default_factory=dict)
     timeout: float | None = None
     idle_timeout: float | None = None
     stdin: bool = False
     survive: bool = False
-    limits: Mapping[str, int] = field(default_factory=dict)
-    tree_limits: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, int] = msgspec.field(default_factory=dict)
+    tree_limits: Mapping[str, float] = msgspec.field(default_factory=dict)
     user: User | None = None
     argv: tuple[str, ...] | None = None
     shell: str | None = None

@@ -4,6 +4,7 @@ The environment of commands: the daemon's own without its secrets, its settings 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 
@@ -49,27 +50,38 @@ class Environment:
             self._english.update(LANG=everything, LC_CTYPE=everything)
         self._english["LC_MESSAGES"] = "C"
 
-        self._inherited_entries = _entries(self.inherited)
-        self._english_entries = _entries(self._english)
+        self._inherited_packed = packed(self.inherited)
+        self._english_packed = packed(self._english)
 
-    def merged(self, command: Command) -> list[bytes]:
+    def merged(self, command: Command) -> bytes:
         """
-        Return the inherited variables updated with the command's, as ``NAME=value``.
+        Return the inherited variables updated with the command's, as :func:`packed` does.
 
         Messages are English unless the command sets a locale.
+
+        :raise OSError: EINVAL if a variable has a NUL in it.
         """
         english = _LOCALE.isdisjoint(command.env)
         user = command.user
         if user is None and not command.env and command.tty is None:
-            return (self._english_entries if english else self._inherited_entries).copy()
+            return self._english_packed if english else self._inherited_packed
         login = {} if user is None else {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}
         terminal = {} if command.tty is None else {"TERM": command.tty.term}
-        return _entries({**(self._english if english else self.inherited), **login, **terminal, **command.env})
+        return packed({**(self._english if english else self.inherited), **login, **terminal, **command.env})
 
 
 def _is_withheld(name: str) -> bool:
     return name in PRIVATE or name in SETTINGS or name.startswith(SETTINGS_PREFIX)
 
 
-def _entries(environ: Mapping[str, str | None]) -> list[bytes]:
-    return [os.fsencode(f"{name}={value}") for name, value in environ.items() if name and value is not None]
+def packed(environ: Mapping[str, str | None]) -> bytes:
+    """
+    Return variables as ``NAME=value``, joined by NULs; those whose value is None are left out.
+
+    :raise OSError: EINVAL if one has a NUL in it.
+    """
+    entries = [f"{name}={value}" for name, value in environ.items() if name and value is not None]
+    text = "\0".join(entries)
+    if entries and text.count("\0") != len(entries) - 1:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return os.fsencode(text)

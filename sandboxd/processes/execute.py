@@ -46,7 +46,7 @@ def execute(request: StartRequest, fds: list[int], nofile: int, errors: int) -> 
             step = AT_CWD
             os.chdir(request.cwd)  # with the rights of the command's user
             step = AT_START
-        env = with_mark(dict(entry.split(b"=", 1) for entry in request.env), request.mark)
+        env = with_mark(variables(request.env), request.mark)
         resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         for limit, value in request.limits.items():
             resource.setrlimit(limit, (value, value))
@@ -59,6 +59,15 @@ def execute(request: StartRequest, fds: list[int], nofile: int, errors: int) -> 
     finally:
         os.write(errors, bytes([step]) + number.to_bytes(4, "little"))
         os._exit(127)
+
+
+def variables(env: bytes) -> dict[bytes, bytes]:
+    """
+    Return the variables of a request.
+
+    :raise ValueError: if one has no ``=``.
+    """
+    return dict(entry.split(b"=", 1) for entry in env.split(b"\0")) if env else {}
 
 
 def with_mark(env: dict[bytes, bytes], mark: int) -> dict[bytes, bytes]:

@@ -41,7 +41,7 @@ _OUTPUT = Struct("<HH")
 _START = Struct("<QBBHIIIII")
 _LIMIT = Struct("<BQ")
 
-_STDIN, _USER, _CWD, _MERGE, _SCRIPT, _TTY, _COLLECT = 1, 2, 4, 8, 16, 32, 64
+_STDIN, _USER, _CWD, _MERGE, _SCRIPT, _TTY, _COLLECT, _DIRECTORY = 1, 2, 4, 8, 16, 32, 64, 128
 
 #: The descriptor of a child at which its shell finds a script that is too long for an argument.
 SCRIPT_FD = 9
@@ -57,7 +57,7 @@ class StartRequest:
 
     :ivar argv: the arguments.
     :ivar program: what is executed; it is looked for in the child's PATH if it has no slash.
-    :ivar env: ``NAME=value``, each.
+    :ivar env: ``NAME=value``, joined by NULs.
     :ivar mark: the mark of its process tree.
     :ivar stdin: whether a descriptor for stdin is among those that are sent.
     :ivar cwd: the working directory, or None for the server's own.
@@ -68,7 +68,9 @@ class StartRequest:
     :ivar script: whether a descriptor for :data:`SCRIPT_FD` is among those that are sent.
     :ivar tty: whether one terminal is sent for stdin, stdout and stderr, to control the child's session.
     :ivar collect: whether the server makes the pipes for output. It reports all at once if the child exits soon, with
-        little output, and else sends the daemon's ends with the STARTED record. No descriptors are sent then.
+        little output, and else sends the daemon's ends with the STARTED record. None of the child's descriptors are
+        sent then.
+    :ivar directory: whether a descriptor of ``cwd`` is the last of those that are sent. Entering it does not block.
     """
 
     __slots__ = (
@@ -76,6 +78,7 @@ class StartRequest:
         "cgroup",
         "collect",
         "cwd",
+        "directory",
         "env",
         "limits",
         "mark",
@@ -90,7 +93,7 @@ class StartRequest:
     def __init__(
         self,
         argv: list[bytes],
-        env: list[bytes],
+        env: bytes,
         mark: int,
         stdin: bool = False,
         cwd: bytes | None = None,
@@ -102,6 +105,7 @@ class StartRequest:
         script: bool = False,
         tty: bool = False,
         collect: bool = False,
+        directory: bool = False,
     ) -> None:
         self.argv = argv
         self.env = env
@@ -116,6 +120,7 @@ class StartRequest:
         self.script = script
         self.tty = tty
         self.collect = collect
+        self.directory = directory
 
     @property
     def targets(self) -> list[tuple[int, ...]]:
@@ -129,15 +134,16 @@ class StartRequest:
         """
         Return the request as a payload.
 
-        :raise OSError: EINVAL if a string has a NUL in it.
+        :raise OSError: EINVAL if an argument has a NUL in it.
         """
-        for text in (*self.argv, *self.env, self.program):
+        for text in (*self.argv, self.program):
             if b"\0" in text:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        argv, env, cwd = b"\0".join(self.argv), b"\0".join(self.env), self.cwd or b""
+        argv, env, cwd = b"\0".join(self.argv), self.env, self.cwd or b""
         groups = () if self.user is None else (self.user[0], self.user[1], *self.user[2])
         flags = _STDIN * self.stdin | _USER * (self.user is not None) | _CWD * (self.cwd is not None)
         flags |= _MERGE * self.merge | _SCRIPT * self.script | _TTY * self.tty | _COLLECT * self.collect
+        flags |= _DIRECTORY * self.directory
         sizes = (len(argv), len(env), len(cwd), len(self.cgroup), len(self.program))
         limits = b"".join(_LIMIT.pack(*limit) for limit in self.limits.items())
         packed = (
@@ -176,7 +182,7 @@ class StartRequest:
         user = (groups[0], groups[1], groups[2:]) if flags & _USER else None
         return cls(
             argv.split(b"\0"),
-            env.split(b"\0") if env else [],
+            env,
             mark,
             bool(flags & _STDIN),
             cwd if flags & _CWD else None,
@@ -188,6 +194,7 @@ class StartRequest:
             bool(flags & _SCRIPT),
             bool(flags & _TTY),
             bool(flags & _COLLECT),
+            bool(flags & _DIRECTORY),
         )
 
 

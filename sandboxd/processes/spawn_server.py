@@ -36,10 +36,11 @@ from collections import deque
 from contextlib import suppress
 from time import monotonic
 
-from sandboxd.processes.execute import execute, standard_path, with_mark
+from sandboxd.processes.execute import execute, standard_path, variables, with_mark
 from sandboxd.processes.limits import inherited_nofile
 from sandboxd.processes.marks import inherited_mark, kill_remaining, marks_by_limit
 from sandboxd.processes.spawn_messages import (
+    AT_CWD,
     AT_EXEC,
     AT_START,
     EXITED,
@@ -74,8 +75,6 @@ _EXEC_ERRORS = (
     errno.ETXTBSY,
 )
 
-#: Most requests that are served before exits are looked for.
-BURST = 8
 
 #: Seconds after which a child whose output is collected is handed over to the daemon if it has written something, and
 #: seconds after which it is handed over in any case.
@@ -96,7 +95,7 @@ NAME = b"sandboxd-spawn"
 _DAEMON_EXIT = 10.0
 
 #: Exit codes of this process, as the daemon's log shows them.
-MALFORMED, TAMPERED = 3, 4
+MALFORMED, TAMPERED, LOST = 3, 4, 5
 
 _PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
@@ -147,13 +146,14 @@ class SpawnServer:
         self._base = base
         self._nofile = nofile
         self._limits = limits
+        self._home = _enter_own_directory()
         self._epoll = select.epoll()
         self._epoll.register(control.fileno(), select.EPOLLIN)
         self._children: dict[int, _Child] = {}  # by number
         self._watched: dict[int, _Child] = {}  # by pidfd, and by the pipe for errors
         self._looks: deque[tuple[float, _Child]] = deque()
         self._hand_overs: deque[tuple[float, _Child]] = deque()
-        self._env: tuple[list[bytes], dict[bytes, bytes]] = ([], {})
+        self._env: tuple[bytes, dict[bytes, bytes]] = (b"", {})  # that of the last request: most are the same
 
     def serve(self) -> None:
         """Start commands until the daemon has exited, kill what its executions have left, and exit."""
@@ -185,7 +185,7 @@ class SpawnServer:
                     self._executed(child)
                 elif child is not None:
                     self._exited(child)
-            if requests and not self._listen():
+            if requests and not self._receive():
                 return
 
     def _record(self, number: int, kind: int, value: int, detail: int = AT_START, fds: tuple[int, ...] = ()) -> None:
@@ -219,27 +219,26 @@ class SpawnServer:
         self._record(child.number, STARTED, child.pid, fds=child.output)
         child.close_output()
 
-    def _listen(self) -> bool:
-        """Serve some requests; return False at the end of file."""
-        for _ in range(BURST):
-            if limits() != self._limits:  # looked at before a request is received, which then goes to another server
-                for child in self._children.values():
-                    if child.output and child.errors < 0:
-                        self._hand_over(child)
-                os._exit(TAMPERED)
-            try:
-                message, fds = _receive(self._control)
-            except BlockingIOError:
-                return True
-            except ConnectionResetError:
-                return False
-            if not message:
-                return False
-            try:
-                self._serve(message, fds)
-            finally:
-                for fd in fds:
-                    os.close(fd)
+    def _receive(self) -> bool:
+        """Serve one request, as epoll reports the next one too; return False at the end of file."""
+        if limits() != self._limits:  # looked at before a request is received, which then goes to another server
+            for child in self._children.values():
+                if child.output and child.errors < 0:
+                    self._hand_over(child)
+            os._exit(TAMPERED)
+        try:
+            message, fds = _receive(self._control)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
+        if not message:
+            return False
+        try:
+            self._serve(message, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
         return True
 
     def _serve(self, message: bytes, fds: list[int]) -> None:
@@ -264,8 +263,13 @@ class SpawnServer:
             self._record(number, FAILED, errno.EINVAL if limits() == self._limits else errno.EAGAIN)
 
     def _start(self, number: int, request: StartRequest, fds: list[int]) -> None:
+        directory = -1
+        if request.directory:
+            if not fds:  # it did not fit under RLIMIT_NOFILE
+                raise OSError(errno.EMFILE, "")
+            fds, directory = fds[:-1], fds[-1]
         if not request.collect:
-            child = self._start_with(number, request, fds)
+            child = self._start_with(number, request, fds, directory)
             if child is not None and child.errors < 0:
                 self._record(number, STARTED, child.pid)
             return
@@ -274,7 +278,7 @@ class SpawnServer:
         try:
             for _ in range(2):
                 pipes.extend(os.pipe2(os.O_CLOEXEC))
-            child = self._start_with(number, request, pipes[1::2])
+            child = self._start_with(number, request, pipes[1::2], directory)
         finally:
             for fd in pipes[1::2] if child is not None else pipes:
                 os.close(fd)
@@ -283,19 +287,30 @@ class SpawnServer:
             if child.errors < 0:
                 self._collect(child)
 
-    def _start_with(self, number: int, request: StartRequest, fds: list[int]) -> _Child | None:
-        """Start a child with these descriptors; None if its program cannot be executed, which has been reported."""
+    def _start_with(self, number: int, request: StartRequest, fds: list[int], directory: int) -> _Child | None:
+        """
+        Start a child with these descriptors; return None if its program cannot be executed, which has been reported.
+
+        :param directory: a descriptor of its working directory, or -1.
+        """
         if len(fds) < len(request.targets):  # they did not fit under RLIMIT_NOFILE
             raise OSError(errno.EMFILE, "")
         if self._env[0] != request.env:
-            self._env = (list(request.env), dict(entry.split(b"=", 1) for entry in request.env))
-        plain = request.cwd is None and request.user is None and not (request.cgroup or request.limits or request.tty)
+            self._env = (request.env, variables(request.env))
+        stays = request.cwd is None or (directory >= 0 and self._home >= 0)
+        plain = stays and request.user is None and not (request.cgroup or request.limits or request.tty)
         program = standard_path(request.program, self._env[1]) if plain else None
         if program is None:
             child = self._add(number, *self._fork(request, fds))
             self._record(number, FORKED, child.pid)
             return child
         # Nothing that it touches can block: vfork(2), which suspends this process until the program is executed.
+        if directory >= 0:
+            try:
+                os.fchdir(directory)
+            except OSError as error:
+                self._record(number, FAILED, error.errno or errno.EIO, AT_CWD)
+                return None
         try:
             pid = self._posix_spawn(program, request, fds)
         except OSError as error:
@@ -303,7 +318,17 @@ class SpawnServer:
                 raise
             self._record(number, FAILED, error.errno, AT_EXEC)
             return None
+        finally:
+            if directory >= 0:
+                self._return_home()
         return self._add(number, pid)
+
+    def _return_home(self) -> None:
+        """Enter the own directory again, in which other children begin; exit if that is forbidden now."""
+        try:
+            os.fchdir(self._home)
+        except OSError:
+            os._exit(LOST)
 
     def _collect(self, child: _Child) -> None:
         """Collect the output of a child that executes its program, for a while."""
@@ -396,20 +421,23 @@ class SpawnServer:
             pass
 
     def _exited(self, child: _Child) -> None:
+        """Report the exit of a child; then, while the daemon is at it, close what was its own."""
         if child.errors >= 0:
             self._executed(child)
-        self._forget(child.pidfd)
         status = os.waitpid(child.pid, 0)[1]
-        if not child.number:
-            return
-        del self._children[child.number]
+        if child.number:
+            del self._children[child.number]
+            self._report_exit(child, status)
+            child.close_output()
+        self._forget(child.pidfd)
+
+    def _report_exit(self, child: _Child, status: int) -> None:
         if child.output:
             events = _events(child.output)
             # Hung up: it has no writer any more, and a read does not block.
             sizes = [_size(fd) if events.get(fd, 0) & select.POLLIN else 0 for fd in child.output]
             if all(events.get(fd, 0) & select.POLLHUP for fd in child.output) and sum(sizes) <= MAX_OUTPUT:
                 texts = [os.read(fd, size) if size else b"" for fd, size in zip(child.output, sizes)]  # noqa: B905
-                child.close_output()
                 self._send(pack_done(child.number, child.pid, status, *texts))
                 return
             self._hand_over(child)
@@ -437,6 +465,8 @@ class SpawnServer:
             child.close_output()
         self._epoll.close()
         self._control.close()
+        if self._home >= 0:
+            os.close(self._home)
         SpawnServer(socket.socket(fileno=fds[0]), self._daemon, self._base, self._nofile, self._limits).serve()
 
     def _daemon_exited(self) -> bool:
@@ -444,6 +474,17 @@ class SpawnServer:
         poll = select.poll()
         poll.register(self._daemon, select.POLLIN)
         return bool(poll.poll(_DAEMON_EXIT * 1000))
+
+
+def _enter_own_directory() -> int:
+    """Return a descriptor of the working directory; -1 if this process could not return there from another."""
+    fd = os.open(b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fchdir(fd)
+    except OSError:
+        os.close(fd)
+        return -1
+    return fd
 
 
 def _events(fds: tuple[int, ...]) -> dict[int, int]:

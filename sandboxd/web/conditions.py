@@ -7,7 +7,7 @@ from collections.abc import Callable
 from email.utils import formatdate, parsedate_to_datetime
 
 #: An entity tag, RFC 9110 section 8.8.3: whether it is weak, and what is between the quotes.
-_TAG = re.compile(r'[ \t,]*(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"[ \t]*(?=,|$)')
+_TAG = re.compile(r'[ \t,]*(W/)?"([^\x00-\x20"\x7f]*)"[ \t]*(?=,|$)')
 
 
 class MalformedHeader(ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -53,7 +52,8 @@ class RouteTable:
         self._fixed: dict[bytes, dict[bytes, RouteTraits]] = {}
         self._subtrees: dict[bytes, RouteTraits] = {}
         self._known: dict[tuple[bytes, bytes], RouteLookup] = {}
-        self._patterns: dict[re.Pattern[bytes], dict[bytes, RouteTraits]] = {}
+        self._templates: dict[tuple[bytes, ...], dict[bytes, RouteTraits]] = {}
+        self._rests: dict[bytes, dict[bytes, RouteTraits]] = {}
 
     def add(self, method: bytes, path: str, traits: RouteTraits) -> None:
         """
@@ -63,9 +63,11 @@ class RouteTable:
         """
         self._known.clear()
         if "<" in path:
-            expression = re.sub("<[a-z]+>$", ".*", path) if traits.rest else path
-            pattern = re.compile(re.sub("<[a-z]+>", "[^/]+", expression).encode("ascii"))
-            self._patterns.setdefault(pattern, {})[method] = traits
+            template = path.encode("ascii")
+            if traits.rest:
+                self._rests.setdefault(template.partition(b"<")[0], {})[method] = traits
+            else:
+                self._templates.setdefault(tuple(template.split(b"/")), {})[method] = traits
         else:
             self._fixed.setdefault(path.encode("ascii"), {})[method] = traits
 
@@ -106,5 +108,16 @@ class RouteTable:
             path = path.removeprefix(PREFIX)
             found = self._fixed.get(path)
         if found is None:
-            found = next((methods for pattern, methods in self._patterns.items() if pattern.fullmatch(path)), {})
+            parts = path.split(b"/")
+            found = next((methods for each, methods in self._templates.items() if _matches(each, parts)), None)
+        if found is None:
+            found = next((methods for prefix, methods in self._rests.items() if path.startswith(prefix)), {})
         return found
+
+
+def _matches(template: tuple[bytes, ...], parts: list[bytes]) -> bool:
+    """Return whether a path has the parts of a template, in which ``<name>`` stands for any but an empty one."""
+    return len(template) == len(parts) and all(
+        part == expected or (part and expected.startswith(b"<"))
+        for expected, part in zip(template, parts)  # noqa: B905
+    )
