@@ -40,7 +40,7 @@ _ERRORS = (400, 403, 409)
 
 def add_agent_sandbox_routes(routes: Routes, starter: CommandStarter, files: Files) -> None:
     """
-    Add them to the API.
+    Add ``/execute``, ``/upload``, ``/download``, ``/list`` and ``/exists`` to the API.
 
     :param files: the files that requests reach.
     """
@@ -65,7 +65,7 @@ def add_agent_sandbox_routes(routes: Routes, starter: CommandStarter, files: Fil
     @routes.post("/upload", RawBody("multipart/form-data"), reply=Uploaded, errors=(*_ERRORS, 404, 507))
     async def upload(request: Request, body: BodyStream) -> Uploaded:
         """
-        Put the files of a form where their names say, each in one step once all of it has arrived.
+        Write the files of a form to the paths that their names say, each atomically once it has arrived.
 
         Directories that are missing are made.
         """
@@ -90,18 +90,18 @@ def add_agent_sandbox_routes(routes: Routes, starter: CommandStarter, files: Fil
         rest=True,
     )
     async def download(request: Request, path: str) -> Reply | None:
-        """A file's bytes, as `GET /files` answers them."""
+        """Download a file, as `GET /files` does."""
         return await send_file(request, files, _below(path))
 
     @routes.get("/list/<path>", reply=list[DirectoryEntry], errors=_ERRORS, rest=True)
     async def list_directory(request: Request, path: str) -> None:
-        """The entries of a directory, sorted by name. Links are followed, if not out of the base directory."""
+        """List the entries of a directory, sorted by name. Links are followed, if not out of the base directory."""
         entries = await files.call(followed, _below(path))
         await send_json_parts(request, _entries(entries))
 
     @routes.get("/exists/<path>", reply=PathExists, errors=_ERRORS, rest=True)
     async def path_exists(request: Request, path: str) -> PathExists:
-        """Whether there is a file, a directory or anything else."""
+        """Report whether a path exists, as a file, a directory or anything else."""
         return PathExists(path, await files.call(exists, _below(path)))
 
 

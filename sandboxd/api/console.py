@@ -43,7 +43,7 @@ def _add(routes: Routes, path: str, media_type: str, content: bytes) -> None:
 
     @routes.get(path, reply=RawBody(media_type), open=True, observes=True, documented=path == "/console/")
     async def static(request: Request) -> None:
-        """A page for people, with the files that it loads from below this path. Needs no token; its calls do."""
+        """Return a file of the console, a page for people. Needs no token; the page's calls do."""
         for header, value in (
             (b"Content-Type", media_type.encode("ascii")),
             (b"Content-Security-Policy", POLICY),

@@ -316,7 +316,7 @@ def _code(error: Exception) -> str:
 
 
 def _is_text(prefix: bytes) -> bool:
-    """Whether what a file begins with is UTF-8; its last character may be cut."""
+    """Return whether the beginning of a file is UTF-8; its last character may be cut."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(prefix)
     except UnicodeDecodeError:

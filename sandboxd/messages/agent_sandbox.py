@@ -18,7 +18,7 @@ class ExecuteRequest(msgspec.Struct):
 
 
 class ExecuteResult(Struct):
-    """How a command ended, and what it wrote."""
+    """The output of a command, and how it ended."""
 
     stdout: str
     stderr: str
@@ -27,13 +27,13 @@ class ExecuteResult(Struct):
 
 
 class Uploaded(Struct):
-    """A file was written."""
+    """The names of the files that were written."""
 
     message: Text
 
 
 class DirectoryEntry(Struct):
-    """What a name in a directory leads to."""
+    """An entry of a directory; of a link, what it leads to."""
 
     name: str
     size: Annotated[int, Meta(description="Bytes.")]
@@ -42,7 +42,7 @@ class DirectoryEntry(Struct):
 
 
 class PathExists(Struct):
-    """Whether there is something."""
+    """Whether a path exists."""
 
     path: str
     exists: bool
