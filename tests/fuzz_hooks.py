@@ -7,7 +7,7 @@ from typing import Any
 import schemathesis
 
 #: What stands for whatever text was made up for a field. Users and directories that are there cannot be made up.
-INSTEAD = {"cmd": "true", "user": "root", "cwd": ".", "shell": "/bin/sh", "input_base64": "YQ=="}
+INSTEAD = {"cmd": "true", "command": "true", "user": "root", "cwd": ".", "shell": "/bin/sh", "input_base64": "YQ=="}
 
 #: Limits that need a cgroup, or under which nothing can start.
 LIMITS = "limits"
