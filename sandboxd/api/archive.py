@@ -8,7 +8,6 @@ from urllib.parse import quote_from_bytes
 from twisted.logger import Logger
 
 from sandboxd.api.operations import RawBody
-from sandboxd.api.preconditions import close_in_thread
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.files.access import Files
 from sandboxd.files.archive.compression import CompressionError, compressor, preferred
@@ -16,6 +15,7 @@ from sandboxd.files.archive.pack import Packing
 from sandboxd.files.archive.tar import TarError
 from sandboxd.files.archive.unpack import TooMuch, Unpacking
 from sandboxd.files.errors import FileError
+from sandboxd.files.transfer import close_in_thread
 from sandboxd.messages.archive import ArchiveQuery, Unpacked, UnpackQuery
 from sandboxd.reactor.threads import ThreadPool
 from sandboxd.web.body import BodyStream
@@ -75,7 +75,7 @@ def add_archive_routes(routes: Routes, files: Files) -> None:
             if request.method != b"HEAD":
                 await _send(request, pool, packing, piece)
         finally:
-            close_in_thread(pool, packing.close)
+            close_in_thread(pool, packing)
 
     @routes.route(
         "PUT",
@@ -122,7 +122,7 @@ def add_archive_routes(routes: Routes, files: Files) -> None:
         except FileError as error:
             raise ApiError(error.status, str(error), **unpacking.report()) from None
         finally:
-            close_in_thread(pool, unpacking.close)
+            close_in_thread(pool, unpacking)
         return Reply({"path": query.path, **unpacking.report()})
 
 

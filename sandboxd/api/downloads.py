@@ -11,10 +11,11 @@ from urllib.parse import quote
 from twisted.logger import Logger
 
 from sandboxd.api.operations import RawBody
-from sandboxd.api.preconditions import CONDITIONS, close_in_thread, conditions, failed
+from sandboxd.api.preconditions import CONDITIONS, conditions, failed
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.files.access import Files
 from sandboxd.files.download import Download
+from sandboxd.files.transfer import close_in_thread
 from sandboxd.messages.raw_files import FileQuery
 from sandboxd.reactor.threads import ThreadPool
 from sandboxd.web.conditions import Conditions, http_date, if_range
@@ -71,7 +72,7 @@ async def send_file(request: Request, files: Files, path: str) -> Reply | None:
         return await _send(request, pool, file, asked)
     finally:
         if not file.over:
-            close_in_thread(pool, file.close)
+            close_in_thread(pool, file)
 
 
 async def _send(request: Request, pool: ThreadPool, file: Download, asked: Conditions) -> Reply | None:

@@ -1,22 +1,17 @@
-"""Preconditions (``If-Match`` and its like) of the routes of ``/files``, and the end of their unfinished work."""
+"""Preconditions of requests for files: ``If-Match`` and its like, as errors of the API."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 
-from twisted.logger import Logger
-
 from sandboxd.api.routing import ApiError
 from sandboxd.files.etag import entity_tag
 from sandboxd.messages.decoding import BadRequest
-from sandboxd.reactor.threads import ThreadPool
 from sandboxd.web.conditions import Conditions, MalformedHeader
 from sandboxd.web.request import Request
 
-_log = Logger()
-
-#: The headers that any of them heeds.
+#: The headers that the routes of ``/files`` evaluate.
 CONDITIONS = ("If-Match", "If-None-Match", "If-Unmodified-Since")
 
 
@@ -51,8 +46,3 @@ def require(asked: Conditions) -> Callable[[os.stat_result | None], None]:
             raise failed(tag)
 
     return check
-
-
-def close_in_thread(pool: ThreadPool, close: Callable[[], None]) -> None:
-    """Close a transfer in a thread, without waiting: a step of it may still run in another."""
-    pool(close).addErrback(lambda failure: _log.failure("not ended", failure))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from sandboxd.api.operations import RawBody
-from sandboxd.api.preconditions import CONDITIONS, close_in_thread, conditions, require
+from sandboxd.api.preconditions import CONDITIONS, conditions, require
 from sandboxd.api.routing import ApiError, Reply, Routes
 from sandboxd.files.access import Files
 from sandboxd.files.digests import Digests
@@ -15,6 +15,7 @@ from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.files.form import Form, FormError, boundary
 from sandboxd.files.operations import delete
 from sandboxd.files.permissions import Owner, owner
+from sandboxd.files.transfer import close_in_thread
 from sandboxd.files.upload import Corrupt, Patch, Replacement, Upload, UploadResult
 from sandboxd.messages.decoding import BadRequest
 from sandboxd.messages.raw_files import Deleted, FileQuery, FormQuery, Stored, StoredFiles, UploadQuery
@@ -130,7 +131,7 @@ async def receive_form(pool: ThreadPool, form: Form, body: BodyStream) -> None:
         form.end()
     finally:
         if not form.over:
-            close_in_thread(pool, form.close)
+            close_in_thread(pool, form)
 
 
 async def _receive(pool: ThreadPool, upload: Upload, body: BodyStream) -> UploadResult:
@@ -150,7 +151,7 @@ async def _receive(pool: ThreadPool, upload: Upload, body: BodyStream) -> Upload
         raise ApiError(400, str(error)) from None
     finally:
         if not upload.over:
-            close_in_thread(pool, upload.close)
+            close_in_thread(pool, upload)
 
 
 async def _receive_directly(pool: ThreadPool, upload: Upload, body: BodyStream) -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from sandboxd.files.errors import os_errors
 from sandboxd.files.etag import entity_tag
 from sandboxd.files.root import Root
-from sandboxd.files.steps import Steps
+from sandboxd.files.transfer import Transfer
 
 #: Bytes that are read at a time.
 CHUNK = 512 * 1024
@@ -22,7 +22,7 @@ STEP = 8 * 1024 * 1024
 SMALL = 64 * 1024
 
 
-class Download(Steps):
+class Download(Transfer):
     """
     A regular file that is read to be sent. Its attributes are known once it is open.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from sandboxd.files.steps import Steps
+from sandboxd.files.transfer import Transfer
 from sandboxd.files.upload import Upload, UploadResult
 
 #: Files of one form, at most.
@@ -32,7 +32,7 @@ def boundary(content_type: str | None) -> bytes:
     return options[b"boundary"]
 
 
-class Form(Steps):
+class Form(Transfer):
     """
     The upload of one form. Each of its files is replaced atomically once it has arrived.
 

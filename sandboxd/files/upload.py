@@ -1,7 +1,7 @@
 """
 Uploads: files that are written as they arrive, and replaced atomically. They block: call them in a thread.
 
-The steps are those of :class:`~sandboxd.files.steps.Steps`.
+The steps are those of :class:`~sandboxd.files.transfer.Transfer`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from sandboxd.files.errors import os_errors
 from sandboxd.files.permissions import Owner
 from sandboxd.files.renames import name_lock
 from sandboxd.files.root import Root
-from sandboxd.files.steps import Steps
 from sandboxd.files.temporary_names import PREFIX, temporary_for, temporary_name
+from sandboxd.files.transfer import Transfer
 
 #: Called with the stat of the existing file (None if absent); raises if it is not to be changed.
 Check = Callable[["os.stat_result | None"], None]
@@ -60,7 +60,7 @@ class Corrupt(Exception):
     """A body differs from its ``Content-Digest``."""
 
 
-class Upload(Steps):
+class Upload(Transfer):
     """
     The base of uploads to a file.
 

@@ -14,7 +14,7 @@ from sandboxd.files.archive.compression import Compressor
 from sandboxd.files.archive.tar import END, Member, MemberType, header, padding
 from sandboxd.files.errors import FileError, os_errors
 from sandboxd.files.root import Root
-from sandboxd.files.steps import Steps
+from sandboxd.files.transfer import Transfer
 from sandboxd.files.walk import GONE, TreeEntry, walk
 
 #: Bytes that one step makes, about.
@@ -29,7 +29,7 @@ _MAX_LINKS = 100_000
 _KINDS = {modes.S_IFREG: MemberType.FILE, modes.S_IFDIR: MemberType.DIRECTORY, modes.S_IFLNK: MemberType.SYMLINK}
 
 
-class Packing(Steps):
+class Packing(Transfer):
     """
     The making of one archive.
 

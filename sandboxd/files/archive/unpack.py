@@ -19,8 +19,8 @@ from sandboxd.files.archive.compression import MAGIC_SIZE, Decompressor, recogni
 from sandboxd.files.archive.tar import Member, MemberType, Reader, Receiver, TarError
 from sandboxd.files.errors import FileError, os_errors
 from sandboxd.files.root import Root
-from sandboxd.files.steps import Steps
 from sandboxd.files.temporary_names import temporary_name
+from sandboxd.files.transfer import Transfer
 from sandboxd.files.upload import NO_TMPFILE
 from sandboxd.files.walk import DirectoryTree
 
@@ -44,7 +44,7 @@ class TooMuch(Exception):
     """An archive exceeds a limit: too many entries, or too many bytes."""
 
 
-class Unpacking(Steps):
+class Unpacking(Transfer):
     """
     The unpacking of one archive.
 

@@ -1,4 +1,4 @@
-"""The base of transfers that are made step by step, each step in a thread, and that can be closed at any time."""
+"""Transfers of file contents: their common base, made step by step in threads, and closed at any time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
+from twisted.logger import Logger
 
-class Steps(ABC):
+from sandboxd.reactor.threads import ThreadPool
+
+_log = Logger()
+
+
+class Transfer(ABC):
     """
     A transfer in steps, one at a time. All of its methods block: call them in a thread.
 
@@ -48,3 +54,8 @@ class Steps(ABC):
     @abstractmethod
     def _close(self) -> None:
         """Release all resources, and remove what is incomplete."""
+
+
+def close_in_thread(pool: ThreadPool, transfer: Transfer) -> None:
+    """Close a transfer in a thread, without waiting: a step of it may still run in another."""
+    pool(transfer.close).addErrback(lambda failure: _log.failure("not ended", failure))
