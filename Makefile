@@ -28,7 +28,7 @@ $(BIN)/twistd: $(BIN)/tox pyproject.toml
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
-console: ## get xterm.js, of which the console's terminal is made, by its hashes
+console: ## get xterm.js, of which the console's terminal is made, by its hashes; builds and "make run" do it
 	$(PYTHON) deploy/console/fetch.py
 
 run: $(BIN)/twistd ## set up, and run the daemon in the foreground
@@ -68,11 +68,9 @@ build: $(BIN)/tox console ## build the wheel and the source archive into dist/
 	$(BIN)/python -m build
 
 install: ## install the daemon for this user or environment
-	-@$(PYTHON) deploy/console/fetch.py
 	$(PYTHON) -m pip install .
 
 install-systemd: ## as root: install the daemon in /opt/sandboxd, its systemd units, and a secret if there is none
-	-@$(PYTHON) deploy/console/fetch.py
 	$(PYTHON) -m venv $(PREFIX)
 	$(PREFIX)/bin/pip install --quiet --require-hashes -r deploy/lock/runtime.txt
 	$(PREFIX)/bin/pip install --quiet --no-deps .

@@ -38,7 +38,7 @@ function drawTools() {
 }
 
 function logOut() {
-  setToken(null);
+  sessionStorage.clear(); // the views keep there what is open
   showLogin();
 }
 

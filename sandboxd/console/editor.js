@@ -49,7 +49,7 @@ export class Editor {
     });
     this.note = h("span", { class: "files-facts", role: "status" });
     this.saving = button("Save", () => this.save(), { disabled: true, title: "Ctrl+S" });
-    this.undoing = button("Discard changes", () => { drafts.delete(this.path); this.load(); }, { disabled: true });
+    this.undoing = button("Discard changes", () => this.discard(), { disabled: true });
     this.bar = h("div", { class: "editor-bar" }, this.saving, this.undoing, this.note);
     this.conflict = h("div", { class: "editor-conflict", role: "alert", hidden: true });
     this.element = h("div", { class: "editor", hidden: true }, this.bar, this.conflict, this.area);
@@ -83,6 +83,15 @@ export class Editor {
     else if (end === null) this.note.textContent = "Its lines end in different ways, which would be lost: read only.";
     else this.note.textContent = "";
     this.take(text.replaceAll("\r\n", "\n"), tag, end ?? "\n");
+  }
+
+  async discard() {
+    drafts.delete(this.path);
+    try {
+      await this.load();
+    } catch (error) {
+      if (error.name !== "AbortError") toast(error.message, "error");
+    }
   }
 
   take(text, tag, end) {
@@ -142,7 +151,7 @@ export class Editor {
       theirs === null ? "" : h("textarea", { class: "editor-text", "aria-label": "The file as it is now", readonly: true, wrap: "off", rows: "8" }, theirs),
       h("div", { class: "files-actions" },
         button(theirs === null ? "Save it all the same" : "Overwrite with mine", () => { this.tag = tag; this.save(); }),
-        theirs === null ? "" : button("Take theirs, discard mine", () => { drafts.delete(this.path); this.load(); })));
+        theirs === null ? "" : button("Take theirs, discard mine", () => this.discard())));
     this.conflict.hidden = false;
     this.conflict.scrollIntoView({ block: "nearest" });
     this.saving.disabled = false;

@@ -4,7 +4,7 @@ import { Editor } from "./editor.js";
 import { base, decodePath, encodePath, join, parent } from "./paths.js";
 import { stylesheet } from "./stylesheet.js";
 import { failure, stat, transfers } from "./transfers.js";
-import { bytes, confirm, h, toast } from "./ui.js";
+import { bytes, confirm, guarded, h } from "./ui.js";
 
 const PAGE = 1000;
 const PICTURES = {
@@ -21,7 +21,7 @@ const moment = (time) => new Date(time).toLocaleString(undefined, { dateStyle: "
 function ask(label, value = "") {
   return new Promise((resolve) => {
     const input = h("input", { type: "text", value, spellcheck: "false", autocapitalize: "off" });
-    const dialog = h("dialog", { class: "files-dialog" }, h("label", {}, label, input));
+    const dialog = h("dialog", { class: "dialog files-dialog", "aria-label": label }, h("label", {}, label, input));
     const answer = (text) => { dialog.remove(); resolve(text); };
     input.addEventListener("keydown", (event) => { if (event.key === "Enter") answer(input.value.trim() || null); });
     dialog.append(h("div", { class: "files-actions" }, button("Cancel", () => answer(null)),
@@ -76,7 +76,7 @@ class Tree {
 
   async toggle(item) {
     if (item.getAttribute("aria-expanded") === "true") item.setAttribute("aria-expanded", "false");
-    else await this.expand(item).catch((error) => toast(error.message, "error"));
+    else await guarded(() => this.expand(item));
   }
 
   /** Show where a directory is. */
@@ -139,7 +139,7 @@ class TransferList {
     for (const each of this.rows.keys()) if (!transfers.list.includes(each)) this.rows.delete(each);
     for (const each of transfers.list) if (!this.rows.has(each)) this.rows.set(each, this.row(each));
     this.element.hidden = !this.rows.size;
-    this.element.replaceChildren(h("div", { class: "files-transfers-head" }, h("h3", {}, "Transfers"), button("Clear", () => transfers.clear(), { title: "Take out those that are over" })), h("ul", {}, ...this.rows.values()));
+    this.element.replaceChildren(h("div", { class: "files-transfers-head" }, h("h2", {}, "Transfers"), button("Clear", () => transfers.clear(), { title: "Take out those that are over" })), h("ul", {}, ...this.rows.values()));
   }
 
   row(transfer) {
@@ -200,8 +200,7 @@ class View {
     this.input = h("input", { type: "file", multiple: true, hidden: true, onchange: () => { this.upload([...this.input.files].map((file) => ({ name: file.name, file }))); this.input.value = ""; } });
     const side = h("details", { class: "files-side", open: matchMedia("(min-width: 700px)").matches }, h("summary", {}, "Directories"), this.tree.root);
     this.pane = h("section", { class: "files-pane", "aria-label": "Files" }, h("div", { class: "files-head" }, this.crumbs, this.actions), this.content, this.list.element);
-    this.frame = h("div", { class: "files" }, side, this.pane, this.input);
-    root.replaceChildren(this.frame);
+    root.replaceChildren(h("h1", { class: "files-heading" }, "Files"), h("div", { class: "files" }, side, this.pane, this.input));
     this.pane.addEventListener("dragover", (event) => {
       if (![...event.dataTransfer.types].includes("Files")) return;
       event.preventDefault();
@@ -218,16 +217,6 @@ class View {
     transfers.addEventListener("stored", this.stored);
     this.directory = null;
     this.editor = null;
-  }
-
-  /** Do something that may fail; say so. */
-  async attempt(work) {
-    try {
-      return await work();
-    } catch (error) {
-      if (error.name !== "AbortError") toast(error.message, "error");
-      return undefined;
-    }
   }
 
   async open(path) {
@@ -266,21 +255,21 @@ class View {
   /** Show the directory anew, and the tree. */
   async again() {
     if (!this.directory) return;
-    await this.attempt(() => this.table(this.directory));
+    await guarded(() => this.table(this.directory));
     await this.tree.refresh(this.directory);
   }
 
   directoryActions(path) {
     this.actions.replaceChildren(
       button("Upload", () => this.input.click(), { title: "Or drop files and folders here" }),
-      button("New folder", () => this.attempt(async () => {
+      button("New folder", () => guarded(async () => {
         const name = await ask("Name of the new folder");
         if (!name) return;
         const reply = await call("make_dir", { path: join(path, name) });
         if (!reply.success) throw new Error(reply.error);
         await this.again();
       })),
-      button("New file", () => this.attempt(async () => {
+      button("New file", () => guarded(async () => {
         const name = await ask("Name of the new file");
         if (!name) return;
         const response = await raw(`files?path=${encodePath(join(path, name))}`, { method: "PUT", headers: { "If-None-Match": "*" }, body: "" });
@@ -305,7 +294,7 @@ class View {
     const load = async (after) => {
       const page = await call(`files/list?path=${encodePath(path)}&limit=${PAGE}&after=${encodePath(after)}`, undefined, { signal: this.controller.signal });
       rows.append(...page.entries.map((entry) => this.row(join(path, entry.name), entry)));
-      more.replaceChildren(...(page.next === null ? [] : [button("Show more", () => this.attempt(() => load(page.next)))]));
+      more.replaceChildren(...(page.next === null ? [] : [button("Show more", () => guarded(() => load(page.next)))]));
       return page.entries.length;
     };
     const count = await load("");
@@ -331,7 +320,7 @@ class View {
   }
 
   rename(path, name) {
-    return this.attempt(async () => {
+    return guarded(async () => {
       const to = await ask(`New name of ${name}, or its new path`, name);
       if (!to || to === name) return;
       const target = to.startsWith("/") ? to : join(parent(path), to);
@@ -342,8 +331,8 @@ class View {
   }
 
   remove(path, type) {
-    return this.attempt(async () => {
-      if (!(await confirm(type === "dir" ? `Delete the directory ${path} and all that is in it?` : `Delete ${path}?`))) return;
+    return guarded(async () => {
+      if (!(await confirm(type === "dir" ? `Delete the directory ${path} and all that is in it?` : `Delete ${path}?`, "Delete"))) return;
       if (type === "dir") {
         const reply = await call("delete_dir", { path });
         if (!reply.success) throw new Error(reply.error);
@@ -379,7 +368,7 @@ class View {
   /** Upload files, `{name, file}`; a directory has no file. Ask before one is replaced. */
   upload(files) {
     const directory = this.directory;
-    return this.attempt(async () => {
+    return guarded(async () => {
       for (const { name, file } of files) if (!file) await call("make_dir", { path: join(directory, name) });
       const wanted = files.filter(({ file }) => file).map(({ name, file }) => ({ path: join(directory, name), file }));
       const there = await Promise.all(wanted.map(({ path }) => stat(path)));
@@ -387,7 +376,7 @@ class View {
       let replace = true;
       if (taken.length) {
         const names = taken.slice(0, 5).map(({ path }) => base(path)).join(", ") + (taken.length > 5 ? ` and ${taken.length - 5} more` : "");
-        replace = await confirm(`Replace ${names}?`);
+        replace = await confirm(`Replace ${names}?`, "Replace");
       }
       wanted.forEach(({ path, file }, index) => { if (replace || !there[index]) transfers.upload(file, path, there[index]); });
       if (wanted.length < files.length) await this.again();

@@ -1,7 +1,7 @@
 // The view of ports: who listens, what the proxy forwards to, and what is behind a port.
 import { call, raw } from "./api.js";
 import { stylesheet } from "./stylesheet.js";
-import { h, toast } from "./ui.js";
+import { guarded, h, poll } from "./ui.js";
 
 const INTERVAL = 3000;
 
@@ -29,24 +29,17 @@ class View {
     this.number = h("input", { type: "number", min: "1", max: "65535", required: true, inputmode: "numeric", placeholder: "8000" });
     this.form = h("form", { class: "ports-form", onsubmit: (event) => { event.preventDefault(); this.bind(Number(this.number.value)); } },
       h("label", {}, "Port ", this.number), h("button", {}, "Bind"));
-    root.replaceChildren(h("div", { class: "ports" }, this.state, this.form, this.table, this.empty));
-    this.refresh = this.refresh.bind(this);
-    document.addEventListener("visibilitychange", this.refresh);
+    root.replaceChildren(h("div", { class: "ports" }, h("h1", {}, "Ports"), this.state, this.form, this.table, this.empty));
   }
 
   async refresh() {
-    clearTimeout(this.timer);
-    if (document.hidden || this.controller.signal.aborted) return;
+    const { signal } = this.controller;
     try {
-      const { signal } = this.controller;
       const [{ ports }, status] = await Promise.all([call("ports", undefined, { signal }), call("port_status", undefined, { signal })]);
-      const commands = await this.commands(ports, signal);
-      this.draw(ports, status, commands);
+      this.draw(ports, status, await this.commands(ports, signal));
     } catch (error) {
-      if (!this.controller.signal.aborted) this.state.textContent = error.message;
+      if (!signal.aborted) this.state.textContent = error.message;
     }
-    clearTimeout(this.timer);
-    if (!this.controller.signal.aborted) this.timer = setTimeout(this.refresh, INTERVAL);
   }
 
   /** The command of each execution that listens. */
@@ -103,12 +96,7 @@ class View {
   }
 
   async act(work) {
-    try {
-      await work();
-    } catch (error) {
-      toast(error.message, "error");
-    }
-    this.drawn = "";
+    await guarded(work);
     await this.refresh();
   }
 
@@ -136,17 +124,15 @@ class View {
     if (!this.controller.signal.aborted) this.draw(...this.last);
   }
 
-  dispose() {
-    this.controller.abort();
-    clearTimeout(this.timer);
-    document.removeEventListener("visibilitychange", this.refresh);
-  }
 }
 
 /** Fill `root`; return a function that ends it. */
 export async function mount(root) {
   await stylesheet("ports.css");
   const view = new View(root);
-  await view.refresh();
-  return () => view.dispose();
+  const end = poll(() => view.refresh(), INTERVAL);
+  return () => {
+    end();
+    view.controller.abort();
+  };
 }

@@ -30,7 +30,11 @@ const HELP = "Ctrl+Shift+C copies, Ctrl+Shift+V pastes, Ctrl+Shift+F searches, C
 // Keys that a phone's keyboard lacks, and what they send.
 const KEYS = [["Esc", "\x1b"], ["Tab", "\t"], ["Ctrl", null], ["←", "D"], ["↓", "B"], ["↑", "A"], ["→", "C"], ["/", "/"], ["|", "|"], ["-", "-"]];
 
-const dark = matchMedia("(prefers-color-scheme: dark)");
+const system = matchMedia("(prefers-color-scheme: dark)");
+const theme = () => {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen === "dark" || (chosen !== "light" && system.matches) ? DARK : LIGHT;
+};
 const time = () => new Date().toLocaleTimeString();
 const short = (id) => id.slice(0, 8);
 
@@ -63,7 +67,7 @@ class Tab {
     this.terminal = new Terminal({
       allowProposedApi: true,  // decorations, for dividers and for what is found
       cursorBlink: true, fontFamily: FONT, fontSize: view.fontSize, lineHeight: 1.15, minimumContrastRatio: 4.5, scrollback: SCROLLBACK,
-      theme: dark.matches ? DARK : LIGHT, macOptionIsMeta: true,
+      theme: theme(), macOptionIsMeta: true,
     });
     this.fitting = new FitAddon();
     this.searching = new SearchAddon({ highlightLimit: 1000 });
@@ -264,7 +268,7 @@ class View {
     this.keys = h("div", { class: "terminal-keys", role: "group", "aria-label": "Keys" }, ...KEYS.map(([name, sends]) => this.keyButton(name, sends)));
     this.panels = h("div", { class: "terminal-panels" });
     this.chooser = h("div", { class: "terminal-chooser" });
-    this.frame = h("div", { class: "terminal" }, h("div", { class: "terminal-bar" }, this.list, this.actions), this.searchBar, this.panels, this.chooser, this.keys);
+    this.frame = h("div", { class: "terminal" }, h("h1", { class: "terminal-heading" }, "Terminal"), h("div", { class: "terminal-bar" }, this.list, this.actions), this.searchBar, this.panels, this.chooser, this.keys);
     root.replaceChildren(this.frame);
     this.fit = this.fit.bind(this);
     this.observer = new ResizeObserver(() => requestAnimationFrame(this.fit));
@@ -272,8 +276,10 @@ class View {
     this.place = this.place.bind(this);
     visualViewport?.addEventListener("resize", this.place);
     addEventListener("resize", this.place);
-    this.recolor = () => { for (const tab of this.tabs) tab.terminal.options.theme = dark.matches ? DARK : LIGHT; };
-    dark.addEventListener("change", this.recolor);
+    this.recolor = () => { for (const tab of this.tabs) tab.terminal.options.theme = theme(); };
+    system.addEventListener("change", this.recolor);
+    this.themes = new MutationObserver(this.recolor);
+    this.themes.observe(document.documentElement, { attributeFilter: ["data-theme"] });
     // Whoever comes back to this page takes the terminal over: it gets the size of this one.
     this.take = () => { if (this.shown && !this.shown.over) this.shown.attachment.resize(this.shown.terminal.cols, this.shown.terminal.rows); };
     addEventListener("focus", this.take);
@@ -302,7 +308,8 @@ class View {
   /** Give the terminal the height that is left of the window, a keyboard on the screen deducted. */
   place() {
     const height = visualViewport?.height ?? innerHeight;
-    this.frame.style.height = `${Math.max(240, height - this.frame.getBoundingClientRect().top - scrollY - 12)}px`;
+    const below = parseFloat(getComputedStyle(this.frame.closest("main")).paddingBottom);
+    this.frame.style.height = `${Math.max(240, height - this.frame.getBoundingClientRect().top - scrollY - below)}px`;
   }
 
   fit() {
@@ -403,7 +410,7 @@ class View {
 
   async kill(tab) {
     if (tab.over) return this.close(tab);
-    if (!(await confirm(`End ${tab.title}, and all that runs in it?`))) return tab.terminal.focus();
+    if (!(await confirm(`End ${tab.title}, and all that runs in it?`, "End"))) return tab.terminal.focus();
     try {
       await call("kill_process", { id: tab.id, signal: "SIGHUP", grace: 2 });
     } catch (error) {
@@ -432,7 +439,7 @@ class View {
         h("button", { type: "button", "aria-label": `Attach to ${each.command}, pid ${each.pid}`, onclick: () => this.show(this.add(each.id, each.command.split("/").pop())) }, "Attach")));
     const create = h("button", { type: "button", class: "primary", onclick: () => this.start() }, "New terminal");
     this.chooser.replaceChildren(
-      rows.length ? h("h3", {}, "Terminals that run without a tab here") : h("p", {}, "No other terminal runs in the sandbox."),
+      rows.length ? h("h2", {}, "Terminals that run without a tab here") : h("p", {}, "No other terminal runs in the sandbox."),
       rows.length ? h("ul", {}, ...rows) : "", create, h("p", { class: "terminal-facts" }, HELP));
     create.focus();
   }
@@ -474,7 +481,8 @@ class View {
     visualViewport?.removeEventListener("resize", this.place);
     removeEventListener("resize", this.place);
     removeEventListener("focus", this.take);
-    dark.removeEventListener("change", this.recolor);
+    system.removeEventListener("change", this.recolor);
+    this.themes.disconnect();
     for (const tab of this.tabs) tab.dispose();
   }
 }

@@ -27,7 +27,7 @@ async function persistently(transfer, work) {
       return await work(attempt);
     } catch (error) {
       transfer.signal.throwIfAborted();
-      if ((error instanceof ApiError && ![502, 503, 504].includes(error.status)) || attempt === ATTEMPTS) throw error;
+      if ((error instanceof ApiError && ![0, 502, 503, 504].includes(error.status)) || attempt === ATTEMPTS) throw error;
       transfer.update("waiting for the connection");
       await pause(Math.min(250 * 2 ** attempt, 10_000), transfer.signal);
     }
@@ -88,9 +88,9 @@ function put(path, body, headers, transfer, before) {
       let reply = {};
       try { reply = JSON.parse(request.responseText); } catch { /* of something between */ }
       if (request.status < 300) resolve(reply);
-      else reject(Object.assign(new ApiError(reply.error ?? `HTTP status ${request.status}`), { status: request.status }));
+      else reject(new ApiError(reply.error ?? `HTTP status ${request.status}`, request.status));
     };
-    request.onerror = () => reject(new TypeError("the connection has broken"));
+    request.onerror = () => reject(new ApiError("The connection has broken", 0));
     request.onabort = () => reject(new DOMException("cancelled", "AbortError"));
     request.onloadend = () => transfer.signal.removeEventListener("abort", abort);
     transfer.signal.addEventListener("abort", abort);
@@ -172,7 +172,7 @@ async function download(transfer, path, write) {
 /** The error of a response. */
 export async function failure(response) {
   const reply = await response.json().catch(() => ({}));
-  return Object.assign(new ApiError(reply.error ?? `HTTP status ${response.status}`), { status: response.status, etag: reply.etag });
+  return new ApiError(reply.error ?? `HTTP status ${response.status}`, response.status);
 }
 
 /** Gathers what arrives as one Blob. */

@@ -12,6 +12,9 @@ from tests.daemon import SECRET, Daemon
 #: What Chromium writes to its console for each reply of 4xx; what the page makes of them is tested where they occur.
 _REFUSED = re.compile(r"Failed to load resource: the server responded with a status of 4\d\d")
 
+#: What it writes when a connection is cut.
+_CUT = re.compile(r"Failed to load resource: net::ERR_|WebSocket connection to .* failed")
+
 
 class Console:
     """
@@ -19,15 +22,18 @@ class Console:
 
     :param chromium: a browser of Playwright's.
     :param prefix: the path that the page is served below.
+    :param through: the URL of a proxy that cuts connections, through which the daemon is reached.
     :param options: those of the browser context, such as ``viewport``.
     :ivar page: Playwright's page.
     :ivar problems: errors that were thrown or logged.
     :ivar foreign: URLs that were asked for of another host.
     """
 
-    def __init__(self, chromium: Any, daemon: Daemon, *, prefix: str = "", **options: Any) -> None:
+    def __init__(self, chromium: Any, daemon: Daemon, *, prefix: str = "", through: str = "", **options: Any) -> None:
         self.daemon = daemon
-        self.url = f"{daemon.url}{prefix}/console/"
+        self._through = through
+        self._origin = through or daemon.url
+        self.url = f"{self._origin}{prefix}/console/"
         self.problems: list[str] = []
         self.foreign: list[str] = []
         self.context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
@@ -39,11 +45,12 @@ class Console:
         self.page.on("console", self._logged)
 
     def _asked(self, url: str) -> None:
-        if not url.startswith((self.daemon.url, "blob:", "data:")):
+        if not url.startswith((self._origin, "blob:", "data:")):
             self.foreign.append(url)
 
     def _logged(self, message: Any) -> None:
-        if message.type == "error" and not _REFUSED.match(message.text):
+        expected = _REFUSED.match(message.text) or (self._through and _CUT.match(message.text))
+        if message.type == "error" and not expected:
             self.problems.append(message.text)
 
     def log_in(self, view: str = "processes") -> None:
