@@ -236,6 +236,7 @@ class Sandboxd(Service):
         self.lag.stopService()
         self.forward.close_all()
         await self.site.close_all()
+        self.previews.close()
         for threads in (self._walk_threads, self._file_threads, self._search_threads, self._general_threads):
             threads.stop()
         self.log.info("sandboxd has stopped")

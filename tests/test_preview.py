@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -22,8 +23,15 @@ from websockets.typing import Subprotocol
 
 from tests.daemon import Daemon
 from tests.test_tunnel import serving
+from tests.waiting import until
 
 MIB = 1024 * 1024
+
+#: A metric.
+SPLICED_BYTES = "sandboxd_previews_spliced_bytes_total "
+
+#: The SO_LINGER with which a socket is closed with a RST.
+RESET = struct.pack("ii", 1, 0)
 
 #: The subprotocol of Vite's hot module replacement.
 HMR = Subprotocol("vite-hmr")
@@ -412,6 +420,230 @@ def test_an_upgrade_that_the_server_declines_is_an_answer(daemon: Daemon) -> Non
     with http_server() as port:
         told = json.loads(call(daemon, "GET", f"/proxy/{port}/", Connection="Upgrade", Upgrade="websocket").read())
     assert (told["headers"]["connection"].lower(), told["headers"]["upgrade"]) == ("upgrade", "websocket")
+
+
+@contextmanager
+def upgraded(daemon: Daemon, port: int, behind: bytes = b"") -> Iterator[tuple[socket.socket, Any]]:
+    """A connection that has been upgraded, and its stream behind the head; ``behind`` was sent with the request."""
+    head = b"GET /proxy/%d/ HTTP/1.1\r\nHost: x\r\nAUTH\r\nConnection: Upgrade\r\nUpgrade: bytes\r\n\r\n" % port
+    with bare(daemon, head + behind) as client, client.makefile("rb") as stream:
+        assert stream.readline() == b"HTTP/1.1 101 Yes\r\n"
+        while stream.readline() != b"\r\n":
+            pass
+        yield client, stream
+
+
+def switch(connection: socket.socket, behind: bytes = b"") -> Any:
+    """Answer a request with 101, and return the stream of what comes behind its head."""
+    stream = connection.makefile("rb")
+    while stream.readline() != b"\r\n":
+        pass
+    connection.sendall(b"HTTP/1.1 101 Yes\r\nConnection: Upgrade\r\nUpgrade: bytes\r\n\r\n" + behind)
+    return stream
+
+
+@pytest.mark.parametrize("size", [10, 8 * MIB], ids=["little", "much"])
+def test_a_half_close_passes_through_an_upgraded_connection(daemon: Daemon, size: int) -> None:
+    blob = os.urandom(size)
+    found: list[bytes] = []
+
+    def until_the_end(connection: socket.socket) -> None:
+        """Answer what has come until the client's end of stream."""
+        found.append(switch(connection, b"early").read())
+        connection.sendall(found[0])
+
+    with serving(until_the_end) as port, upgraded(daemon, port, b"at once") as (client, stream):
+        client.sendall(blob)
+        client.shutdown(socket.SHUT_WR)
+        assert stream.read() == b"early" + b"at once" + blob
+
+    ended = threading.Event()
+
+    def end_first(connection: socket.socket) -> None:
+        stream = switch(connection)
+        connection.sendall(blob)
+        connection.shutdown(socket.SHUT_WR)
+        found.append(stream.read())
+        ended.set()
+
+    with serving(end_first) as port, upgraded(daemon, port) as (client, stream):
+        assert stream.read() == blob
+        client.sendall(blob)
+        client.shutdown(socket.SHUT_WR)
+        assert ended.wait(10)
+        assert found[1] == blob
+
+
+@pytest.mark.parametrize("breaks", ["client", "server"])
+def test_a_break_passes_through_an_upgraded_connection(daemon: Daemon, breaks: str) -> None:
+    ended = threading.Event()
+
+    def serve_one(connection: socket.socket) -> None:
+        stream = switch(connection)
+        if breaks == "server":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            connection.close()
+            stream.close()
+            return
+        with pytest.raises(ConnectionResetError):
+            stream.read()
+        ended.set()
+
+    with serving(serve_one) as port:
+        with upgraded(daemon, port) as (client, stream):
+            if breaks == "server":
+                with pytest.raises(ConnectionResetError):
+                    stream.read()
+                return
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        assert ended.wait(10)
+
+
+def test_a_stop_ends_upgraded_connections(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon()
+    ended = threading.Event()
+
+    def serve_one(connection: socket.socket) -> None:
+        switch(connection).read()
+        ended.set()
+
+    with serving(serve_one) as port, upgraded(daemon, port) as (_, stream):
+        daemon.stop()
+        assert stream.read() == b""
+        assert ended.wait(10)
+
+
+# Splicing
+
+
+def spliced(daemon: Daemon) -> int:
+    """Bytes of previews that the daemon has spliced."""
+    text = call(daemon, "GET", "/metrics").body.decode()
+    return int(float(next(line.split()[1] for line in text.splitlines() if line.startswith(SPLICED_BYTES))))
+
+
+@pytest.mark.parametrize(
+    ("head", "behind"),
+    [
+        (b"Content-Length: %d\r\n" % (8 * MIB), b""),
+        (b"Content-Length: %d\r\n" % (8 * MIB), b"HTTP/1.1 200 OK\r\n\r\n more than was said"),
+        (b"", b""),
+        (b"Transfer-Encoding: chunked\r\n", b""),
+    ],
+    ids=["length", "too-much", "until-closed", "chunked"],
+)
+def test_long_bodies_are_spliced_and_the_clients_connection_goes_on(daemon: Daemon, head: bytes, behind: bytes) -> None:
+    blob = os.urandom(8 * MIB)
+
+    def serve_one(connection: socket.socket) -> None:
+        stream = connection.makefile("rb")
+        while stream.readline() != b"\r\n":
+            pass
+        body = stream.read(len(blob))
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n")
+        if b"chunked" in head:
+            connection.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
+        else:
+            connection.sendall(body + behind)
+
+    before = spliced(daemon)
+    client = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=20)
+    with serving(serve_one) as port, closing(client):
+        client.connect()
+        kept = client.sock
+        for _ in range(2):
+            client.request("POST", f"/proxy/{port}/", blob, headers(daemon))
+            assert client.getresponse().read() == blob
+            client.request("GET", "/health")
+            assert json.loads(client.getresponse().read())["status"] == "ok"
+            assert client.sock is kept
+    assert spliced(daemon) - before > (2 if b"chunked" in head else 4) * 6 * MIB
+
+
+def test_a_request_behind_a_long_body_is_answered_next(daemon: Daemon) -> None:
+    blob = os.urandom(8 * MIB)
+    with http_server() as port:
+        head = b"POST /proxy/%d/ HTTP/1.1\r\nHost: x\r\nAUTH\r\nContent-Length: %d\r\n\r\n" % (port, len(blob))
+        next_one = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        with bare(daemon, head + blob + next_one) as client:
+            answers = client.makefile("rb").read()
+    assert hashlib.sha256(blob).hexdigest().encode() in answers
+    assert answers.count(b"HTTP/1.1 ") == 2
+    assert b'"status":"ok"' in answers.replace(b" ", b"")
+
+
+def test_a_long_answer_to_a_client_of_http_1_0_ends_with_the_connection(daemon: Daemon) -> None:
+    blob = os.urandom(8 * MIB)
+
+    def serve_one(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + blob)
+
+    with serving(serve_one) as port, bare(daemon, b"GET /proxy/%d/ HTTP/1.0\r\nAUTH\r\n\r\n" % port) as client:
+        assert client.makefile("rb").read().partition(b"\r\n\r\n")[2] == blob
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: %d\r\n" % (64 * MIB), b""], ids=["length", "until-closed"])
+def test_a_long_answer_that_breaks_off_does_not_look_complete(daemon: Daemon, head: bytes) -> None:
+    def serve_one(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n" + bytes(8 * MIB))
+        if not head:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+    with serving(serve_one) as port, pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
+        call(daemon, "GET", f"/proxy/{port}/")
+
+
+def test_a_server_that_answers_in_the_middle_of_a_long_body_is_heard(daemon: Daemon) -> None:
+    def serve_one(connection: socket.socket) -> None:
+        stream = connection.makefile("rb")
+        while stream.readline() != b"\r\n":
+            pass
+        stream.read(2 * MIB)
+        connection.sendall(b"HTTP/1.1 413 No\r\nContent-Length: 3\r\n\r\nbig")
+
+    with serving(serve_one) as port:
+        head = b"POST /proxy/%d/ HTTP/1.1\r\nHost: x\r\nAUTH\r\nContent-Length: %d\r\n\r\n" % (port, 64 * MIB)
+        with bare(daemon, head + bytes(4 * MIB)) as client:
+            answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 413 No\r\n")
+    assert answer.endswith(b"\r\n\r\nbig")
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+async def test_a_client_that_breaks_off_a_long_body_ends_the_servers_connection(daemon: Daemon, way: str) -> None:
+    ended, begun = threading.Event(), threading.Event()
+    descriptors = daemon.descriptors()
+
+    def serve_one(connection: socket.socket) -> None:
+        stream = connection.makefile("rb")
+        while stream.readline() != b"\r\n":
+            pass
+        try:
+            if way == "up":
+                stream.read(4 * MIB)
+                begun.set()
+                stream.read()
+            else:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (64 * MIB))
+                connection.sendall(bytes(2 * MIB))
+                begun.set()
+                connection.sendall(bytes(62 * MIB))
+        except OSError:
+            ended.set()
+
+    with serving(serve_one) as port:
+        length = b"Content-Length: %d\r\n" % (64 * MIB) if way == "up" else b""
+        head = b"POST /proxy/%d/ HTTP/1.1\r\nHost: x\r\nAUTH\r\n%s\r\n" % (port, length)
+        with bare(daemon, head + (bytes(6 * MIB) if way == "up" else b"")) as client:
+            if way == "down":
+                with client.makefile("rb") as stream:
+                    stream.read(4 * MIB)
+            assert begun.wait(10)
+        assert ended.wait(10)
+    pipes = 4  # descriptors of those that are kept for the next bodies
+    await until(lambda: daemon.descriptors() <= descriptors + pipes)
 
 
 # Refusals

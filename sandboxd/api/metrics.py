@@ -201,6 +201,12 @@ class Metrics:
         )
         yield gauge("sandboxd_previews", "Requests that are being forwarded to the sandbox.", self._previews.open)
         yield counter("sandboxd_previews_forwarded", "Requests that were forwarded.", self._previews.total)
+        pool = self._previews.pool
+        yield counter(
+            "sandboxd_previews_spliced_bytes",
+            "Bytes of theirs that the kernel has moved, without a copy in the daemon.",
+            0 if pool is None else pool.moved,
+        )
 
     def _of_streams(self) -> Iterator[Family]:
         lags = [stream.backlog() for stream in self._streams.open_streams]

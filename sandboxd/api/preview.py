@@ -2,11 +2,13 @@
 Routes below ``/proxy/<port>/``: forward HTTP requests to a server in the sandbox.
 
 A request is forwarded as it arrives, and its answer likewise: bodies of any length, both ways at once. Each has a
-connection of its own to the server; the client's is kept.
+connection of its own to the server; the client's is kept. Of a long body, and of a connection that was upgraded, the
+kernel moves the bytes between the two sockets (:mod:`sandboxd.proxy.splicing`).
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import httptools
@@ -17,15 +19,16 @@ from twisted.python.failure import Failure
 from sandboxd.api.operations import RawBody
 from sandboxd.api.routing import ApiError, Routes
 from sandboxd.api.tunnel import port_number
-from sandboxd.proxy.outgoing import Outgoing, connect
-from sandboxd.reactor.first_to_end import first_to_end
+from sandboxd.proxy.both_ways import BothWays
+from sandboxd.proxy.socket_stream import SIZE, SocketStream, connect
+from sandboxd.proxy.splicing import PipePool, can_splice
 from sandboxd.reactor.interfaces import Reactor
+from sandboxd.reactor.oneshot import OneShot
 from sandboxd.web.auth import OWN_AUTHORIZATION
 from sandboxd.web.body import BodyError, BodyStream
 from sandboxd.web.request import Request
 from sandboxd.web.response import ResponseStream
 from sandboxd.web.route_table import PREFIX
-from sandboxd.web.upgraded import UpgradedStream
 
 PATH = b"/proxy/"
 
@@ -33,6 +36,9 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 #: Bytes of the longest head of an answer.
 MAX_HEAD = 256 * 1024
+
+#: Bytes of a body from which on splicing the rest of it costs less than copying that.
+SPLICED = 1024 * 1024
 
 #: Headers that concern one connection only (RFC 9110 section 7.6.1).
 HOP_BY_HOP = frozenset(
@@ -62,11 +68,18 @@ class Previews:
 
     :ivar open: how many there are.
     :ivar total: how many there have been.
+    :ivar pool: the pipes of those that are spliced, or None if the kernel cannot do that.
     """
 
     def __init__(self) -> None:
         self.open = 0
         self.total = 0
+        self.pool = PipePool() if can_splice() else None
+
+    def close(self) -> None:
+        """Close the pipes that are free."""
+        if self.pool is not None:
+            self.pool.close()
 
 
 def add_preview_route(routes: Routes, reactor: Reactor, previews: Previews, own_ports: frozenset[int]) -> None:
@@ -98,7 +111,7 @@ def add_preview_route(routes: Routes, reactor: Reactor, previews: Previews, own_
         previews.open += 1
         previews.total += 1
         try:
-            await _forward(request, body, server, number, target)
+            await _Exchange(reactor, previews.pool, request, body, server).forward(number, target)
         finally:
             previews.open -= 1
             server.close()
@@ -111,40 +124,6 @@ def _target(request: Request) -> tuple[bytes, bytes | None]:
     path, mark, query = request.uri.partition(b"?")
     _, slash, rest = path.removeprefix(PREFIX).removeprefix(PATH).partition(b"/")
     return mark + query, slash + rest + mark + query if slash else None
-
-
-async def _forward(request: Request, body: BodyStream, server: Outgoing, port: int, target: bytes) -> None:
-    upgrade = request.getHeader(b"Upgrade") if b"upgrade" in _tokens(request, b"Connection") else None
-    await server.write(_request_head(request, body, port, target, upgrade))
-    sending = Deferred.fromCoroutine(_send_body(body, server))
-    refused: list[BodyError] = []
-
-    def failed(failure: Failure) -> None:
-        error = failure.value
-        if isinstance(error, BodyError):
-            refused.append(error)
-        server.close()
-
-    sending.addErrback(failed)
-    answer = _ForwardedResponse(request)
-    try:
-        while not answer.complete and (data := await server.read()):
-            behind = answer.feed(data)
-            if behind is not None:
-                if upgrade is None:
-                    raise ApiError(502, "the server has switched protocols without having been asked to")
-                await _switch(request, server, answer, behind)
-                return
-            await answer.send()
-        answer.end()
-        await answer.send()
-    except Exception:
-        if refused:
-            raise refused[0] from None
-        raise
-    finally:
-        sending.cancel()
-        answer.close()
 
 
 def _tokens(request: Request, name: bytes) -> list[bytes]:
@@ -189,35 +168,152 @@ def _forwarded(request: Request, port: int) -> Iterator[tuple[bytes, bytes]]:
     )
 
 
-async def _send_body(body: BodyStream, server: Outgoing) -> None:
-    """Forward the body of a request at the pace at which the server takes it."""
-    if body.length == 0:
-        return
-    while data := await body.read():
-        await server.write(data if body.length is not None else b"%x\r\n%s\r\n" % (len(data), data))
-    if body.length is None:
-        await server.write(b"0\r\n\r\n")
+def _ignore(count: int) -> None:
+    """Count no bytes."""
 
 
-async def _switch(request: Request, server: Outgoing, answer: _ForwardedResponse, behind: bytes) -> None:
-    """Copy bytes of the protocol that the server has switched to, both ways, until one side ends."""
-    client = UpgradedStream(request, answer.head())
-    await client.write(behind)
+class _Exchange:
+    """A request that is forwarded, and its answer."""
 
-    async def copy(source: UpgradedStream | Outgoing, sink: UpgradedStream | Outgoing) -> None:
-        while data := await source.read():
-            await sink.write(data)
+    def __init__(
+        self, reactor: Reactor, pool: PipePool | None, request: Request, body: BodyStream, server: SocketStream
+    ) -> None:
+        self._reactor = reactor
+        self._pool = pool
+        self._request = request
+        self._body = body
+        self._server = server
 
-    await first_to_end(copy(server, client), copy(client, server))
-    await client.when_ready()
-    server.finish()
+    async def forward(self, port: int, target: bytes) -> None:
+        """
+        Forward the request and its answer.
+
+        :param port: the server's.
+        :param target: what the server is asked for.
+        :raise ApiError: if the answer is malformed, or breaks off.
+        :raise BodyError: if the request's body is malformed.
+        """
+        request, server = self._request, self._server
+        upgrade = request.getHeader(b"Upgrade") if b"upgrade" in _tokens(request, b"Connection") else None
+        await server.write(_request_head(request, self._body, port, target, upgrade))
+        sending = Deferred.fromCoroutine(self._send_body())
+        refused: list[BodyError] = []
+
+        def failed(failure: Failure) -> None:
+            error = failure.value
+            if isinstance(error, BodyError):
+                refused.append(error)
+            server.stop()
+
+        sending.addErrback(failed)
+        answer = _ForwardedResponse(request)
+        try:
+            while not answer.complete and (data := await server.read()):
+                behind = answer.feed(data)
+                if behind is not None:
+                    if upgrade is None:
+                        raise ApiError(502, "the server has switched protocols without having been asked to")
+                    await self._switch(answer, behind)
+                    return
+                await answer.send()
+                if answer.much_follows(data):
+                    await self._splice_answer(answer)
+            answer.end(server.error)
+            await answer.send()
+        except Exception:
+            if refused:
+                raise refused[0] from None
+            raise
+        finally:
+            sending.cancel()
+            answer.close()
+        server.finish()
+
+    async def _send_body(self) -> None:
+        """Forward the body of the request at the pace at which the server takes it."""
+        body, server = self._body, self._server
+        if body.length == 0:
+            return
+        while data := await body.read():
+            lent = None if self._pool is None else self._request.lend_body(SPLICED)
+            await server.write(data if body.length is not None else b"%x\r\n%s\r\n" % (len(data), data))
+            if lent is not None:
+                await self._splice_body(*lent)
+        if body.length is None:
+            await server.write(b"0\r\n\r\n")
+
+    async def _splice_body(self, descriptor: int, size: int) -> None:
+        """
+        Splice the rest of the request's body.
+
+        :param descriptor: the client's socket, which is closed here.
+        :param size: bytes of the body that are to come.
+        """
+        assert self._pool is not None
+        taken = 0
+
+        def count(size: int) -> None:
+            nonlocal taken
+            taken += size
+
+        client = SocketStream(self._reactor, socket.socket(fileno=descriptor))
+        try:
+            await client.splice_to(self._server, self._pool, size, count)
+        finally:
+            client.finish()
+            self._request.body_taken(taken)
+
+    async def _splice_answer(self, answer: _ForwardedResponse) -> None:
+        """Splice the rest of the answer, or of what has come of it, if the client has taken all that was before."""
+        client = await answer.socket(self._reactor)
+        if self._pool is None or client is None:
+            return
+        try:
+            await self._server.splice_to(client, self._pool, answer.left, answer.spliced, bool(self._request.chunked))
+            if client.broken:
+                raise ApiError(502, "the client has gone")
+        finally:
+            client.finish()
+
+    async def _switch(self, answer: _ForwardedResponse, behind: bytes) -> None:
+        """Forward the bytes of the protocol that the server has switched to, both ways, until both sides have ended."""
+        request, server = self._request, self._server
+        early: list[bytes] = []
+        early.append(request.switch_protocols(answer.head(), early.append))
+        if behind:  # to send nothing would take a pending error from the socket
+            request.send_raw(behind)
+        stream = ResponseStream(request)
+        try:
+            while request.unsent:
+                await stream.when_drained()
+            connection = request.connection
+            done: OneShot[BaseException | None] = OneShot()
+            client = connection.lend_socket(lambda: done.fire(None))
+        finally:
+            stream.finish()
+        forwarding = None
+        try:
+            await server.write(b"".join(early))
+            server.stop()
+            if not done.fired:
+                forwarding = BothWays(self._reactor, self._pool, client, server.socket, _ignore, done.fire)
+            error = await done.when_fired()
+        finally:
+            if forwarding is not None:
+                forwarding.stop()
+            connection.take_back_socket()
+        if error is None:
+            server.finish()
+        else:
+            connection.abort()
 
 
 class _ForwardedResponse:
     """
     The response of the server, parsed for its framing and forwarded to the client.
 
-    :ivar complete: whether all of it has been parsed.
+    :ivar complete: whether all of it has come.
+    :ivar left: bytes of its body that are to come; None if its end is that of the connection.
     """
 
     def __init__(self, request: Request) -> None:
@@ -230,7 +326,9 @@ class _ForwardedResponse:
         self._body: list[bytes] = []
         self._stream: ResponseStream | None = None
         self._begun = False
+        self._whole = False  #: whether the body comes as it is, neither in chunks nor missing
         self.complete = False
+        self.left: int | None = None
 
     def feed(self, data: bytes) -> bytes | None:
         """
@@ -239,6 +337,9 @@ class _ForwardedResponse:
         :return: what follows the head if the server has switched protocols, else None.
         :raise ApiError: if it is no HTTP.
         """
+        if self._whole:
+            self.on_body(data if self.left is None else data[: self.left])
+            return None
         if not self._begun:
             self._head_size += len(data)
         try:
@@ -253,13 +354,14 @@ class _ForwardedResponse:
             raise ApiError(502, f"the head of the server's answer is longer than {MAX_HEAD} bytes")
         return None
 
-    def end(self) -> None:
+    def end(self, error: BaseException | None) -> None:
         """
         Handle the end of the server's connection.
 
+        :param error: if it has broken it.
         :raise ApiError: if the answer is not complete.
         """
-        if not (self.complete or (self._begun and self._until_closed)):
+        if not (self.complete or (self._whole and self.left is None and error is None)):
             raise ApiError(502, "the server has closed the connection before its answer was complete")
 
     async def send(self) -> None:
@@ -273,6 +375,32 @@ class _ForwardedResponse:
         body, self._body = b"".join(self._body), []
         self._stream.write(body)
 
+    def much_follows(self, data: bytes) -> bool:
+        """
+        Return whether so much more will come, by all appearances, that splicing it costs less than copying it.
+
+        :param data: what has come last.
+        """
+        return self._whole and not self.complete and (len(data) == SIZE if self.left is None else self.left >= SPLICED)
+
+    async def socket(self, reactor: Reactor) -> SocketStream | None:
+        """
+        Return the client's socket for the rest of the body, once all is written that comes before it.
+
+        Who writes there makes chunks if the request's response is ``chunked``, and reports it to :meth:`spliced`.
+        """
+        assert self._stream is not None
+        while self._request.unsent:
+            await self._stream.when_drained()
+        descriptor = self._stream.socket(framed=True)
+        return None if descriptor is None else SocketStream(reactor, socket.socket(fileno=descriptor))
+
+    def spliced(self, size: int) -> None:
+        """Count bytes of the body that were forwarded by splicing."""
+        assert self._stream is not None
+        self._stream.sent(size)
+        self._count(size)
+
     def close(self) -> None:
         """Stop forwarding."""
         if self._stream is not None:
@@ -282,12 +410,6 @@ class _ForwardedResponse:
         """Return the head of a response that switches protocols."""
         lines = [b"HTTP/1.1 %d %s" % (self._status, self._reason)]
         return b"\r\n".join([*lines, *(b"%s: %s" % header for header in self._headers)]) + b"\r\n\r\n"
-
-    @property
-    def _until_closed(self) -> bool:
-        """Whether the body ends with the connection."""
-        names = {name.lower() for name, _ in self._headers}
-        return not names & {b"content-length", b"transfer-encoding"}
 
     def _send_head(self) -> None:
         request = self._request
@@ -330,11 +452,21 @@ class _ForwardedResponse:
             self._status = self._parser.get_status_code()
             self._begun = self._status >= 200
             self.complete = self._begun and self._request.method == b"HEAD"
+            fields = {name.lower(): value for name, value in self._headers}
+            self._whole = self._begun and not self.complete and b"transfer-encoding" not in fields
+            length = fields.get(b"content-length")
+            self.left = None if length is None else int(length)
 
     def on_body(self, data: bytes) -> None:
         """Add to the body that waits to be sent."""
         if not self.complete:
             self._body.append(data)
+            self._count(len(data))
+
+    def _count(self, size: int) -> None:
+        if self._whole and self.left is not None:
+            self.left -= size
+            self.complete = not self.left
 
     def on_message_complete(self) -> None:
         """Mark the response as complete, unless it was an interim one."""

@@ -9,7 +9,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from sandboxd.processes.listeners import INTERVAL
-from sandboxd.proxy.outgoing import connect
+from sandboxd.proxy.socket_stream import connect
 from sandboxd.reactor.interfaces import Reactor
 
 #: Seconds that one answer may take.

@@ -6,7 +6,7 @@ from twisted.internet.error import ConnectError
 
 from sandboxd.api.routing import ApiError, Routes
 from sandboxd.messages.decoding import BadRequest
-from sandboxd.proxy.outgoing import Outgoing, connect
+from sandboxd.proxy.socket_stream import SocketStream, connect
 from sandboxd.reactor.first_to_end import first_to_end
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.web.request import Request
@@ -66,7 +66,7 @@ def add_tunnel_route(routes: Routes, reactor: Reactor, websockets: WebSockets, o
         target.finish()
 
 
-async def _to_client(target: Outgoing, socket: WebSocket) -> None:
+async def _to_client(target: SocketStream, socket: WebSocket) -> None:
     """Send the bytes that the port's owner sends, until it ends."""
     try:
         while data := await target.read():
@@ -75,7 +75,7 @@ async def _to_client(target: Outgoing, socket: WebSocket) -> None:
         pass
 
 
-async def _to_target(socket: WebSocket, target: Outgoing) -> None:
+async def _to_target(socket: WebSocket, target: SocketStream) -> None:
     """Write the bytes that the client sends, until it closes."""
     while (data := await socket.receive()) is not None:
         await target.write(data)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import resource
 import socket
-import struct
 from contextlib import suppress
 from typing import cast
 
@@ -28,18 +27,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from sandboxd.proxy.copying import CopiedSocket, copy
-from sandboxd.proxy.splicing import PipePool, SplicedSocket, can_splice, splice
+from sandboxd.proxy.both_ways import BothWays
+from sandboxd.proxy.socket_stream import CONNECT_TIMEOUT, HOSTS, RESET
+from sandboxd.proxy.splicing import PipePool, can_splice
 from sandboxd.reactor.interfaces import Reactor
-
-#: Addresses of the target to try, in order.
-HOSTS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
-
-#: Seconds that the target may take to accept at each.
-CONNECT_TIMEOUT = 10
-
-#: The SO_LINGER with which close(2) sends a RST: what has arrived must not be taken for all there is.
-RESET = struct.pack("ii", 1, 0)
 
 
 def bare_socket(sock: socket.socket, *_: object) -> socket.socket:
@@ -72,7 +63,7 @@ class ForwardedConnection(Protocol):
         self._client: socket.socket | None = None
         self._target: socket.socket | None = None
         self._timeout: IDelayedCall | None = None
-        self._ends: tuple[CopiedSocket, CopiedSocket] | tuple[SplicedSocket, SplicedSocket] | tuple[()] = ()
+        self._both_ways: BothWays | None = None
 
     def connectionMade(self) -> None:
         """Connect to the target. The client's socket belongs to this object from now on."""
@@ -99,7 +90,7 @@ class ForwardedConnection(Protocol):
 
     def doWrite(self) -> None:
         """Continue: the attempt to connect may be over."""
-        if self._target is not None and not self._ends and not self._look():
+        if self._target is not None and self._both_ways is None and not self._look():
             self._connect()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -156,24 +147,14 @@ class ForwardedConnection(Protocol):
                 timeout.cancel()
 
     def _forward(self) -> None:
-        """Copy both ways until both sides have ended, or one breaks, or so many bytes come that splicing pays."""
+        """Forward both ways until both sides have ended, or one breaks."""
         assert self._client is not None
         assert self._target is not None
         self._target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         factory = self._factory
-        much = None if factory.pool is None else self._splice
-        self._ends = copy(factory.reactor, self._client, self._target, factory.count_copied, much, self._close)
-
-    def _splice(self) -> None:
-        """Continue by splicing, as far as the two sides have not ended."""
-        assert self._client is not None
-        assert self._target is not None
-        assert self._factory.pool is not None
-        for end in self._ends:
-            end.stop()
-        ended = cast("tuple[bool, bool]", tuple(end.ended for end in self._ends))
-        factory, pool = self._factory, self._factory.pool
-        self._ends = splice(factory.reactor, pool, self._client, self._target, self._close, ended)
+        self._both_ways = BothWays(
+            factory.reactor, factory.pool, self._client, self._target, factory.count_copied, self._close
+        )
 
     def _close(self, error: BaseException | None) -> None:
         """
@@ -183,8 +164,8 @@ class ForwardedConnection(Protocol):
         """
         self._factory.connections.discard(self)
         self._stop_waiting()
-        for end in self._ends:
-            end.stop()
+        if self._both_ways is not None:
+            self._both_ways.stop()
         for sock in (self._client, self._target):
             if sock is not None:
                 if error is not None:

@@ -43,14 +43,16 @@ class ResponseStream:
             self._request.drain()
         await self.when_ready()
 
-    def socket(self) -> int | None:
+    def socket(self, framed: bool = False) -> int | None:
         """
         Return a duplicate of the client's socket, to which the caller writes the next bytes of the body, and which it
         closes; None if something else has to be written first, or the body is sent in chunks.
 
         What is written there is reported to :meth:`sent`; nothing else may be written meanwhile.
+
+        :param framed: whether who writes there makes chunks, if the body is sent in chunks.
         """
-        return None if self._stopped else self._request.duplicate_socket()
+        return None if self._stopped else self._request.duplicate_socket(framed)
 
     def sent(self, count: int) -> None:
         """Count bytes that the caller has written to :meth:`socket`."""

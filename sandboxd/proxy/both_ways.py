@@ -1,0 +1,53 @@
+"""Forwards bytes between two connected sockets, both ways: by copying, and once much comes, by splicing."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import cast
+
+from sandboxd.proxy.copying import CopiedSocket, copy
+from sandboxd.proxy.splicing import PipePool, SplicedSocket, splice
+from sandboxd.reactor.interfaces import Reactor
+
+
+class BothWays:
+    """Two sockets whose bytes go to each other, half-close included, until both have ended, or one breaks."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        pool: PipePool | None,
+        one: socket.socket,
+        other: socket.socket,
+        count_copied: Callable[[int], None],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        """
+        Begin. The sockets stay their owner's, who must call :meth:`stop` before closing them.
+
+        :param pool: None: never splice.
+        :param one: does not block.
+        :param other: likewise.
+        :param count_copied: called with the number of bytes that were copied; those that are spliced, the pool counts.
+        :param done: called once: with None when both have ended and all bytes have arrived, or with the error of one.
+        """
+        self._reactor = reactor
+        self._pool = pool
+        self._one, self._other = one, other
+        self._done = done
+        much = None if pool is None else self._splice
+        self._ends: tuple[CopiedSocket, CopiedSocket] | tuple[SplicedSocket, SplicedSocket]
+        self._ends = copy(reactor, one, other, count_copied, much, done)
+
+    def stop(self) -> None:
+        """Watch the sockets no more."""
+        for end in self._ends:
+            end.stop()
+
+    def _splice(self) -> None:
+        """Go on by splicing, as far as the two sides have not ended."""
+        assert self._pool is not None
+        self.stop()
+        ended = cast("tuple[bool, bool]", tuple(end.ended for end in self._ends))
+        self._ends = splice(self._reactor, self._pool, self._one, self._other, self._done, ended)
