@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from sandboxd.web.auth import BEARER_PROTOCOL
 from sandboxd.web.request import Request
-from sandboxd.web.upgraded import HIGH_WATER, UpgradedConnection
 
 if TYPE_CHECKING:  # imported when the first WebSocket is opened
     from websockets.http11 import Response
@@ -29,6 +29,9 @@ if TYPE_CHECKING:  # imported when the first WebSocket is opened
 
 #: Bytes of the longest message that is accepted; a longer one closes the WebSocket with code 1009.
 MAX_MESSAGE = 1024 * 1024
+
+#: Bytes of received messages that may wait for the route; with more, the client is not read from.
+HIGH_WATER = 256 * 1024
 
 #: Seconds that a client has to answer a closing handshake, having read all that was sent before.
 CLOSE_TIMEOUT = 30.0
@@ -57,11 +60,15 @@ class WebSocketClosed(Exception):
     """Nothing can be sent: the closing handshake has begun."""
 
 
-class WebSocket(UpgradedConnection):
+@implementer(IPushProducer)
+class WebSocket:
     """
     An open WebSocket. The route that opened it awaits :meth:`receive` and :meth:`send`, and :meth:`close` at the end.
 
+    A disconnect cancels the route's Deferred, and so what the route awaits.
+
     :ivar subprotocol: the one that was agreed upon, or None.
+    :ivar paused: whether the client has yet to take what was sent.
     """
 
     def __init__(
@@ -75,7 +82,16 @@ class WebSocket(UpgradedConnection):
         self._size = 0
         self._held = False
         self._ended = False
-        super().__init__(request, head)
+        self._lost = False
+        self._reader: Deferred[None] | None = None
+        self._writer: Deferred[None] | None = None
+        self.paused = False
+        self._request = request
+        request.notifyFinish().addBoth(self._disconnected)
+        behind = request.switch_protocols(head, self._data_received)
+        request.registerProducer(self, True)
+        if behind:
+            self._data_received(behind)
 
     async def receive(self) -> bytes | None:
         """Return the next message, text as UTF-8; None once either side has closed."""
@@ -145,6 +161,18 @@ class WebSocket(UpgradedConnection):
             self._protocol.send_ping(b"")
             self._flush()
 
+    def pauseProducing(self) -> None:
+        """Make the writer wait, as the client reads more slowly than it writes."""
+        self.paused = True
+
+    def resumeProducing(self) -> None:
+        """Let the writer go on, as the client has caught up."""
+        self.paused = False
+        self._wake_writer()
+
+    def stopProducing(self) -> None:
+        """Do nothing: the client is gone, and the cancellation of the route follows."""
+
     def _data_received(self, data: bytes) -> None:
         from websockets.frames import Frame
 
@@ -194,6 +222,16 @@ class WebSocket(UpgradedConnection):
 
     def _disconnected(self, _: object) -> None:
         self._lost = self._ended = True
+
+    def _wake_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None and not reader.called:
+            reader.callback(None)
+
+    def _wake_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None and not writer.called:
+            writer.callback(None)
 
 
 class WebSockets(Service):
