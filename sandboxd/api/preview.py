@@ -235,7 +235,7 @@ class _Exchange:
         if body.length == 0:
             return
         while data := await body.read():
-            lent = None if self._pool is None else self._request.lend_body(SPLICED)
+            lent = None if self._pool is None else body.socket()
             await server.write(data if body.length is not None else b"%x\r\n%s\r\n" % (len(data), data))
             if lent is not None:
                 await self._splice_body(*lent)
@@ -261,7 +261,7 @@ class _Exchange:
             await client.splice_to(self._server, self._pool, size, count)
         finally:
             client.finish()
-            self._request.body_taken(taken)
+            self._body.received(taken)
 
     async def _splice_answer(self, answer: _ForwardedResponse) -> None:
         """Splice the rest of the answer, or of what has come of it, if the client has taken all that was before."""
@@ -288,7 +288,7 @@ class _Exchange:
                 await stream.when_drained()
             connection = request.connection
             done: OneShot[BaseException | None] = OneShot()
-            client = connection.lend_socket(lambda: done.fire(None))
+            client = connection.hand_over_socket(lambda: done.fire(None))
         finally:
             stream.finish()
         forwarding = None

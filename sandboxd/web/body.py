@@ -74,11 +74,6 @@ class BodyStream:
         self._error: BodyError | None = None
         self._reader: Deferred[None] | None = None
 
-    @property
-    def waiting(self) -> bool:
-        """Whether something has arrived that was not read."""
-        return bool(self._waiting)
-
     async def read(self) -> bytes:
         """
         Return what has arrived since the last call, at least one byte; nothing at the end.

@@ -111,7 +111,7 @@ class Channel(Protocol):
         self._receiver: Callable[[bytes], None] | None = None
         self._producer: Any = None
         self._pull: _PullToPush | None = None
-        self._return_socket: Callable[[], None] | None = None  #: called when the socket, which was lent, is closed
+        self._closing: Callable[[], None] | None = None  #: called before the socket is closed that was handed over
         self._blocked = False  #: whether the client has yet to take what was written
         self._held = False  #: whether the reader of the body has to catch up
         self._lent = False  #: whether that reads from the socket itself
@@ -404,48 +404,25 @@ class Channel(Protocol):
         except OSError:  # no descriptor is left
             return None
 
-    def lend_socket(self, closing: Callable[[], None]) -> socket.socket:
+    def hand_over_socket(self, closing: Callable[[], None]) -> socket.socket:
         """
         Return the socket, which is neither read nor written here until it is taken back. It must have nothing to send.
 
         :param closing: called, once, if the connection is closed meanwhile; the socket must not be used any more then.
         """
         self.transport.unregisterProducer()
-        self._return_socket = closing
+        self._closing = closing
         self._reading = False
         self.transport.stopReading()
         self.transport.stopWriting()
         return self.transport.getHandle()
 
     def take_back_socket(self) -> None:
-        """Read and write the socket again, if it was lent."""
-        closing, self._return_socket = self._return_socket, None
+        """Read and write the socket again, if it was handed over."""
+        closing, self._closing = self._closing, None
         if closing is not None:
             closing()
             self._balance()
-
-    def lend_body(self, least: int) -> tuple[int, int] | None:
-        """
-        Stop reading, and let another read the rest of the present request's body.
-
-        :param least: fewer bytes are not lent.
-        :return: a duplicate of the socket's descriptor, and the number of bytes; None if they are too few or chunked.
-        """
-        if not self._arriving or self._decoder is not None or self._left < least or self.refused:
-            return None
-        try:
-            duplicate = os.dup(self.transport.fileno())
-        except OSError:  # no descriptor is left
-            return None
-        self.hold(True)
-        return duplicate, self._left
-
-    def body_taken(self, count: int) -> None:
-        """Go on reading, behind the bytes of the body that another has read."""
-        self._left -= count
-        self.hold(False)
-        if self._request is not None and self._arriving and not (self._left or self.refused):
-            self._complete(self._request)
 
     def _send_continue(self) -> None:
         self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -540,7 +517,7 @@ class Channel(Protocol):
 
     def _balance(self) -> None:
         """Start or stop reading from the client, by who has to catch up."""
-        if self._return_socket is not None:
+        if self._closing is not None:
             return
         ahead = self._request is not None and len(self._buffer) > READ_AHEAD
         held = self._held or self._lent or ahead or (self._blocked and self._request is None)

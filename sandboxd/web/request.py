@@ -87,17 +87,11 @@ class Connection(Protocol):
     def duplicate_socket(self) -> int | None:
         """Return a duplicate of the socket's descriptor, or None unless the kernel has all that was written."""
 
-    def lend_socket(self, closing: Callable[[], None]) -> socket.socket:
+    def hand_over_socket(self, closing: Callable[[], None]) -> socket.socket:
         """Return the socket, which is neither read nor written here until it is taken back."""
 
     def take_back_socket(self) -> None:
         """Read and write the socket again, if it was lent."""
-
-    def lend_body(self, least: int) -> tuple[int, int] | None:
-        """Let another read the rest of the present request's body, if that is long, from a duplicate of the socket."""
-
-    def body_taken(self, count: int) -> None:
-        """Go on reading, behind the bytes of the body that another has read."""
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """Register a producer, to be paused while the client has to catch up."""
@@ -390,22 +384,6 @@ class Request(TwistedRequest):
     def unsent(self) -> bool:
         """Whether the kernel has yet to take some of what was written."""
         return not self._disconnected and self.channel.unsent
-
-    def lend_body(self, least: int) -> tuple[int, int] | None:
-        """
-        Stop receiving the body, and let another read the rest, until it calls :meth:`body_taken`.
-
-        :param least: fewer bytes are not lent.
-        :return: a duplicate of the socket's descriptor, and the number of bytes; None if they cannot be lent.
-        """
-        if self._disconnected or self.stream is None or self.stream.waiting:
-            return None
-        return self.channel.lend_body(least)
-
-    def body_taken(self, count: int) -> None:
-        """Receive the body again, behind the bytes that another has read."""
-        if not self._disconnected:
-            self.channel.body_taken(count)
 
     def send_raw(self, data: bytes) -> None:
         """Send bytes of the protocol that the connection was switched to."""
