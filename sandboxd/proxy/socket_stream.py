@@ -202,7 +202,7 @@ class SocketStream:
         self._wake_writer()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The reactor has found it hung up, and watches it no more: whoever waits meets the error."""
+        """Wake the reader and the writer, who meet the error: the reactor has found the socket hung up."""
         self._wake_reader()
         self._wake_writer()
 
