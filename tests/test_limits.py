@@ -306,6 +306,13 @@ async def test_a_command_of_another_user(api: Api, limits: dict[str, int]) -> No
 
 
 @as_root
+async def test_a_program_is_found_for_a_user_who_cannot_read_our_library(api: Api) -> None:
+    """As where Python is installed in the home of root. What looks a program up must have been imported before."""
+    response = await api.post("/run", {"argv": ["id", "-un"], "user": "nobody"})
+    assert response.json()["stdout"] == "nobody\n"
+
+
+@as_root
 async def test_a_command_of_another_user_can_be_fed_watched_and_killed(api: Api) -> None:
     id = await api.start("read line; echo $line; setsid sleep 300 & wait", user="nobody", stdin=True)
     assert (await api.post(f"/processes/{id}/stdin", b"hi\n")).status == 200

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import resource
+import warnings  # noqa: F401 - os.execvpe imports it, and the command's user may not be able to read it
 
 from sandboxd.processes.marks import mark_variable
 from sandboxd.processes.spawn_messages import AT_CWD, AT_EXEC, AT_START, SCRIPT_FD, StartRequest
