@@ -46,7 +46,7 @@ test: $(BIN)/tox ## set up, and run the linter, the type checker and all tests o
 	$(BIN)/tox run -e lint,types,py
 
 test-all: $(BIN)/tox ## what "make test" leaves out: other Pythons, made-up requests, MCP, frameworks, the browser, images, units
-	$(BIN)/tox run -e lowest,py312,newest,api,mcp,agent-sandbox,deepagents,browser,system
+	$(BIN)/tox run -e lowest,py312,newest,api,mcp,agent-sandbox,deepagents,inspect,browser,system
 
 soak: $(BIN)/twistd ## send 20,000 requests, many broken off, then 100,000 short commands, and check that nothing is left
 	$(BIN)/python -m tests.soak --health
