@@ -43,7 +43,7 @@ def rename(source: int, name: str | bytes, target: int, new_name: str | bytes, *
     number = ctypes.get_errno()
     if number not in _UNABLE:
         raise OSError(number, os.strerror(number))
-    # Also what the kernel says of a directory that would be moved into itself, as rename(2) will say then.
+    # EINVAL is also the error for a directory that would be moved into itself; rename(2) below fails with it too.
     with suppress(FileNotFoundError):
         os.lstat(new_name, dir_fd=target)
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))

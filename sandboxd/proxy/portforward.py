@@ -72,7 +72,7 @@ class ForwardedConnection(Protocol):
         client.setblocking(False)
         if client.family != socket.AF_UNIX:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Its machine may vanish without a word; the target's is this one.
+            # The client's machine may vanish without closing the connection; the target is on this machine.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._connect()
 

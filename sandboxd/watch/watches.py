@@ -35,7 +35,7 @@ class Watch:
 
     :param watcher: makes the watcher; called in a thread, as are the watcher's methods.
     :param first: number of its first change.
-    :param ended: called once it is over.
+    :param ended: called once the watch is closed.
     :ivar log: the changes.
     """
 
@@ -193,7 +193,7 @@ class Watches(Service):
     The open watches, by what they watch.
 
     :param limit: how many may be open.
-    :param linger: seconds for which one lives on without a reader.
+    :param linger: seconds for which a watch stays open without a reader.
     """
 
     def __init__(self, reactor: Reactor, limit: int, linger: float) -> None:
