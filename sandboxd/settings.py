@@ -26,7 +26,7 @@ class Settings:
     :ivar keep_finished: how many executions are remembered after their end (background processes and others each).
     :ivar keep_seconds: for how long.
     :ivar max_watches: directories or trees that may be watched at a time.
-    :ivar watch_linger: seconds for which a watch stays open without a client, so that one that was cut off can continue.
+    :ivar watch_linger: seconds for which a watch stays open without a client, so that one cut off can continue.
     """
 
     max_executions: int = 4096
