@@ -48,9 +48,10 @@ test: $(BIN)/tox ## set up, and run the linter, the type checker and all tests o
 test-all: $(BIN)/tox ## what "make test" leaves out: other Pythons, made-up requests, MCP, frameworks, the browser, images, units
 	$(BIN)/tox run -e lowest,py312,newest,api,mcp,agent-sandbox,deepagents,inspect,browser,system
 
-soak: $(BIN)/twistd ## send 20,000 requests, many broken off, then 100,000 short commands, and check that nothing is left
+soak: $(BIN)/twistd ## send 20,000 requests, many broken off, then some with faults injected, then 100,000 short commands; nothing may be left
 	$(BIN)/python -m tests.soak --health
 	$(BIN)/python -m tests.soak
+	$(BIN)/python -m tests.soak --faults 5
 	SHORT_COMMANDS=100000 TEST_DEADLINE=3600 $(BIN)/tox run -e py -- tests/test_short_commands.py
 
 fuzz: $(BIN)/tox ## make up 5,000 examples for each test that is given made-up data; FUZZ=tests/test_x.py runs those of one

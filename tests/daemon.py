@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 SECRET = "a-secret-for-tests-1f6c"
@@ -87,6 +88,30 @@ class Daemon:
         """Its children that have ended and were not reaped."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return [int(pid) for pid in children if not alive(int(pid))]
+
+    def spawn_servers(self) -> list[int]:
+        """The pids of its spawn servers that run; they are children of it or of each other."""
+        parents: dict[int, int] = {}
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError):  # it has ended meanwhile
+                if entry.name.isdigit() and (entry / "comm").read_text() == "sandboxd-spawn\n":
+                    state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                    if state not in "ZX":
+                        parents[int(entry.name)] = int(parent)
+        return [pid for pid, parent in parents.items() if parent == self.pid or parents.get(parent) == self.pid]
+
+    def open_files(self) -> list[str]:
+        """What each descriptor is."""
+        found = []
+        for name in os.listdir(f"/proc/{self.pid}/fd"):
+            with suppress(OSError):
+                found.append(f"{name} -> {os.readlink(f'/proc/{self.pid}/fd/{name}')}")
+        return found
+
+    def max_descriptors(self) -> int:
+        """Its soft limit of open files."""
+        limits = Path(f"/proc/{self.pid}/limits").read_text()
+        return int(limits.split("Max open files")[1].split()[0])
 
     def descriptors(self) -> int:
         """How many files it has open."""

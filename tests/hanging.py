@@ -1,4 +1,4 @@
-"""A FUSE file system whose root can be looked at, but not entered: the question whether one may hangs."""
+"""A FUSE file system whose root can be looked at, but neither entered nor searched: the questions to it hang."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 _IN_HEADER = struct.Struct("<IIQQIIII")
 _OUT_HEADER = struct.Struct("<IiQ")
 _ATTR = struct.Struct("<QQQQQQIIIIIIIIII")
-_GETATTR, _STATFS, _INIT, _ACCESS, _OPENDIR, _DESTROY = 3, 17, 26, 34, 27, 38
+_LOOKUP, _FORGET, _GETATTR, _STATFS, _INIT, _ACCESS = 1, 2, 3, 17, 26, 34
 _ENOSYS = 38
 
 
@@ -54,7 +54,7 @@ class HangingDirectory:
                 self._reply(unique, struct.pack("<QII", 3600, 0, 0) + attr)
             elif opcode == _STATFS:
                 self._reply(unique, struct.pack("<QQQQQIIII24x", 0, 0, 0, 0, 0, 4096, 255, 4096, 0))
-            elif opcode != _ACCESS:
+            elif opcode not in (_ACCESS, _LOOKUP, _FORGET):
                 self._reply(unique, b"", -_ENOSYS)
 
     def _reply(self, unique: int, data: bytes, error: int = 0) -> None:
@@ -62,5 +62,7 @@ class HangingDirectory:
 
     def close(self) -> None:
         """Unmount it; what hangs in it fails."""
-        subprocess.run(["umount", "-l", self._path], check=True, timeout=10)
+        # -f ends what hangs, but may find it busy still.
+        subprocess.run(["umount", "-f", self._path], check=False, capture_output=True, timeout=10)
+        subprocess.run(["umount", "-l", self._path], check=False, capture_output=True, timeout=10)
         os.close(self._fd)

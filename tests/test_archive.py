@@ -29,7 +29,7 @@ from twisted.internet.threads import deferToThread
 from sandboxd.files.archive.compression import CompressionError, Decompressor, compressor, preferred, zstd
 from sandboxd.files.archive.pack import Packing
 from sandboxd.files.archive.tar import Member, MemberType, Reader, Receiver, TarError, header
-from sandboxd.files.archive.unpack import Unpacking
+from sandboxd.files.archive.unpack import STEP, Unpacking
 from sandboxd.files.errors import FileError
 from sandboxd.files.patterns import Pattern, PatternError
 from sandboxd.files.root import Root
@@ -773,18 +773,25 @@ async def test_directories_that_take_too_much_memory_are_refused(api: Api, tmp_p
     assert "names of the archive's directories" in response.json()["error"]
 
 
-async def test_a_step_ends_when_the_unpacking_is_closed(tmp_path: Path) -> None:
-    data = tar(member("f", bytes(1 << 30)))
-    packed = zstd.compress(data)
-    del data
+def test_a_little_that_becomes_much_is_unpacked_in_steps(tmp_path: Path) -> None:
+    size = 3 * STEP
+    packed = zstd.compress(tar(member("f", bytes(size))))
     unpacking = Unpacking(Root(), str(tmp_path))
     unpacking.open()
-    step = deferToThread(unpacking.feed, packed)
-    await until(lambda: unpacking._lock.locked() or step.called)
-    await deferToThread(unpacking.close)
+    assert unpacking.feed(packed)
+    unpacking.close()
     with pytest.raises(OSError, match="canceled"):
-        await step
+        unpacking.feed(b"")
     assert os.listdir(tmp_path) == []
+    unpacking = Unpacking(Root(), str(tmp_path))
+    unpacking.open()
+    steps = [unpacking.feed(packed)]
+    while steps[-1]:
+        steps.append(unpacking.feed(b""))
+    assert len(steps) == 4  # the archive is a little longer than the file
+    unpacking.finish()
+    unpacking.close()
+    assert (tmp_path / "f").stat().st_size == size
 
 
 async def test_a_daemon_that_is_killed_while_it_unpacks_leaves_nothing(

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sandboxd.files import operations
+from sandboxd.files import operations, renames
 from sandboxd.files.root import Root
 from sandboxd.files.temporary_names import temporary_for
 from tests.client import Api
@@ -537,6 +538,28 @@ async def test_a_leftover_of_a_killed_daemon_is_no_hindrance(api: Api, tmp_path:
         assert await done(api, "/write_file", tmp_path / "f", content=content) == {"success": True}
         assert (tmp_path / "f").read_text() == content
         assert os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_what_another_request_has_changed_meanwhile_is_kept(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "f"
+    path.write_text("old")
+    path.chmod(0o644)
+    directory = os.open(tmp_path, os.O_RDONLY)
+    writer = threading.Thread(target=operations.write, args=(Root(), str(path), "x" * size))
+    try:
+        with renames.name_lock(directory, b"f"):
+            writer.start()
+            deadline = time.monotonic() + 10
+            while [users for _, users in renames._swapping.values()] != [2]:  # the writer waits
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            path.chmod(0o600)
+        writer.join(10)
+    finally:
+        os.close(directory)
+    assert path.stat().st_size == size
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: needs root")

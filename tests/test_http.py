@@ -22,7 +22,7 @@ from twisted.logger import capturedLogs
 from twisted.web.server import Request
 
 from sandboxd import __version__
-from sandboxd.api.routing import Reply
+from sandboxd.api.routing import LARGE, SMALL_BODY, Reply
 from sandboxd.daemon.sockets import ListeningSocket
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.service import Sandboxd
@@ -391,13 +391,21 @@ def test_413_for_a_chunked_body_comes_as_soon_as_it_is_over_the_limit(connection
     assert connection.is_over()
 
 
-def test_a_body_at_the_limit_is_read(connection: Connection) -> None:
-    connection.send("POST /unbind_port", connection.auth + b"Content-Length: %d\r\n" % Settings.max_body)
-    block = b" " * MIB
-    for _ in range(Settings.max_body // MIB - 1):
+@pytest.mark.parametrize(
+    ("route", "limit"), [("write_file", Settings.max_body), ("unbind_port", SMALL_BODY), ("files/edit", LARGE)]
+)
+def test_a_body_at_the_limit_is_read(connection: Connection, route: str, limit: int) -> None:
+    # In turn: content for /dev/null, an unknown field, an edit of what is no file.
+    start, end = b'{"path":"/dev/null","edits":[{"old":"x","new":"y"}],"content":"', b'"}'
+    connection.send(f"POST /{route}", connection.auth + b"Content-Length: %d\r\n" % limit, start)
+    block = b"x" * MIB
+    for _ in range(limit // MIB - 1):
         connection.sock.sendall(block)
-    connection.sock.sendall(block[2:] + b"{}")
-    assert connection.response()[0] == 200
+    connection.sock.sendall(block[len(start) + len(end) :] + end)
+    assert connection.response()[0] == (409 if route == "files/edit" else 200)
+    connection.send(f"POST /{route}", connection.auth + b"Content-Length: %d\r\n" % (limit + 1))
+    status, _, body = connection.response()
+    assert (status, str(limit) in body["error"]) == (413, True)
 
 
 def test_pipelined_requests_are_answered_in_order(connection: Connection) -> None:

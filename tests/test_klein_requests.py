@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ from zope.interface.verify import verifyObject
 
 from sandboxd.daemon.sockets import ListeningSocket
 from sandboxd.service import Sandboxd
+from sandboxd.web.request import Request
 from sandboxd.web.tokens import Credentials
 from tests.client import Api
 
@@ -204,3 +206,17 @@ async def test_a_disconnect_fires_the_deferred_of_whoever_asked() -> None:
         asking.cancel()
         asking.addErrback(lambda _: None)
         assert await gone in ("ConnectionDone", "ConnectionLost")
+
+
+async def test_a_request_that_has_been_answered_holds_no_body() -> None:
+    async with serving() as (_, api):
+        gc.collect()
+        gc.disable()  # Klein leaves a reference cycle, which may live for long
+        try:
+            for path, status in (("/no-such-route", 404), ("/processes/none/signal", 400), ("/run", 400)):
+                assert (await api.call("POST", path, b"x" * 100_000)).status == status
+            requests = [each for each in gc.get_objects() if isinstance(each, Request)]
+            assert requests
+            assert not any(request.body or request._rest for request in requests)
+        finally:
+            gc.enable()

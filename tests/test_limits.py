@@ -8,9 +8,11 @@ import pwd
 import re
 import resource
 import select
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -310,6 +312,23 @@ async def test_a_program_is_found_for_a_user_who_cannot_read_our_library(api: Ap
     """As where Python is installed in the home of root. What looks a program up must have been imported before."""
     response = await api.post("/run", {"argv": ["id", "-un"], "user": "nobody"})
     assert response.json()["stdout"] == "nobody\n"
+
+
+@as_root
+async def test_a_directory_is_entered_with_the_rights_of_the_commands_user(api: Api) -> None:
+    private = tempfile.mkdtemp()  # mode 0700; all directories above it are open to everyone
+    below = os.path.join(private, "below")
+    os.mkdir(below, 0o755)
+    try:
+        assert (await api.run("pwd", cwd=private))["stdout"] == f"{private}\n"
+        for cwd in (private, below):
+            for route in ROUTES:
+                reply = await api.post(route, {"cmd": "pwd", "cwd": cwd, "user": "nobody"})
+                assert (reply.status, reply.json()) == (400, {"error": f"Invalid working directory: {cwd}"}), route
+        os.chown(private, pwd.getpwnam("nobody").pw_uid, -1)
+        assert (await api.run("pwd", cwd=below, user="nobody"))["stdout"] == f"{below}\n"
+    finally:
+        shutil.rmtree(private)
 
 
 @as_root

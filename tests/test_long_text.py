@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxd.api.routing import LARGE
+from sandboxd.api.routing import LARGE, SMALL_BODY
 from sandboxd.messages.long_text import LONG, LongText, cut_out
 from tests.client import Api
 from tests.waiting import within
@@ -92,3 +94,45 @@ async def test_long_text_is_written_in_place_too(api: Api, tmp_path: Path) -> No
         "success": False,
         "error": f"open {tmp_path}: is a directory",
     }
+
+
+@pytest.mark.parametrize("field", ["input", "input_base64", "cmd"])
+async def test_long_text_reaches_a_command(api: Api, field: str) -> None:
+    text = 'euro\u20ac "line"\n' * (LARGE // 17)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    body = {"cmd": "sha256sum"}
+    if field == "cmd":
+        body["cmd"] = f"sha256sum << 'END'\n{text}END\n"
+    else:
+        body[field] = text if field == "input" else b64encode(text.encode()).decode()
+    reply = await within(20, api.post("/run", body, {"Idempotency-Key": field}))
+    assert (reply.status, reply.json()["stdout"]) == (200, f"{digest}  -\n")
+    if field == "cmd":
+        reply = await within(20, api.post("/run", {**body, "cmd": body["cmd"] + " "}, {"Idempotency-Key": field}))
+        assert reply.status == 409
+
+
+@pytest.mark.parametrize("text", ["A" * LARGE + "=", "A" * 7 + "=" + "A" * LARGE, "A" * LARGE + "\u20ac"], ids=range(3))
+async def test_long_base64_that_is_malformed_is_refused(api: Api, text: str) -> None:
+    reply = await within(10, api.post("/run", {"cmd": "true", "input_base64": text}))
+    assert reply.status == 400
+    assert reply.json()["error"].startswith("input_base64: ")
+
+
+async def test_long_text_is_appended(api: Api, tmp_path: Path) -> None:
+    path = str(tmp_path / "f")
+    reply = await within(10, api.post("/files/append", {"path": path, "content": "\u20ac" * (LARGE // 6)}))
+    assert reply.json()["size"] == LARGE // 6 * 3
+    reply = await within(10, api.post("/files/append", {"path": path, "base64": "eHh4" * (LARGE // 4)}))
+    assert reply.json()["size"] == LARGE // 6 * 3 + LARGE // 4 * 3
+
+
+async def test_where_a_body_may_be_long(api: Api, tmp_path: Path) -> None:
+    long = "x" * LARGE
+    reply = await within(10, api.post("/run", {"cmd": "true", "env": {"A": long}}))
+    assert reply.status == 400
+    assert "cmd or input or input_base64" in reply.json()["error"]
+    reply = await within(10, api.post("/run", {"argv": ["true"] + ["x"] * (LARGE // 4)}))
+    assert reply.status == 413
+    reply = await within(10, api.post("/delete_file", {"path": str(tmp_path), "more": "x" * SMALL_BODY}))
+    assert (reply.status, reply.json()["success"]) == (413, False)

@@ -26,10 +26,11 @@ from urllib.parse import quote, quote_from_bytes
 import pytest
 from twisted.internet.threads import deferToThread
 
+from sandboxd.files import copying
 from sandboxd.files.download import Download
 from sandboxd.files.errors import FileError
 from sandboxd.files.root import Root
-from sandboxd.files.upload import Patch, Replacement, Upload
+from sandboxd.files.upload import STALE, Patch, Replacement, Upload
 from tests.client import Api, Response
 from tests.daemon import Daemon
 from tests.test_http import Connection
@@ -784,27 +785,64 @@ def test_a_daemon_that_is_killed_leaves_the_old_file_or_the_new(tmp_path: Path) 
     assert path.read_bytes() == OLD
 
 
-def test_without_files_that_have_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_tmpfile(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the kernel says of O_TMPFILE where it knows none of it is what it says of O_DIRECTORY: EISDIR."""
     monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)
-    for name, age in ((".sandboxd-stale", 3600), (".sandboxd-locked", 3600), (".sandboxd-young", 0), ("other", 3600)):
+
+
+def upload_later(folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, content: bytes = b"text") -> None:
+    """Upload the file ``f`` as it would be done so many seconds from now."""
+    now = time.time
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: now() + seconds)
+        upload = Replacement(Root(), str(folder / "f"), lambda old: None)
+        upload.open(None)
+        assert len(litter(folder)) > 0
+        upload.write(content)
+        upload.commit()
+    assert (folder / "f").read_bytes() == content
+
+
+def test_without_files_that_have_no_name(tmp_path: Path, no_tmpfile: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (".sandboxd-left", ".sandboxd-locked", "other"):
         (tmp_path / name).write_text("x")
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
     with (tmp_path / ".sandboxd-locked").open() as locked:
         fcntl.flock(locked, fcntl.LOCK_EX)
-        upload = Replacement(Root(), str(tmp_path / "f"), lambda old: None)
-        upload.open(None)
-        upload.write(b"text")
-        assert len(litter(tmp_path)) == 3
-        assert ".sandboxd-stale" not in litter(tmp_path)
-        upload.commit()
-        assert (tmp_path / "f").read_bytes() == b"text"
+        upload_later(tmp_path, monkeypatch, STALE / 2)
+        assert sorted(litter(tmp_path)) == [".sandboxd-left", ".sandboxd-locked"]
+        upload_later(tmp_path, monkeypatch, STALE + 1, b"again")
+        assert litter(tmp_path) == [".sandboxd-locked"]
         upload = Replacement(Root(), str(tmp_path / "f"), lambda old: None)
         upload.open(None)
         upload.write(b"other")
         upload.close()
-    assert sorted(os.listdir(tmp_path)) == [".sandboxd-locked", ".sandboxd-young", "f", "other"]
-    assert (tmp_path / "f").read_bytes() == b"text"
+    assert sorted(os.listdir(tmp_path)) == [".sandboxd-locked", "f", "other"]
+    assert (tmp_path / "f").read_bytes() == b"again"
+
+
+def test_an_upload_does_not_remove_a_copy_that_another_request_makes(
+    tmp_path: Path, no_tmpfile: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.write_text("old")
+    os.utime(source, (1, 1))
+    copy_contents, rename = copying._copy_contents, copying.rename
+
+    def slowly(*args: Any) -> None:
+        upload_later(tmp_path, monkeypatch, 2 * STALE)
+        copy_contents(*args)
+
+    def after_an_upload(*args: Any, **keywords: Any) -> None:
+        upload_later(tmp_path, monkeypatch, 0)
+        rename(*args, **keywords)
+
+    monkeypatch.setattr(copying, "_copy_contents", slowly)
+    monkeypatch.setattr(copying, "rename", after_an_upload)
+    copying.copy(Root(), str(source), str(tmp_path / "target"))
+    target = tmp_path / "target"
+    assert (target.read_text(), target.stat().st_mtime) == ("old", 1)
+    assert litter(tmp_path) == []
 
 
 # Full disks

@@ -113,7 +113,8 @@ def add_archive_routes(routes: Routes, files: Files) -> None:
         try:
             await pool(unpacking.open)
             while data := await body.read():
-                await pool(unpacking.feed, data)
+                while await pool(unpacking.feed, data):
+                    data = b""
             await pool(unpacking.finish)
         except (TarError, CompressionError) as error:
             raise ApiError(400, str(error), **unpacking.report()) from None

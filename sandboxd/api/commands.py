@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from twisted.internet.defer import CancelledError
 
 from sandboxd.api.operations import Events
-from sandboxd.api.routing import ApiError, Routes, send_json_parts
+from sandboxd.api.routing import ApiError, LongFields, Routes, send_json_parts
 from sandboxd.api.streaming import check_streams, follow, output_events, resume_after
 from sandboxd.execution.buffered import BufferedOutput, HeadAndTail
 from sandboxd.execution.execution import Execution
@@ -65,6 +65,11 @@ class CommandStarter:
         self._turns = turns
         self.store = store
 
+    @property
+    def long_fields(self) -> LongFields:
+        """The fields of a :class:`CommandRequest` that may be long."""
+        return LongFields(self._files.decode, ("cmd", "input", "input_base64"))
+
     async def check(self, body: CommandRequest, interactive: bool = False) -> Command:
         """
         Return the command that a request asks for, checked.
@@ -81,7 +86,8 @@ class CommandStarter:
                 raise BadRequest(f"user: {error}") from None
         if interactive and body.terminal() and not body.names_program:
             shell = await self._files.threads("/", own_shell) if user is None else user.shell
-        command = body.command(user, shell)
+        data = await self._files.decode(body.stdin_bytes) if body.has_long_input else None
+        command = body.command(user, shell, data)
         if self._files.root.confined or (command.cwd is not None and not self._cached.is_directory(command.cwd)):
             cwd = command.cwd or "."
             command = replace(command, cwd=await self._files.call(_directory, cwd))
@@ -122,7 +128,7 @@ class CommandStarter:
 
         :raise KeyConflict: if the request's key is another's.
         """
-        return self.store.once(request.idempotency_key, request.fingerprint, start)
+        return self.store.once(request.idempotency_key, request.make_fingerprint(), start)
 
     def buffered(self, command: Command, limit: int) -> BufferedOutput:
         """
@@ -245,7 +251,14 @@ def name_execution(request: Request, execution: Execution) -> None:
 def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams) -> None:
     """Add ``POST /run`` and ``POST /run_streaming`` to the API."""
 
-    @routes.post("/run", CommandRequest, reply=RunResult, errors=(409, 503), headers=("Idempotency-Key",))
+    @routes.post(
+        "/run",
+        CommandRequest,
+        reply=RunResult,
+        errors=(409, 503),
+        headers=("Idempotency-Key",),
+        long=starter.long_fields,
+    )
     async def run(request: Request, body: CommandRequest) -> RunResult | None:
         """
         Run a command and answer with its output when it has ended.
@@ -272,6 +285,7 @@ def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams
         reply=Events(output=Output, complete=Complete, error=Error),
         errors=(409, 503),
         headers=("Idempotency-Key", "Last-Event-ID"),
+        long=starter.long_fields,
     )
     async def run_streaming(request: Request, body: CommandRequest, query: StreamQuery) -> None:
         """

@@ -9,7 +9,7 @@ from msgspec import UNSET
 from twisted.internet.defer import CancelledError
 
 from sandboxd.api.preconditions import conditions, require
-from sandboxd.api.routing import ApiError, Reply, Routes, send_json_parts
+from sandboxd.api.routing import LARGE, ApiError, LongFields, Reply, Routes, send_json_parts
 from sandboxd.files.access import Files
 from sandboxd.files.copying import Copied, copy, move
 from sandboxd.files.edit import NoMatch, edit
@@ -152,7 +152,13 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
 
         return PermissionsChanged(body.path, await files.threads(body.path, work))
 
-    @routes.post("/files/append", AppendRequest, reply=Touched, errors=_ERRORS)
+    @routes.post(
+        "/files/append",
+        AppendRequest,
+        reply=Touched,
+        errors=_ERRORS,
+        long=LongFields(files.decode, ("content", "base64")),
+    )
     async def append_route(request: Request, body: AppendRequest) -> Touched:
         """Append to a file with one write; create it if it does not exist."""
         info = await files.threads(body.path, lambda: append(files.root, body.path, body.data(), body.parents))
@@ -174,7 +180,14 @@ def add_file_operation_routes(routes: Routes, files: Files, searches: ThreadPool
         )
         return Linked(body.path, body.target, body.kind)
 
-    @routes.post("/files/edit", EditRequest, reply=EditedFile, errors=(*_ERRORS, 412, 413), headers=("If-Match",))
+    @routes.post(
+        "/files/edit",
+        EditRequest,
+        reply=EditedFile,
+        errors=(*_ERRORS, 412, 413),
+        headers=("If-Match",),
+        max_body=LARGE,
+    )
     async def edit_route(request: Request, body: EditRequest) -> EditedFile:
         """
         Replace texts in a file by a list of edits, all or none.

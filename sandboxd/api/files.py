@@ -8,7 +8,7 @@ from itertools import chain
 from msgspec import Struct
 from twisted.internet.defer import CancelledError
 
-from sandboxd.api.routing import Routes, send_json_parts
+from sandboxd.api.routing import LongFields, Routes, send_json_parts
 from sandboxd.execution.lines import character_border
 from sandboxd.files import operations
 from sandboxd.files.access import Files
@@ -16,9 +16,9 @@ from sandboxd.files.errors import FileError
 from sandboxd.files.line_range import LineRange
 from sandboxd.files.operations import write
 from sandboxd.files.root import Root
-from sandboxd.messages.decoding import BadRequest, Done, Error, Failure, PathRequest
+from sandboxd.messages.decoding import Done, Error, Failure, PathRequest
 from sandboxd.messages.files import Content, Entries, FileEntry, Lines, ReadFileRequest, Stat, WriteFileRequest
-from sandboxd.messages.long_text import LongText, cut_out
+from sandboxd.messages.long_text import LongText
 from sandboxd.reactor.oneshot import OneShot
 from sandboxd.web.ascii_json import escaped
 from sandboxd.web.idempotency import IdempotencyStore
@@ -84,23 +84,20 @@ def add_file_routes(routes: Routes, files: Files, store: IdempotencyStore) -> No
         reply=(Done, Failure),
         errors=(409,),
         headers=("Idempotency-Key",),
-        # In the threads of the root directory's file system, for which one the file is on is in the body.
-        cut=lambda body: files.threads("/", cut_out, body),
+        long=LongFields(files.decode, ("content",), in_pieces=True),
     )
     async def write_file(request: Request, body: WriteFileRequest, text: LongText | None = None) -> Struct:
         """Create a file, or replace one atomically: a reader sees the old text or the new."""
         content: str | Callable[[], Iterator[bytes]] = body.content
-        if text is not None and body.content == text.mark:
+        if text is not None:
             content = text.pieces
-        elif text is not None and body.path == text.mark:
-            raise BadRequest("path: too long")
 
         def start() -> OneShot[None]:
             written: OneShot[None] = OneShot()
             files.call(write, body.path, content).addBoth(written.fire)
             return written
 
-        entry = store.once(request.idempotency_key, request.fingerprint, start)
+        entry = store.once(request.idempotency_key, request.make_fingerprint(), start)
         assert entry.value is not None
         try:
             await entry.value.when_fired()

@@ -48,7 +48,13 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
     """Add the routes of the contract for background processes to the API."""
 
     @routes.post(
-        "/start_process", CommandRequest, reply=Started, status=201, errors=(409, 503), headers=("Idempotency-Key",)
+        "/start_process",
+        CommandRequest,
+        reply=Started,
+        status=201,
+        errors=(409, 503),
+        headers=("Idempotency-Key",),
+        long=starter.long_fields,
     )
     async def start_process(request: Request, body: CommandRequest) -> Started:
         """Start a background process. With `tty` and no command it is the user's login shell."""

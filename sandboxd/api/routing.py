@@ -25,6 +25,7 @@ from sandboxd.api.dispatch import Dispatch, Endpoint
 from sandboxd.api.operations import Operation, RawBody
 from sandboxd.files.errors import FileError
 from sandboxd.messages.decoding import BadRequest, decode, decode_query
+from sandboxd.messages.long_text import LONG, cut_out
 from sandboxd.messages.strict import check_fields, check_parameters
 from sandboxd.processes.cgroup import CgroupError
 from sandboxd.reactor.threads import ThreadPool
@@ -48,9 +49,12 @@ Route: TypeAlias = "Callable[..., Awaitable[RouteResult]]"
 #: Adds a route, as a decorator of the function.
 Adder: TypeAlias = Callable[[Route], None]
 
-#: Bytes from which on a body is cut before it is decoded, where a route does so. It takes twice as long as to decode
-#: it in one go, which holds the reactor for less than 30 ms up to here.
+#: Bytes from which on a body is decoded in pieces, in threads. It takes twice as long as to decode it in one go, which
+#: holds the reactor for less than 30 ms up to here.
 LARGE = 16 * 1024 * 1024
+
+#: Most bytes of the body of a route whose messages are small.
+SMALL_BODY = 1024 * 1024
 
 _log = Logger()
 
@@ -60,6 +64,20 @@ class Reply(NamedTuple):
 
     body: msgspec.Struct | Mapping[str, object]
     status: int = 200
+
+
+class LongFields(NamedTuple):
+    """
+    The fields of a body that may hold a long text.
+
+    :ivar in_thread: calls a function in a thread.
+    :ivar names: their names.
+    :ivar in_pieces: whether the route takes the text in pieces, as its parameter ``text``.
+    """
+
+    in_thread: Callable[..., Awaitable[Any]]
+    names: tuple[str, ...]
+    in_pieces: bool = False
 
 
 class ApiError(Exception):
@@ -125,7 +143,8 @@ class Routes:
         status: int = 200,
         errors: tuple[int, ...] = (),
         headers: tuple[str, ...] = (),
-        cut: Callable[[bytes], Awaitable[tuple[bytes, object]]] | None = None,
+        long: LongFields | None = None,
+        max_body: int | None = None,
         success: bool = False,
         websocket: bool = False,
         open: bool = False,
@@ -145,8 +164,8 @@ class Routes:
         :param status: of the reply.
         :param errors: statuses of errors, for the OpenAPI document.
         :param headers: headers that the route evaluates, for the OpenAPI document.
-        :param cut: makes a smaller body of one of :data:`LARGE` bytes or more, before that is decoded; the route gets
-            what it has cut out as ``text``.
+        :param long: the fields that may be long.
+        :param max_body: most bytes of the body; :data:`SMALL_BODY` for JSON without fields that may be long.
         :param success: whether replies have ``success``; see :class:`~sandboxd.web.route_table.RouteTraits`.
         :param websocket: whether it opens a WebSocket; see there.
         :param open: whether it needs no token; see there.
@@ -156,10 +175,12 @@ class Routes:
         """
         takes = RawBody() if body_type is bytes else body_type
         streams = isinstance(body_type, RawBody)
+        if max_body is None and long is None and not streams and body_type not in (None, bytes):
+            max_body = SMALL_BODY
         self.table.add(
             method.encode("ascii"),
             path,
-            RouteTraits(open, observes, streams, websocket=websocket, success=success, rest=rest),
+            RouteTraits(open, observes, streams, websocket=websocket, success=success, rest=rest, max_body=max_body),
         )
 
         def add(route: Route) -> None:
@@ -180,8 +201,8 @@ class Routes:
                         return route(request, **parameters)
                     if body_type is bytes:
                         return route(request, body, **parameters)
-                    if cut is not None and len(body) >= LARGE:
-                        return cut_first(cut, body)
+                    if long is not None and len(body) >= LARGE:
+                        return in_pieces(long, body)
                     return route(request, decoded(body), **parameters)
 
                 def decoded(body: bytes) -> Any:
@@ -190,11 +211,23 @@ class Routes:
                         check_fields(body, body_type)
                     return value
 
-                async def cut_first(
-                    cut: Callable[[bytes], Awaitable[tuple[bytes, object]]], body: bytes
-                ) -> RouteResult:
-                    small, text = await cut(body)
-                    return await route(request, decoded(small), text=text, **parameters)
+                async def in_pieces(long: LongFields, body: bytes) -> RouteResult:
+                    await long.in_thread(request.make_fingerprint)
+                    small, text = await long.in_thread(cut_out, body)
+                    if len(small) >= LARGE:
+                        raise ApiError(
+                            413, f"the body has {len(small)} bytes beside its longest text; {LARGE} are too many"
+                        )
+                    value = decoded(small)
+                    if text is None:
+                        return await route(request, value, **parameters)
+                    field = next((name for name in long.names if getattr(value, name) == text.mark), None)
+                    if field is None:
+                        raise BadRequest(f"a text of more than {LONG} bytes is not in {' or '.join(long.names)}")
+                    if long.in_pieces:
+                        return await route(request, value, text=text, **parameters)
+                    setattr(value, field, await long.in_thread(text.whole))
+                    return await route(request, value, **parameters)
 
                 try:
                     return await _answered(request, call, status)

@@ -30,6 +30,10 @@ class Files(NamedTuple):
         """Return a reader of small files that need no thread, for their contents are in memory."""
         return CachedReader(self.root, self.threads.mounts)
 
+    def decode(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        """Call what takes long, but uses no file, in a thread of the root directory's file system."""
+        return self.threads("/", function, *args, **kwargs)
+
     def call(
         self, function: Callable[Concatenate[Root, str, P], T], path: str, /, *args: P.args, **kwargs: P.kwargs
     ) -> Deferred[T]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from sandboxd.files.errors import os_errors
 from sandboxd.files.renames import make_parents, rename
 from sandboxd.files.root import Root
-from sandboxd.files.temporary_names import temporary_name
+from sandboxd.files.temporary_names import lock_temporary, temporary_name
 from sandboxd.files.walk import DirectoryTree, remove_tree, walk
 
 #: ioctl_ficlonerange(2).
@@ -194,6 +194,7 @@ def _copy_one(source_fd: int, name: str, info: os.stat_result, target_fd: int, t
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         new = os.open(target_name, flags, 0o600, dir_fd=target_fd)
         try:
+            lock_temporary(new)
             _copy_contents(fd, new, info.st_size)
             _own(info, lambda uid, gid: os.fchown(new, uid, gid))
             os.fchmod(new, modes.S_IMODE(info.st_mode))

@@ -136,15 +136,15 @@ def _write_small(root: Root, path: str, data: bytes) -> bool:
 def _put_small(directory: int, name: bytes, data: bytes) -> bool:
     if os.fstat(directory).st_mode & modes.S_ISGID:  # which would give the new file another group
         return False
-    mode = 0o644
-    with suppress(FileNotFoundError):
-        old = os.lstat(name, dir_fd=directory)
-        if not modes.S_ISREG(old.st_mode) or (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
-            return False
-        if not os.access(name, os.W_OK, dir_fd=directory):
-            return False
-        mode = modes.S_IMODE(old.st_mode)
     with name_lock(directory, name):
+        mode = 0o644
+        with suppress(FileNotFoundError):
+            old = os.lstat(name, dir_fd=directory)
+            if not modes.S_ISREG(old.st_mode) or (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+                return False
+            if not os.access(name, os.W_OK, dir_fd=directory):
+                return False
+            mode = modes.S_IMODE(old.st_mode)
         temporary = temporary_for(name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:

@@ -22,13 +22,14 @@ from sandboxd.files.errors import os_errors
 from sandboxd.files.permissions import Owner
 from sandboxd.files.renames import name_lock
 from sandboxd.files.root import Root
-from sandboxd.files.temporary_names import PREFIX, temporary_for, temporary_name
+from sandboxd.files.temporary_names import PREFIX, lock_temporary, temporary_for, temporary_name
 from sandboxd.files.transfer import Transfer
 
 #: Called with the stat of the existing file (None if absent); raises if it is not to be changed.
 Check = Callable[["os.stat_result | None"], None]
 
-#: Seconds after which a temporary file that no process has locked is removed, as a killed daemon left it.
+#: Seconds since its last change after which a temporary file that no process has locked is removed, as a killed daemon
+#: left it. The change is that of the inode (``st_ctime``): the copy of an old file has an old ``st_mtime``.
 STALE = 60
 
 #: Bytes that are taken from a socket by one call of :meth:`Upload.receive`, at most.
@@ -293,8 +294,7 @@ class Replacement(Upload):
         self._resources.callback(self._unlink, self._named)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(self._named, flags, 0o600, dir_fd=self._directory)
-        with suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_temporary(fd)
         return fd
 
     def _unlink(self, name: bytes) -> None:
@@ -426,7 +426,7 @@ def _remove_stale(directory: int) -> None:
                 fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if os.fstat(fd).st_mtime < time.time() - STALE:
+                    if os.fstat(fd).st_ctime < time.time() - STALE:
                         os.unlink(name, dir_fd=directory)
                 finally:
                     os.close(fd)

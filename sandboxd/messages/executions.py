@@ -31,6 +31,12 @@ Signal = Annotated[
 ]
 
 
+#: Characters of stdin from which on they are encoded, or decoded, in a thread.
+LONG_INPUT = 1024 * 1024
+
+#: Characters of base64 that are decoded at a time: a single call holds the interpreter.
+_BASE64_PIECE = 256 * 1024
+
 #: Seconds after which an unfinished line of a terminal becomes a record.
 TTY_FLUSH = 0.02
 
@@ -185,23 +191,29 @@ class CommandRequest(msgspec.Struct):
 
     def stdin_bytes(self) -> bytes | None:
         """
-        Return the bytes that stdin begins with, or None.
+        Return the bytes that stdin begins with, or None. Takes long if they are many.
 
         :raise BadRequest: if it is not base64.
         """
         if self.input_base64 is not None:
             try:
-                return b64decode(self.input_base64, validate=True)
+                return _from_base64(self.input_base64)
             except ValueError as error:
                 raise BadRequest(f"input_base64: {error}") from None
         return None if self.input is None else self.input.encode("utf-8", "surrogateescape")
 
-    def command(self, user: User | None = None, shell: str | None = None) -> Command:
+    @property
+    def has_long_input(self) -> bool:
+        """Whether :meth:`stdin_bytes` takes long."""
+        return max(len(self.input or ""), len(self.input_base64 or "")) > LONG_INPUT
+
+    def command(self, user: User | None = None, shell: str | None = None, input: bytes | None = None) -> Command:
         """
         Return the command that the request describes.
 
         :param user: the entry of its ``user`` in passwd.
         :param shell: what to execute if it names no program.
+        :param input: what :meth:`stdin_bytes` has returned; None to call it.
         :raise BadRequest: if the operating system could not take it.
         """
         self.check()
@@ -234,11 +246,23 @@ class CommandRequest(msgspec.Struct):
             argv=None if self.argv is None else tuple(self.argv),
             shell=self.shell or shell,
             login=self.login,
-            input=self.stdin_bytes(),
+            input=self.stdin_bytes() if input is None else input,
             merge_stderr=self.merge_stderr,
             flush_after=TTY_FLUSH if self.flush_after is None and tty is not None else self.flush_after,
             tty=tty,
         )
+
+
+def _from_base64(text: str) -> bytes:
+    """
+    Decode base64.
+
+    :raise ValueError: if it is malformed.
+    """
+    if len(text) <= _BASE64_PIECE or "=" in text[:-2]:
+        return b64decode(text, validate=True)
+    pieces = range(0, len(text), _BASE64_PIECE)
+    return b"".join([b64decode(text[start : start + _BASE64_PIECE], validate=True) for start in pieces])
 
 
 class KillProcessRequest(msgspec.Struct):

@@ -48,9 +48,20 @@ class LongText:
 
         :raise BadRequest: if it is malformed.
         """
+        return (text.encode("utf-8", "surrogateescape") for text in self._decoded())
+
+    def whole(self) -> str:
+        """
+        Return the text. Takes long: to be called in a thread.
+
+        :raise BadRequest: if it is malformed.
+        """
+        return "".join(self._decoded())
+
+    def _decoded(self) -> Iterator[str]:
         start = self._ends[0]
         for end in self._ends[1:]:
-            yield decode(b'"%b"' % self._body[start:end], str).encode("utf-8", "surrogateescape")
+            yield decode(b'"%b"' % self._body[start:end], str)
             start = end
 
 

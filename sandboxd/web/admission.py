@@ -53,6 +53,8 @@ class Admission:
         if route is not None and route.forwards:
             return None
         limit = self._settings.max_upload if route is not None and route.streams else self._settings.max_body
+        if limit is not None and route is not None and route.max_body is not None:
+            limit = min(limit, route.max_body)
         request.max_body = limit
         if length is not None and limit is not None and length > limit:
             return too_large(limit)

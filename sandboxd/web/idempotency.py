@@ -7,7 +7,6 @@ the official clients retry nothing below 500).
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
@@ -59,19 +58,18 @@ class IdempotencyStore:
         self._bytes = 0
         self._entries: OrderedDict[str, KeyedResult[object]] = OrderedDict()
 
-    def once(self, key: str | None, request: bytes, start: Callable[[], T]) -> KeyedResult[T]:
+    def once(self, key: str | None, fingerprint: bytes, start: Callable[[], T]) -> KeyedResult[T]:
         """
         Return the result of ``start``, called now or when the key was first used.
 
         :param key: the header's value, or None for a result that is not remembered.
-        :param request: what distinguishes this request from others.
+        :param fingerprint: what distinguishes this request from others.
         :raise KeyConflict: if the key cannot be used for this request.
         """
         now = self._clock.seconds()
         if key is None:
             return KeyedResult(start(), b"", False, now)
         self._forget(now, self._count)
-        fingerprint = hashlib.sha256(request).digest()
         known = self._entries.get(key)
         if known is None:
             entry = KeyedResult(start(), fingerprint, True, now)

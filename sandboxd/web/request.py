@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import socket
@@ -160,6 +161,7 @@ class Request(TwistedRequest):
     claim: bytes | None = None
     refusal: Refusal | None = None
     max_body: int | None = None
+    _fingerprint: bytes | None = None
     stream: BodyStream | None = None
     duplex = False
     body = b""
@@ -227,7 +229,7 @@ class Request(TwistedRequest):
         if not self.finished:
             self.channel.site.ended(self, self.code if self.upgraded else HUNG_UP)
         self._disconnected = True
-        self.body = b""
+        self._drop_body()
         del self.channel
         waiting, self.notifications = self.notifications, []
         for each in waiting:
@@ -248,6 +250,10 @@ class Request(TwistedRequest):
         received = len(self.body) if self._rest is None else self._rest.tell()
         if self.max_body is not None and received > self.max_body:
             self.channel.refuse(self, too_large(self.max_body))
+
+    def _drop_body(self) -> None:
+        """Release the body: Klein and Werkzeug make reference cycles with a request, which may live for long."""
+        self.body, self._rest = b"", None
 
     def write(self, data: bytes) -> None:
         """Send some of the response. If the body is still arriving, the rest of it is not waited for."""
@@ -411,6 +417,7 @@ class Request(TwistedRequest):
             _log.error("the producer of {path} was not unregistered", path=printable(self.path))
             self.unregisterProducer()
         self.finished = 1
+        self._drop_body()
         channel = self.channel
         channel.site.ended(self, self.code)
         del self.channel
@@ -450,15 +457,20 @@ class Request(TwistedRequest):
         values = self.requestHeaders.getRawHeaders(name.encode("ascii"))
         return None if values is None else b", ".join(values).decode("utf-8", "backslashreplace")
 
-    @property
-    def fingerprint(self) -> bytes:
+    def make_fingerprint(self) -> bytes:
         """
-        The path without the prefix, and the body: the request that a key stands for. Empty without a key, as it is a
-        copy.
+        Return what an idempotency key stands for: a digest of the path without the prefix, and of the body.
+
+        Empty without a key. The first call takes long for a large body: it may be made in a thread.
         """
-        if self.idempotency_key is None:
-            return b""
-        return self.path.removeprefix(PREFIX) + b"\0" + self.body
+        if self._fingerprint is None:
+            if self.idempotency_key is None:
+                self._fingerprint = b""
+            else:
+                digest = hashlib.sha256(self.path.removeprefix(PREFIX) + b"\0")
+                digest.update(self.body)
+                self._fingerprint = digest.digest()
+        return self._fingerprint
 
     @cached_property
     def site(self) -> Any:  # type: ignore[override]

@@ -20,6 +20,7 @@ class RouteTraits(NamedTuple):
     :ivar websocket: whether it opens a WebSocket.
     :ivar rest: whether its last parameter is the rest of the path, with slashes, percent-encoded or not.
     :ivar success: whether its replies have a ``success`` field, which is false in errors.
+    :ivar max_body: most bytes of its body, if that is less than the daemon's limit.
     """
 
     open: bool = False
@@ -29,6 +30,7 @@ class RouteTraits(NamedTuple):
     websocket: bool = False
     success: bool = False
     rest: bool = False
+    max_body: int | None = None
 
 
 class RouteLookup(NamedTuple):

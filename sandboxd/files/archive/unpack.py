@@ -9,7 +9,6 @@ came with the archive or was there; what a hard link leads to is found the same 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import struct
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from sandboxd.files.archive.compression import MAGIC_SIZE, Decompressor, recogni
 from sandboxd.files.archive.tar import Member, MemberType, Reader, Receiver, TarError
 from sandboxd.files.errors import FileError, os_errors
 from sandboxd.files.root import Root
-from sandboxd.files.temporary_names import temporary_name
+from sandboxd.files.temporary_names import lock_temporary, temporary_name
 from sandboxd.files.transfer import Transfer
 from sandboxd.files.upload import NO_TMPFILE
 from sandboxd.files.walk import DirectoryTree
@@ -35,6 +34,9 @@ MAX_SKIPPED = 100
 
 #: Bytes that the names of an archive's directories may have together.
 MAX_DIRECTORIES = 64 * 1024 * 1024
+
+#: Bytes that may come out of the decompression before others get their turn in the thread.
+STEP = 32 * 1024 * 1024
 
 #: Bytes that are a hole if they are zeros.
 _HOLE = 4096
@@ -79,6 +81,7 @@ class Unpacking(Transfer):
         self._reader: Reader | None = None
         self._decompressor: Decompressor | None = None
         self._head = b""
+        self._pieces: Iterator[bytes] = iter(())
 
     def open(self) -> None:
         """
@@ -93,10 +96,12 @@ class Unpacking(Transfer):
             self._tree = _Tree(top, self._keep_owner, *self._limits)
             self._reader = Reader(self._tree)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> bool:
         """
         Unpack more of the archive.
 
+        :param data: nothing if this returned True.
+        :return: whether to call again, with nothing: a little that came in may be a gigabyte that comes out.
         :raise FileError: if it cannot be unpacked.
         :raise TarError: if it is malformed, or would write elsewhere.
         :raise CompressionError: if it is damaged.
@@ -106,9 +111,9 @@ class Unpacking(Transfer):
             if self._decompressor is None:
                 self._head += data
                 if len(self._head) < MAGIC_SIZE:
-                    return
+                    return False
                 data = self._begin()
-            self._take(data)
+            return self._take(data)
 
     def finish(self) -> None:
         """
@@ -120,7 +125,7 @@ class Unpacking(Transfer):
         assert self._tree is not None
         with self._working():
             if self._decompressor is None:
-                self._take(self._begin())
+                self._take(self._begin())  # a few bytes: one step
             assert self._decompressor is not None
             self._decompressor.finish()
             self._reader.finish()
@@ -153,12 +158,20 @@ class Unpacking(Transfer):
         self._decompressor = Decompressor(recognised(self._head))
         return self._head
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> bool:
+        """Take some bytes, or go on with those before; return whether a step has not been enough for all of them."""
         assert self._reader is not None
         assert self._decompressor is not None
-        for piece in self._decompressor.feed(data):
-            self._check_over()  # a little that came in may be a gigabyte that comes out
+        if data:
+            self._pieces = self._decompressor.feed(data)
+        size = 0
+        for piece in self._pieces:
+            self._check_over()
             self._reader.feed(piece)
+            size += len(piece)
+            if size >= STEP:
+                return True
+        return False
 
 
 class _File:
@@ -179,10 +192,7 @@ class _File:
         self.temporary = temporary_name()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self.fd = os.open(self.temporary, flags, 0o600, dir_fd=directory)
-        with suppress(OSError):
-            fcntl.flock(
-                self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # or an upload would take it for a leftover, if it is slow
+        lock_temporary(self.fd)
 
     def write(self, data: bytes) -> None:
         """Write more data; pages of zeros become holes."""
