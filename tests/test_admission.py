@@ -123,12 +123,23 @@ def test_a_query_behind_an_authority_is_no_path(daemon: Daemon) -> None:
 def test_without_a_descriptor_left_every_answer_is_json(start_daemon: Callable[..., Daemon]) -> None:
     starved = start_daemon()
     client = http.client.HTTPConnection("127.0.0.1", starved.port, timeout=10)
+    authorization = {"Authorization": f"Bearer {starved.secret}"}
     client.request("GET", "/health")
     assert client.getresponse().read()
+    restore = resource.prlimit(starved.pid, resource.RLIMIT_NOFILE)
+    # What routes with parameters need is imported at the first of them, or behind the first request with a token.
+    resource.prlimit(starved.pid, resource.RLIMIT_NOFILE, (3, restore[1]))
+    client.request("POST", "/processes/x/signal", b"{}", headers=authorization)
+    response = client.getresponse()
+    assert (response.status, response.headers["Content-Type"]) == (503, "application/json")
+    assert "too many open files" in json.loads(response.read())["error"].lower()
+    resource.prlimit(starved.pid, resource.RLIMIT_NOFILE, restore)
+    client.request("GET", "/processes/x", headers=authorization)
+    assert json.loads(client.getresponse().read())
     resource.prlimit(starved.pid, resource.RLIMIT_NOFILE, (3, 3))
     expected = {"/processes/x": 404, "/nope": 404, "/status": 200, "/metrics": 503, "/ports": 503, "/openapi.json": 200}
     for path, status in expected.items():
-        client.request("GET", path, headers={"Authorization": f"Bearer {starved.secret}"})
+        client.request("GET", path, headers=authorization)
         response = client.getresponse()
         assert (response.status, response.headers["Content-Type"]) == (status, "application/json"), path
         assert json.loads(response.read())

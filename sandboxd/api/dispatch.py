@@ -30,6 +30,7 @@ class Dispatch(Resource):
     an idle daemon does without.
 
     :param load: returns Klein's resource, later.
+    :param refuse: the endpoint of a request for which Klein could not be imported; takes the request and the error.
     """
 
     isLeaf = True
@@ -37,11 +38,13 @@ class Dispatch(Resource):
     def __init__(
         self,
         load: Callable[[], Deferred[IResource]],
+        refuse: Endpoint,
         fixed: Mapping[tuple[bytes, bytes], Endpoint],
         subtrees: Mapping[bytes, Endpoint],
     ) -> None:
         super().__init__()
         self._load = load
+        self._refuse = refuse
         self._loading: OneShot[None] | None = None
         self._klein: IResource | None = None
         self._fixed = fixed
@@ -63,7 +66,10 @@ class Dispatch(Resource):
 
     def _render_with_klein(self, request: Request) -> Any:
         if self._klein is None:
-            self._when_loaded().addCallbacks(lambda _: request.call_route(), request.processingFailed)
+            self._when_loaded().addCallbacks(
+                lambda _: request.call_route(),
+                lambda failure: _Call(request, self._refuse(request, failure.value)).resume(None),
+            )
             return NOT_DONE_YET
         path = request.postpath or []
         if path[:1] == [PREFIX[1:]]:

@@ -299,10 +299,20 @@ class Routes:
         Return the resource that serves all routes, at ``/`` and below :data:`PREFIX`, which two of the official clients
         hard-code.
 
-
         :param in_thread: imports Klein, once requests come.
         """
-        return Dispatch(lambda: in_thread(lambda: self.app.resource()), self._fixed, self._subtrees)
+        return Dispatch(lambda: in_thread(lambda: self.app.resource()), _refuse, self._fixed, self._subtrees)
+
+
+async def _refuse(request: Request, error: Exception) -> bytes | None:
+    """Answer a request for which Klein could not be imported: 503 if that can be tried again."""
+
+    async def fail() -> RouteResult:
+        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+            raise ApiError(503, f"the daemon has run out of resources: {error.strerror}")
+        raise error
+
+    return await _answered(request, fail, 200)
 
 
 def _http_exception(request: Request, failure: Failure) -> bytes:
