@@ -19,9 +19,13 @@ from k8s_agent_sandbox.exceptions import SandboxRequestError
 from k8s_agent_sandbox.models import SandboxDirectConnectionConfig, SandboxInClusterConnectionConfig
 
 from tests.agent_sandbox.cluster import SANDBOX, Cluster, cluster
+from tests.agents_page import python
 from tests.daemon import Daemon
 
 CLAIM = Path(__file__).resolve().parents[2] / "deploy/agent-sandbox/claim.yaml"
+
+#: Where the example connects to.
+ROUTER = "http://sandbox-router-svc.agent-sandbox-system.svc.cluster.local:8080"
 
 HEADERS = ("Authorization", "X-Sandboxd-Authorization")
 
@@ -145,6 +149,18 @@ def test_a_client_without_a_token_is_refused(api_server: Cluster, daemon: Daemon
     refused(SandboxClient(SandboxDirectConnectionConfig(api_url=daemon.url)))
     # The connections of these kinds can send no header of the caller's.
     refused(SandboxClient(SandboxInClusterConnectionConfig(server_port=daemon.port)))
+
+
+def test_the_example(
+    api_server: Cluster, start_daemon: Callable[..., Daemon], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "secret")
+    daemon = start_daemon(SANDBOX_SECRET="", SANDBOX_AUTH_MODE="pool", SANDBOX_SECRET_PATH=path)
+    code = python("agent-sandbox")
+    assert code.count(ROUTER) == 1
+    exec(code.replace(ROUTER, daemon.url), {})
+    assert capsys.readouterr().out == "hello\n"
+    assert api_server.claims == {}
 
 
 def refused(client: Any) -> None:

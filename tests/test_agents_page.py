@@ -1,0 +1,36 @@
+"""docs/agents.md: what of it can be run without any framework."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import sandboxd
+from tests.agents_page import SECRET, URL, blocks, python
+from tests.daemon import Daemon
+
+ADAPTERS = Path(sandboxd.__file__).parent / "integrations"
+
+#: The modules whose examples are on the page, by their headings.
+EXAMPLES = {"Deep Agents": "deepagents"}
+
+
+@pytest.mark.parametrize("heading", EXAMPLES)
+def test_the_examples_are_those_of_the_adapters(heading: str) -> None:
+    """Those are executed by the adapters' own tests."""
+    docstring = ast.get_docstring(ast.parse((ADAPTERS / f"{EXAMPLES[heading]}.py").read_text())) or ""
+    (example,) = re.findall(r"::\n\n((?:    .*\n|\n)+)", docstring + "\n")
+    assert python(heading).strip() == textwrap.dedent(example).strip()
+
+
+def test_the_example_of_the_client(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(python("Without a framework").replace(URL, daemon.url).replace(SECRET, daemon.secret), {})
+    assert capsys.readouterr().out == "hello\n\n"
+
+
+def test_every_block_is_in_a_language_that_is_run() -> None:
+    assert {block.language for block in blocks()} == {"bash", "json", "python", "toml"}
