@@ -39,7 +39,7 @@ function drawTools() {
 
 function logOut() {
   sessionStorage.clear(); // the views keep there what is open
-  showLogin();
+  location.reload(); // and texts that were not saved in memory, of which the browser warns
 }
 
 function end() {

@@ -44,12 +44,13 @@ class Tree {
     this.root.append(this.item("/", "/"));
   }
 
+  /** Make the place of a directory: its item, which a list of those below it follows once that is loaded. */
   item(path, name) {
     const label = h("span", { class: "files-tree-name", onclick: () => this.show(path) }, name);
     const arrow = h("span", { class: "files-tree-arrow", "aria-hidden": "true", onclick: () => this.toggle(item) });
-    const item = h("li", { role: "treeitem", "aria-expanded": "false", "aria-selected": "false", tabindex: "-1", "aria-label": name }, h("div", {}, arrow, label));
+    const item = h("div", { role: "treeitem", "aria-expanded": "false", "aria-selected": "false", tabindex: "-1" }, arrow, label);
     item.path = path;
-    return item;
+    return h("li", { role: "none" }, item);
   }
 
   get items() { return [...this.root.querySelectorAll("[role=treeitem]")].filter((item) => item.offsetParent); }
@@ -58,14 +59,19 @@ class Tree {
 
   async load(item) {
     const { entries } = await call(`files/list?path=${encodePath(item.path)}&type=dir&limit=${PAGE}`);
-    const open = new Map([...item.querySelectorAll(":scope > ul > li")].map((each) => [each.path, each]));
-    const group = h("ul", { role: "group" });
+    const before = item.nextElementSibling;
+    const open = new Map([...(before?.children ?? [])].map((each) => [each.firstElementChild.path, each]));
+    before?.remove();
+    item.removeAttribute("aria-owns");
+    if (!entries.length) return;
+    this.groups = (this.groups ?? 0) + 1;
+    const group = h("ul", { role: "group", id: `directories-${this.groups}` });
     for (const entry of entries) {
       const path = join(item.path, entry.name);
       group.append(open.get(path) ?? this.item(path, entry.name));
     }
-    item.querySelector(":scope > ul")?.remove();
-    if (entries.length) item.append(group);
+    item.after(group);
+    item.setAttribute("aria-owns", group.id);
   }
 
   async expand(item) {
@@ -109,9 +115,9 @@ class Tree {
     const moves = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: items.length - 1 };
     if (event.key in moves) this.focus(items[moves[event.key]]);
     else if (event.key === "ArrowRight" && !open) await this.toggle(item);
-    else if (event.key === "ArrowRight") this.focus(item.querySelector("[role=treeitem]"));
+    else if (event.key === "ArrowRight") this.focus(item.nextElementSibling?.querySelector("[role=treeitem]"));
     else if (event.key === "ArrowLeft" && open) await this.toggle(item);
-    else if (event.key === "ArrowLeft") this.focus(item.parentElement.closest("[role=treeitem]"));
+    else if (event.key === "ArrowLeft") this.focus(item.closest("ul").previousElementSibling.closest("[role=treeitem]"));
     else if (event.key === "Enter" || event.key === " ") this.show(item.path);
     else return;
     event.preventDefault();

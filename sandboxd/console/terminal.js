@@ -57,8 +57,9 @@ class Tab {
     this.ctrl = false;
     this.view = view;
     this.name = h("span", { class: "terminal-name" }, title);
-    this.button = h("button", { type: "button", role: "tab", id: `tab-${id}`, "aria-controls": `panel-${id}`, onclick: () => view.show(this, true) }, this.name);
-    this.closer = h("button", { type: "button", class: "terminal-close", "aria-label": `Close the tab ${title}`, title: "Close the tab; the process goes on", onclick: () => view.close(this) }, "×");
+    this.button = h("button", { type: "button", role: "tab", id: `tab-${id}`, "aria-controls": `panel-${id}`, "aria-keyshortcuts": "Delete", onclick: () => view.show(this) }, this.name);
+    // For the mouse; by keyboard it is the key Delete, as a list of tabs has tabs only.
+    this.closer = h("button", { type: "button", class: "terminal-close", "aria-hidden": "true", tabindex: "-1", title: "Close the tab; the process goes on (Delete)", onclick: () => view.close(this) }, "×");
     this.screen = h("div", { class: "terminal-screen" });
     this.size = h("div", { class: "terminal-size", hidden: true, "aria-hidden": "true" });
     this.state = h("div", { class: "terminal-state", role: "status" });
@@ -97,7 +98,7 @@ class Tab {
       gap: (dropped) => this.divide(`${dropped} lines are no longer kept`),
       connected: () => {
         this.say("");
-        if (this.divider) this.divider.say(`${this.divider.text}, reconnected ${time()}`);
+        this.divider?.say(`reconnected ${time()}`);
         this.divider = null;
       },
       disconnected: (delay) => {
@@ -201,13 +202,12 @@ class Tab {
   rename(text) {
     this.title = text || this.title;
     this.name.textContent = this.title;
-    this.closer.setAttribute("aria-label", `Close the tab ${this.title}`);
     this.view.keep();
   }
 
   /** Draw a line, with a text, where the output is now; it changes nothing of the output. */
   divide(text) {
-    const divider = { text, element: null, say(text) { this.text = text; if (this.element) this.element.textContent = text; } };
+    const divider = { text, element: null, say(text) { this.text = text; if (this.element) this.element.firstChild.textContent = text; } };
     this.terminal.write("", () => {
       const marker = this.terminal.registerMarker(0);
       const decoration = this.terminal.registerDecoration({ marker, width: this.terminal.cols, layer: "top" });
@@ -215,7 +215,7 @@ class Tab {
       decoration?.onRender((element) => {
         divider.element = element;
         element.classList.add("terminal-divider");
-        element.textContent = divider.text;
+        element.replaceChildren(h("span", {}, divider.text));
       });
     });
     return divider;
