@@ -91,7 +91,8 @@ class CommandStarter:
         if self._files.root.confined or (command.cwd is not None and not self._cached.is_directory(command.cwd)):
             cwd = command.cwd or "."
             command = replace(command, cwd=await self._files.call(_directory, cwd))
-        await self._turns.turn()  # as the caller starts the command now
+        if not self._turns.working:
+            await self._turns.turn()  # as the caller starts the command now
         return command
 
     async def start(
@@ -338,17 +339,19 @@ async def run_to_end(request: Request, starter: CommandStarter, body: CommandReq
         buffered = entry.value
         assert buffered is not None
         execution = buffered.execution
-        await starter.until_started(execution, entry)
+        if entry.keyed:
+            execution.when_settled().addCallback(lambda _: starter.store.holds(entry, buffered.cost))
+        try:
+            await execution.when_settled()
+        except CancelledError:
+            if not entry.keyed:  # else the client may come again with its key
+                execution.kill_without_waiting()
+            raise
+        if execution.pid is None:
+            await starter.until_started(execution, entry)  # which raises why it was not
     except SpawnError as error:
         raise cannot_start(error) from None
     name_execution(request, execution)
-    execution.when_settled().addCallback(lambda _: starter.store.holds(entry, buffered.cost))
-    try:
-        await execution.when_settled()
-    except CancelledError:
-        if not entry.keyed:  # else the client may come again with its key
-            execution.kill_without_waiting()
-        raise
     return buffered
 
 

@@ -281,7 +281,7 @@ class Execution:
             if timer.active():
                 timer.cancel()
         self._timers.clear()
-        self.exit_code = 0 if reason.check(ProcessDone) else -1
+        self.exit_code = 0 if isinstance(reason.value, ProcessDone) else -1
         if isinstance(reason.value, ProcessTerminated):
             self.signal = reason.value.signal
             self.exit_code = -1 if reason.value.exitCode is None else reason.value.exitCode

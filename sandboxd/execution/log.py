@@ -181,7 +181,7 @@ class OutputLog:
         if self.paused and self._producer is not None:
             self.paused = False
             self._producer.resumeProducing()
-        self._producer = None
+        self._producer = self.listener = None  # which may hold the execution, and that holds this log
         self._wake()
 
     @property

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
-import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -48,6 +48,13 @@ TRIAL_TIMEOUT = 5.0
 HOUSEKEEPING = 1.0
 
 
+def _new_id() -> str:
+    """Return a random UUID (RFC 9562, version 4); in a quarter of the time of the standard library's."""
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+
+
 class Finished:
     """
     The executions that have ended and are remembered, in the order of their end.
@@ -59,23 +66,25 @@ class Finished:
 
     def __init__(self, count: int, size: int, age: float) -> None:
         self._limits = (count, size, age)
-        self._executions: deque[tuple[Execution, float]] = deque()
+        self._executions: deque[tuple[Execution, float, int]] = deque()
         self._size = 0
 
     def add(self, execution: Execution, now: float) -> None:
         """Add an execution that has ended."""
-        self._executions.append((execution, now))
-        self._size += execution.size
+        size = execution.size
+        self._executions.append((execution, now, size))
+        self._size += size
 
     def take_excess(self, now: float) -> Iterator[Execution]:
         """Remove and yield those that exceed the bounds, oldest first."""
         count, size, age = self._limits
         while self._executions:
-            oldest, ended = self._executions[0]
+            oldest, ended, held = self._executions[0]
             if len(self._executions) <= count and self._size <= size and now - ended < age:
                 return
-            self._size -= oldest.size
-            yield self._executions.popleft()[0]
+            self._size -= held
+            self._executions.popleft()
+            yield oldest
 
 
 class ProcessTable(Service):
@@ -153,7 +162,7 @@ class ProcessTable(Service):
             raise SpawnError(OSError(errno.EAGAIN, "the daemon is stopping"))
         if self.full:
             raise SpawnError(OSError(errno.EAGAIN, f"{self._max_live} commands are running, which is the limit"))
-        id = str(uuid.uuid4())
+        id = _new_id()
         cgroup = None
         if command.tree_limits:
             if self._cgroups is None:
@@ -185,7 +194,7 @@ class ProcessTable(Service):
         """
         command = Command(":", timeout=TRIAL_TIMEOUT)
         execution = Execution(
-            str(uuid.uuid4()), command, False, self._reactor, self._trees, self._spawner, lambda execution: None
+            _new_id(), command, False, self._reactor, self._trees, self._spawner, lambda execution: None
         )
         self._trials.add(execution.mark)
         try:
@@ -289,8 +298,9 @@ class ProcessTable(Service):
             self._known.pop(execution.id, None)
             self._background.pop(execution.id, None)
             return
-        self._finished[execution.background].add(execution, self.last_ended)
-        self._forget()
+        finished = self._finished[execution.background]
+        finished.add(execution, self.last_ended)
+        self._forget(finished, self.last_ended)
 
     def _adopt(self, children: dict[int, ChildListener]) -> None:
         """Take over the children of a spawn server that has died: they are now children of this process."""
@@ -300,15 +310,14 @@ class ProcessTable(Service):
                 self._log.error("process {pid}: its exit status was lost", pid=pid)
                 child.exited(signal.SIGKILL)
 
-    def _forget(self) -> None:
-        now = self._reactor.seconds()
-        for finished in self._finished.values():
-            for execution in finished.take_excess(now):
-                del self._known[execution.id]
-                self._background.pop(execution.id, None)
+    def _forget(self, finished: Finished, now: float) -> None:
+        for execution in finished.take_excess(now):
+            del self._known[execution.id]
+            self._background.pop(execution.id, None)
 
     def _housekeep(self) -> None:
-        self._forget()
+        for finished in self._finished.values():
+            self._forget(finished, self._reactor.seconds())
         self._spawn_client.check()
         if self._reap:
             self._reaper.reap()

@@ -13,7 +13,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, fail
@@ -219,8 +219,9 @@ class Child:
         for descriptor, data in ((1, stdout), (2, stderr)):
             if data:
                 self._protocol.childDataReceived(descriptor, data)
-        self._protocol.processExited(self._reason())
-        self._protocol.processEnded(self._reason())
+        reason = _reason(status)
+        self._protocol.processExited(reason)
+        self._protocol.processEnded(reason)
 
     def started(self, pid: int, output: list[int]) -> None:
         """Start reading the child's output, and connect the protocol."""
@@ -255,7 +256,7 @@ class Child:
             self._linger = self._reactor.callLater(LINGER, self._report_exit)
         elif not self._exit_reported:
             self._report_exit()
-            self._protocol.processEnded(self._reason())
+            self._protocol.processEnded(_reason(self._status))
 
     def adopted(self) -> None:
         """Signal the child directly from now on, as it is a child of this process."""
@@ -379,7 +380,7 @@ class Child:
         self._protocol.childConnectionLost(descriptor)
         if not self._pipes and self._status is not None:
             self._report_exit()
-            self._protocol.processEnded(self._reason())
+            self._protocol.processEnded(_reason(self._status))
 
     def _report_exit(self) -> None:
         if self._exit_reported:
@@ -389,18 +390,21 @@ class Child:
             if call is not None and call.active():
                 call.cancel()
         self._quiet = self._linger = None
-        self._protocol.processExited(self._reason())
+        assert self._status is not None
+        self._protocol.processExited(_reason(self._status))
         for pipe in self._pipes.values():  # what processes that the child left write: read, so that they do not block
             pipe.drop()
         self.resumeProducing()
 
-    def _reason(self) -> Failure:
-        assert self._status is not None
-        if self._status == 0:
-            return Failure(ProcessDone(0))
-        code = os.WEXITSTATUS(self._status) if os.WIFEXITED(self._status) else None
-        signum = os.WTERMSIG(self._status) if os.WIFSIGNALED(self._status) else None
-        return Failure(ProcessTerminated(code, signum, self._status))
+
+@lru_cache(256)
+def _reason(status: int) -> Failure:
+    """Return what a protocol gets of a wait status; the same object each time, as making one is slow."""
+    if status == 0:
+        return Failure(ProcessDone(0))
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+    signum = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    return Failure(ProcessTerminated(code, signum, status))
 
 
 def _nothing(signum: int) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 
 #: The numbers of the limits that a command can have, by the names of getrlimit(2) in lower case.
 LIMITS = {
@@ -23,25 +22,34 @@ def check_limits(limits: Mapping[str, int]) -> None:
             raise ValueError(f"limits.{name}: the system allows at most {hard}")
 
 
-@contextmanager
-def inherited_nofile(soft: int) -> Iterator[None]:
-    """Set the soft limit of open files for processes that are started inside, which inherit it."""
-    own = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, own[1]))
-    try:
-        yield
-    finally:
-        restore(resource.RLIMIT_NOFILE, own)
-
-
-def restore(limit: int, value: tuple[int, int]) -> None:
+class InheritedLimit:
     """
-    Set a limit of this process back, unless another process has lowered its hard limit meanwhile.
+    A context manager: sets a soft limit of this process for those that are started inside, which inherit it.
 
-    A spawn server notices that at its next request; the child that it has just started must not be lost.
+    Then it is set back, unless another process has lowered the hard limit meanwhile. A spawn server notices that at its
+    next request; the child that it has just started must not be lost.
     """
-    with suppress(OSError, ValueError):
-        resource.setrlimit(limit, value)
+
+    __slots__ = ("_limit", "_own", "_soft")
+
+    def __init__(self, limit: int, soft: int) -> None:
+        self._limit = limit
+        self._soft = soft
+
+    def __enter__(self) -> None:
+        self._own = resource.getrlimit(self._limit)
+        resource.setrlimit(self._limit, (self._soft, self._own[1]))
+
+    def __exit__(self, *exc: object) -> None:
+        try:  # noqa: SIM105 -- suppress() takes longer than the call
+            resource.setrlimit(self._limit, self._own)
+        except (OSError, ValueError):
+            pass
+
+
+def inherited_nofile(soft: int) -> InheritedLimit:
+    """Return what sets the soft limit of open files for processes that are started inside."""
+    return InheritedLimit(resource.RLIMIT_NOFILE, soft)
 
 
 _own_nofile: int | None = None

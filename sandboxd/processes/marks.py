@@ -21,9 +21,9 @@ import select
 import signal
 import time
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
-from sandboxd.processes.limits import restore
+from sandboxd.processes.limits import InheritedLimit
 
 #: Marks are ``base + n``. Each daemon has a random base, so that two never signal each other's processes.
 _BASE_SHIFT = 32
@@ -81,21 +81,12 @@ def marks_by_limit() -> bool:
     return _by_limit
 
 
-@contextmanager
-def inherited_mark(mark: int) -> Iterator[None]:
+def inherited_mark(mark: int) -> AbstractContextManager[None]:
     """
-    Set a mark for processes that are started inside, which inherit it from their first moment on, if marks are resource
-    limits.
+    Return a context manager that sets a mark for processes that are started inside, which inherit it from their first
+    moment on, if marks are resource limits.
     """
-    if marks_by_limit():
-        soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
-        resource.setrlimit(resource.RLIMIT_RTTIME, (mark, hard))
-        try:
-            yield
-        finally:
-            restore(resource.RLIMIT_RTTIME, (soft, hard))
-    else:
-        yield
+    return InheritedLimit(resource.RLIMIT_RTTIME, mark) if marks_by_limit() else nullcontext()
 
 
 def mark_variable(mark: int) -> dict[str, str]:

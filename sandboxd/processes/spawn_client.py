@@ -34,6 +34,7 @@ from sandboxd.processes.spawn_messages import (
     FORKED,
     INLINE,
     MAX_OUTPUT,
+    RECEIVE_FLAGS,
     SIGNAL,
     START,
     START_LONG,
@@ -419,11 +420,17 @@ class _Server:
             self._unanswered += 1
         self._unsent.append((message, fds))
         if len(self._unsent) == 1:
-            self.doWrite()
+            self._send()
             if self._unsent:
                 self._reactor.addWriter(self)
 
     def doWrite(self) -> None:
+        self._send()
+        if not self._unsent:
+            self._reactor.removeWriter(self)
+
+    def _send(self) -> None:
+        """Send what the socket takes now."""
         while self._unsent:
             message, fds = self._unsent[0]
             try:
@@ -435,12 +442,12 @@ class _Server:
                 if error.errno in _LATER:
                     return
                 self._log.failure("a request cannot be sent to spawn server {pid}", pid=self.pid)
+                self._reactor.removeWriter(self)
                 self._reactor.callLater(0, self._client.replace, self, "it cannot be reached")
-                break
+                return
             self._unsent.popleft()
             for fd in fds:
                 os.close(fd)
-        self._reactor.removeWriter(self)
 
     def unreceived(self) -> list[tuple[bytes, list[int]]]:
         """Take back the messages that the server has not received, in order."""
@@ -567,7 +574,9 @@ def _receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
 
     :raise BlockingIOError: if there is none.
     """
-    message, ancillary, _, _ = sock.recvmsg(size, 256, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+    message, ancillary, _, _ = sock.recvmsg(size, 256, RECEIVE_FLAGS)
+    if not ancillary:
+        return message, []
     fds = array.array("i")
     for _, _, data in ancillary:
         fds.frombytes(data[: len(data) - len(data) % fds.itemsize])

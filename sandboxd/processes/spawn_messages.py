@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from struct import Struct, error, pack, unpack_from
 
@@ -27,6 +28,9 @@ AT_START, AT_CWD, AT_EXEC = range(3)
 
 #: Most bytes of a message; a longer request goes through a memfd.
 INLINE = 64 * 1024
+
+#: Flags with which either side receives: a number, as the operator of the enumeration is slow.
+RECEIVE_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 
 #: Most bytes of output in a record.
 MAX_OUTPUT = 32 * 1024

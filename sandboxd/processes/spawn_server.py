@@ -49,6 +49,7 @@ from sandboxd.processes.spawn_messages import (
     FORKED,
     INLINE,
     MAX_OUTPUT,
+    RECEIVE_FLAGS,
     SIGNAL,
     START,
     START_LONG,
@@ -511,7 +512,9 @@ def _name(pid: int) -> bytes:
 
 def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
     """Receive a request and its descriptors; an empty request at the end of file."""
-    message, ancillary, _, _ = control.recvmsg(INLINE, 256, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+    message, ancillary, _, _ = control.recvmsg(INLINE, 256, RECEIVE_FLAGS)
+    if not ancillary:
+        return message, []
     fds = array("i")
     for _, _, data in ancillary:
         fds.frombytes(data[: len(data) - len(data) % fds.itemsize])

@@ -37,6 +37,11 @@ class TurnBudget:
         self._scheduled = False
         self._waiting: deque[Callable[[], None]] = deque()
 
+    @property
+    def working(self) -> bool:
+        """Whether the caller's time is counted: it was called by :meth:`take`, or after :meth:`turn` has fired."""
+        return self._working
+
     def take(self, work: Callable[[], None]) -> bool:
         """
         Call ``work`` now or in a later turn.

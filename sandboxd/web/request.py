@@ -454,7 +454,10 @@ class Request(TwistedRequest):
 
     def joined_header(self, name: str) -> str | None:
         """Return all values of a header joined by commas, or None; bytes that are not UTF-8 are escaped."""
-        values = self.requestHeaders.getRawHeaders(name.encode("ascii"))
+        key = name.encode("ascii")
+        if not self._in_headers and key.lower() not in self.head.last:
+            return None
+        values = self.requestHeaders.getRawHeaders(key)
         return None if values is None else b", ".join(values).decode("utf-8", "backslashreplace")
 
     def make_fingerprint(self) -> bytes:
