@@ -232,7 +232,7 @@ class Sandboxd(Service):
         await self.table.stopService()
         self.watches.stopService()
         self.streams.stopService()
-        self.websockets.stopService()
+        await self.websockets.stopService()
         self.lag.stopService()
         self.forward.close_all()
         await self.site.close_all()

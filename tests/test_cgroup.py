@@ -20,6 +20,7 @@ import pytest
 from sandboxd.processes.cgroup import Cgroup, CgroupError, Cgroups
 from tests.client import Api
 from tests.daemon import Daemon
+from tests.test_attach import Attached, described, start
 from tests.waiting import until
 
 
@@ -118,3 +119,13 @@ assert not cgroup.path.exists()
 
 def test_one_that_still_has_processes_is_removed_when_they_are_gone(delegated: Path) -> None:
     subprocess.run([sys.executable, "-c", RETIRES, str(delegated)], check=True, timeout=30)
+
+
+def test_a_terminal_is_in_the_cgroup_of_its_execution(limited: Daemon, delegated: Path) -> None:
+    id = start(limited, "tail -n 1 /proc/self/cgroup; read line", tty=True)
+    with Attached(limited, id) as client:
+        client.shows("::")
+        (name,) = re.findall(rf"/{delegated.name}/(\S+)", client.text)
+        assert str(described(limited, id)["pid"]) in (delegated / name / "cgroup.procs").read_text().split()
+        client.type("\r")
+        client.to_the_end()

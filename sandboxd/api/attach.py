@@ -64,6 +64,7 @@ def add_attach_route(routes: Routes, table: ProcessTable, websockets: WebSockets
         cursor = log.bytes_cursor(after, history=query.tail != 0, offset=query.offset)
         try:
             socket = websockets.accept(request, "attach", [V5, V4], V5)
+            socket.finishes = True  # with its process
             await _serve(execution, socket, cursor, query, turns)
         finally:
             cursor.close()

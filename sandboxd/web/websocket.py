@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from sandboxd.reactor.oneshot import OneShot
 from sandboxd.web.auth import BEARER_PROTOCOL
 from sandboxd.web.request import Request
 
@@ -32,6 +34,9 @@ MAX_MESSAGE = 1024 * 1024
 
 #: Bytes of received messages that may wait for the route; with more, the client is not read from.
 HIGH_WATER = 256 * 1024
+
+#: Seconds in which a WebSocket may end by itself when the daemon stops, before it is closed with code 1001.
+LAST_WORDS = 1.0
 
 #: Seconds that a client has to answer a closing handshake, having read all that was sent before.
 CLOSE_TIMEOUT = 30.0
@@ -69,7 +74,10 @@ class WebSocket:
 
     :ivar subprotocol: the one that was agreed upon, or None.
     :ivar paused: whether the client has yet to take what was sent.
+    :ivar finishes: whether its route ends by itself when the daemon stops.
     """
+
+    finishes = False
 
     def __init__(
         self, request: Request, protocol: ServerProtocol, clock: IReactorTime, head: bytes, subprotocol: str | None
@@ -83,6 +91,7 @@ class WebSocket:
         self._held = False
         self._ended = False
         self._lost = False
+        self._closing: OneShot[None] = OneShot()
         self._reader: Deferred[None] | None = None
         self._writer: Deferred[None] | None = None
         self.paused = False
@@ -147,6 +156,10 @@ class WebSocket:
         finally:
             if timeout.active():
                 timeout.cancel()
+
+    def when_closing(self) -> Deferred[None]:
+        """Return a Deferred that fires when nothing more can be sent."""
+        return self._closing.when_fired()
 
     def begin_close(self, code: int, reason: str = "") -> None:
         """Send a Close frame if none was sent; :meth:`receive` returns None from now on."""
@@ -215,6 +228,7 @@ class WebSocket:
     def _end(self) -> None:
         """Start no new message in either direction; what was received can still be read."""
         self._ended = True
+        self._closing.fire(None)
         self._balance()
         self._wake_writer()
         if not self._messages:
@@ -222,6 +236,7 @@ class WebSocket:
 
     def _disconnected(self, _: object) -> None:
         self._lost = self._ended = True
+        self._closing.fire(None)
 
     def _wake_reader(self) -> None:
         reader, self._reader = self._reader, None
@@ -279,11 +294,20 @@ class WebSockets(Service):
             lambda failure: self._log.failure("pings have stopped", failure)
         )
 
-    def stopService(self) -> None:
-        """Close all WebSockets with code 1001."""
+    def stopService(self) -> Deferred[None]:
+        """Close all with code 1001, after :data:`LAST_WORDS` seconds those that should end by themselves."""
         super().stopService()
         if self._pings.running:
             self._pings.stop()
+        return Deferred.fromCoroutine(self._close_all())
+
+    async def _close_all(self) -> None:
+        finishing = [socket.when_closing() for socket in self._open if socket.finishes]
+        for socket in list(self._open):
+            if not socket.finishes:
+                socket.begin_close(GOING_AWAY, "the daemon is stopping")
+        with suppress(TimeoutError):
+            await DeferredList(finishing, consumeErrors=True).addTimeout(LAST_WORDS, self._clock)
         for socket in list(self._open):
             socket.begin_close(GOING_AWAY, "the daemon is stopping")
 
