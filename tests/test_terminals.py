@@ -1,4 +1,4 @@
-"""Terminals with limits, timeouts, keys, ``detach``, ``survive``, a root, and at the stop; in cgroups: test_cgroup.py."""
+"""Terminals with limits, timeouts, keys, detach, survive, a root, and at the stop; in cgroups: ``test_cgroup.py``."""
 
 from __future__ import annotations
 
