@@ -72,11 +72,13 @@ class Attaching:
 
     def path(self) -> Flow[str]:
         """Return the path of the next connection."""
-        if not self._connected:
+        if not self._connected and not self._whole:
             return self._path(**self._first)
         found = yield from process(self.id)
         if self._whole and found.tty is not None:
             return self._path(offset=self._seen["stdout"])
+        if not self._connected:
+            return self._path()
         self._whole = self._whole and not found.output.truncated
         self._lost = not self._whole
         self._skip = dict(self._seen) if self._whole else {"stdout": 0, "stderr": 0}

@@ -120,12 +120,17 @@ class TerminalSession:
                 stream.flush()
             elif isinstance(each, Gap):
                 self._say(f"{each.dropped} lines are no longer kept")
+                await self._redraw()
             else:
                 self._say("connected again; what was written meanwhile is lost")
-                if self._terminal:  # another size for a moment has a program that uses the whole screen draw it anew
-                    size = shutil.get_terminal_size()
-                    await self._attachment.resize(size.columns, max(1, size.lines - 1))
-                    await self._resize()
+                await self._redraw()
+
+    async def _redraw(self) -> None:
+        """Have a program that uses the whole screen draw it anew: another size for a moment does that."""
+        if self._terminal:
+            size = shutil.get_terminal_size()
+            await self._attachment.resize(size.columns, max(1, size.lines - 1))
+            await self._resize()
 
     def _say(self, text: str) -> None:
         sys.stderr.write(f"\r\n[sandboxctl: {text}]\r\n" if self._terminal else f"sandboxctl: {text}\n")

@@ -102,12 +102,29 @@ def test_shell_through_a_connection_that_breaks(terminal: Callable[..., Any], pr
     assert child.exitstatus == 3
 
 
-def test_a_long_shell_is_drawn_anew(terminal: Callable[..., Any], proxy: CuttingProxy) -> None:
-    cmd = "trap 'echo size $(stty size)' WINCH; seq 1 30000; echo all; while :; do sleep 0.1; done"
-    child = terminal("shell", cmd, env={"SANDBOX_URL": proxy.url}, timeout=40)
+def test_a_long_shell_goes_on_where_it_was(terminal: Callable[..., Any], proxy: CuttingProxy) -> None:
+    child = terminal("shell", "seq 1 30000; echo all; read x; echo last; sleep 60", env={"SANDBOX_URL": proxy.url})
     child.expect("\nall\r\n")
     proxy.cut()
-    child.expect("what was written meanwhile is lost")
+    child.sendline("")
+    child.expect("\nlast\r\n")
+    assert "lost" not in child.before
+    child.send("\r~.")
+    child.expect("to come back")
+
+
+def test_after_a_gap_the_screen_is_drawn_anew(
+    terminal: Callable[..., Any], proxy: CuttingProxy, tmp_path: Path
+) -> None:
+    cmd = (
+        f"trap 'echo size $(stty size)' WINCH; echo ready; until [ -e {tmp_path}/go ]; do :; done; seq 1 200000;"
+        " while :; do sleep 0.1; done"
+    )
+    child = terminal("shell", cmd, env={"SANDBOX_URL": proxy.url}, timeout=40)
+    child.expect("ready")
+    (tmp_path / "go").touch()
+    proxy.cut()
+    child.expect("lines are no longer kept")
     child.expect("size 40 120")
     child.send("\r~.")
     child.expect("to come back")
