@@ -18,12 +18,14 @@ class Cluster(ThreadingHTTPServer):
     """
     :ivar claims: the claims that there are, by name.
     :ivar claimed: every claim that there was.
+    :ivar pod_ips: the addresses of the sandbox's pod.
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.claims: dict[str, Any] = {}
         self.claimed: list[Any] = []
+        self.pod_ips = ["127.0.0.1"]
 
     @property
     def url(self) -> str:
@@ -54,10 +56,10 @@ def cluster() -> Iterator[Cluster]:
             thread.join()
 
 
-def bound(claim: Any) -> Any:
+def bound(claim: Any, pod_ips: list[str]) -> Any:
     """A claim as the controller leaves it."""
     ready = {"type": "Ready", "status": "True", "reason": "DependenciesReady", "message": ""}
-    return {**claim, "status": {"conditions": [ready], "sandbox": {"name": SANDBOX, "podIPs": ["127.0.0.1"]}}}
+    return {**claim, "status": {"conditions": [ready], "sandbox": {"name": SANDBOX, "podIPs": pod_ips}}}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -85,10 +87,10 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         *_, plural, name = url.path.split("/")
         if plural == "sandboxes":
-            self._answer({"metadata": {"name": name}, "status": {"podIPs": ["127.0.0.1"]}})
+            self._answer({"metadata": {"name": name}, "status": {"podIPs": self.server.pod_ips}})
             return
         name = parse_qs(url.query)["fieldSelector"][0].removeprefix("metadata.name=")
-        self._answer({"type": "MODIFIED", "object": bound(self.server.claims[name])})
+        self._answer({"type": "MODIFIED", "object": bound(self.server.claims[name], self.server.pod_ips)})
 
     def do_DELETE(self) -> None:
         self.server.claims.pop(self.path.partition("?")[0].rpartition("/")[2])

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import kubernetes.config
-import kubernetes_asyncio.config
 import pytest
 import yaml
 from k8s_agent_sandbox import AsyncSandboxClient, SandboxClient
 from k8s_agent_sandbox.exceptions import SandboxRequestError
 from k8s_agent_sandbox.models import SandboxDirectConnectionConfig, SandboxInClusterConnectionConfig
 
-from tests.agent_sandbox.cluster import SANDBOX, Cluster, cluster
+from tests.agent_sandbox.cluster import SANDBOX, Cluster
 from tests.agents_page import python
 from tests.daemon import Daemon
 
@@ -28,17 +26,6 @@ CLAIM = Path(__file__).resolve().parents[2] / "deploy/agent-sandbox/claim.yaml"
 ROUTER = "http://sandbox-router-svc.agent-sandbox-system.svc.cluster.local:8080"
 
 HEADERS = ("Authorization", "X-Sandboxd-Authorization")
-
-
-@pytest.fixture
-def api_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cluster]:
-    """What the client takes for its cluster."""
-    with cluster() as found:
-        found.write_config(tmp_path / "kubeconfig")
-        for config in (kubernetes.config.kube_config, kubernetes_asyncio.config.kube_config):
-            # Set from KUBECONFIG when it is imported.
-            monkeypatch.setattr(config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
-        yield found
 
 
 def direct(daemon: Daemon, token: str | None = None, header: str = HEADERS[0]) -> SandboxDirectConnectionConfig:
