@@ -23,7 +23,7 @@ from sandboxd.api.file_operations import add_file_operation_routes
 from sandboxd.api.files import add_file_routes
 from sandboxd.api.health import ReadyCheck, add_health_routes
 from sandboxd.api.listeners import add_listener_routes
-from sandboxd.api.metrics import Metrics, add_metrics_routes, add_status_route
+from sandboxd.api.metrics import DiskMeter, Metrics, add_metrics_routes, add_status_route
 from sandboxd.api.openapi import add_openapi_route
 from sandboxd.api.ports import add_port_routes
 from sandboxd.api.preview import Previews, add_preview_route
@@ -160,6 +160,8 @@ class Sandboxd(Service):
             ready.why_not,
             self.websockets,
             self.previews,
+            DiskMeter(self._file_threads),
+            root.directory or ".",
         )
         add_health_routes(routes, reactor, self.proxy_port, ready)
         add_status_route(routes, reactor, self.table, self.streams, self.forward, self.lag, metrics)

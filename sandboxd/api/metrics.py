@@ -7,20 +7,26 @@ copied in its thread, and what is made of the copy, or read from ``/proc``, is m
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from sandboxd import __version__
 from sandboxd.api.operations import RawBody
 from sandboxd.api.preview import Previews
 from sandboxd.api.routing import Routes
 from sandboxd.execution.table import ProcessTable
+from sandboxd.files.errors import FileError
+from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.messages import daemon as messages
 from sandboxd.messages.daemon import DaemonStatus, MetricsReply
+from sandboxd.processes.machine import machine_usage
 from sandboxd.processes.marks import marks_by_limit
 from sandboxd.proxy.portforward import PortForward
 from sandboxd.reactor.lag import Histogram, LagMeter
@@ -64,6 +70,40 @@ def gauge(name: str, help: str, value: float) -> Family:
     return Family(name, help, "gauge", (), {(): value})
 
 
+class DiskMeter:
+    """
+    The size and the use of the file system that files are kept on.
+
+    It is looked at when it is asked for, and the answer is that of the time before: a file system that hangs must not
+    keep the metrics waiting.
+
+    :param threads: call a function in a thread of a path's file system.
+    """
+
+    def __init__(self, threads: FilesystemThreads) -> None:
+        self._threads = threads
+        self._looking = False
+        self._last: os.statvfs_result | None = None
+
+    def families(self, directory: str) -> Iterator[Family]:
+        """Yield the metrics, unless it is the first time, and look anew."""
+        if not self._looking:
+            self._looking = True
+            self._threads(directory, os.statvfs, directory).addCallbacks(self._looked, self._failed)
+        if (last := self._last) is not None:
+            size = last.f_frsize
+            yield gauge("sandboxd_machine_disk_bytes", "Size of the file system of the files.", last.f_blocks * size)
+            used = (last.f_blocks - last.f_bfree) * size
+            yield gauge("sandboxd_machine_disk_used_bytes", "Bytes of it that are used.", used)
+
+    def _looked(self, found: os.statvfs_result) -> None:
+        self._looking, self._last = False, found
+
+    def _failed(self, failure: Failure) -> None:
+        failure.trap(OSError, FileError)
+        self._looking, self._last = False, None
+
+
 class Metrics:
     """
     The metrics of all parts of the daemon.
@@ -76,6 +116,8 @@ class Metrics:
     :param why_not_ready: why it would not take a command now, or None.
     :param websockets: its WebSockets.
     :param previews: the requests that it forwards.
+    :param disk: what of the disk is used.
+    :param directory: a directory on that disk.
     """
 
     def __init__(
@@ -89,7 +131,11 @@ class Metrics:
         why_not_ready: Callable[[], str | None],
         websockets: WebSockets,
         previews: Previews,
+        disk: DiskMeter,
+        directory: str,
     ) -> None:
+        self._disk = disk
+        self._directory = directory
         self._websockets = websockets
         self._previews = previews
         self._clock = clock
@@ -132,6 +178,7 @@ class Metrics:
             counter("sandboxd_proxy_accepted", "Clients that the proxy has had.", self._forward.accepted),
             counter("sandboxd_proxy_bytes", "Bytes that it has forwarded, both ways.", self._forward.forwarded),
             *self._of_reach(),
+            *self._disk.families(self._directory),
             gauge("sandboxd_reactor_delay_longest_seconds", "Longest delay of the reactor.", self._lag.longest),
             Family(
                 "sandboxd_reactor_delay_seconds",
@@ -224,12 +271,24 @@ class Metrics:
         )
 
 
+def of_machine() -> Iterator[Family]:
+    """Yield what of the processors and the memory is used, if the kernel says so. Blocks."""
+    try:
+        usage = machine_usage()
+    except (OSError, ValueError, LookupError):  # as in a sandbox with a kernel of its own
+        return
+    yield gauge("sandboxd_machine_processors", "Processors of the container or machine.", usage.processors)
+    yield counter("sandboxd_machine_processor_seconds", "Seconds that they have worked.", usage.processor_seconds)
+    yield gauge("sandboxd_machine_memory_bytes", "Memory of the container or machine.", usage.memory)
+    yield gauge("sandboxd_machine_memory_used_bytes", "Bytes of it that are used, caches excepted.", usage.memory_used)
+
+
 def measured(families: Iterable[Family]) -> Iterator[Metric]:
     """Yield metrics, and those of the process itself, as objects of ``prometheus_client``. Blocks."""
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
     from prometheus_client.process_collector import ProcessCollector
 
-    for family in families:
+    for family in chain(families, of_machine()):
         if family.kind == "histogram":
             histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
             for labels, value in family.values.items():
