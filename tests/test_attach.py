@@ -365,6 +365,19 @@ def test_64_mb_both_ways_are_byte_complete(daemon: Daemon) -> None:
         assert (size, found.hexdigest()) == (64 * MIB, expected)
 
 
+def test_v4_has_no_closing_of_channels_and_none_asked_for_is_v5(daemon: Daemon) -> None:
+    id = start(daemon, "cat", stdin=True)
+    with Attached(daemon, id, subprotocols=[V4]) as client:
+        client.socket.send(b"\xff\0")
+        client.to_the_end()
+        assert client.code == 1003
+    with Attached(daemon, id, subprotocols=None) as client:
+        client.socket.send("\0text")
+        client.socket.send(b"\xff\0")
+        client.to_the_end()
+        assert (client.output[1], client.status["status"]) == (b"text", "Success")
+
+
 def test_channel_0_without_stdin_closes_with_1008(daemon: Daemon) -> None:
     id = start(daemon, "sleep 60")
     with Attached(daemon, id) as client:

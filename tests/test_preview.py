@@ -22,7 +22,7 @@ from websockets.sync.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
 from tests.daemon import Daemon
-from tests.test_tunnel import serving
+from tests.test_tunnel import bearer, serving
 from tests.waiting import until
 
 MIB = 1024 * 1024
@@ -682,8 +682,18 @@ def test_a_server_on_ipv6_only_is_found(daemon: Daemon) -> None:
 
 
 def test_without_a_token_nothing_is_forwarded(daemon: Daemon) -> None:
-    with http_server() as port, bare(daemon, b"GET /proxy/%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % port) as client:
-        assert client.makefile("rb").readline().startswith(b"HTTP/1.1 401 ")
+    secret = daemon.secret.encode()
+    with http_server() as port:
+        for query, header in (
+            (b"", b""),
+            (b"?token=" + secret, b""),
+            (b"", b"Cookie: token=%s; Authorization=Bearer %s\r\n" % (secret, secret)),
+            (b"", b"Sec-WebSocket-Protocol: %s\r\n" % bearer(daemon.secret).encode()),
+        ):
+            upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+            request = b"GET /proxy/%d/%s HTTP/1.1\r\nHost: x\r\n%s%s\r\n" % (port, query, upgrade, header)
+            with bare(daemon, request) as client:
+                assert client.makefile("rb").readline().startswith(b"HTTP/1.1 401 ")
 
 
 def test_a_port_without_a_slash_is_redirected(daemon: Daemon) -> None:

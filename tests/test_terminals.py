@@ -26,6 +26,14 @@ def shown(daemon: Daemon, id: str) -> list[str]:
         return client.lines
 
 
+def test_missing_parts_of_a_size_have_defaults_and_input_is_typed_in(daemon: Daemon) -> None:
+    body = {"argv": ["sh", "-c", "echo $TERM $(stty size); cat"], "tty": {"cols": 65535}, "merge_stderr": True}
+    reply = call(daemon, "POST", "/run", {**body, "input": "typed\r\u0004"})
+    assert reply["code"] == 0
+    assert "xterm-256color 24 65535\r\n" in reply["stdout"]
+    assert reply["stdout"].endswith("typed\r\n")
+
+
 @pytest.mark.parametrize("route", ["/run", "/start_process"])
 def test_limits_hold_in_a_terminal(daemon: Daemon, route: str) -> None:
     command = {"cmd": "ulimit -n; ulimit -c; test -t 0 && echo tty", "tty": True, "limits": {"nofile": 50, "core": 0}}

@@ -211,6 +211,16 @@ async def test_a_process_is_ready_when_it_listens_and_not_when_another_does(api:
     await kill(api, other)
 
 
+async def test_the_first_reason_in_the_order_of_the_document_is_told(api: Api, port: int) -> None:
+    id = await api.start(f"echo ready; {server(port)}")
+    await wait(api, id, port=port, timeout=20)
+    asked = {"output": "ready", "port": port, "http": "/200", "timeout": 20}
+    assert (await wait(api, id, **asked))["reason"] == "output"
+    assert (await wait(api, id, **{**asked, "output": "never"}))["reason"] == "http"
+    assert (await wait(api, id, port=port, http="/404", timeout=0.5))["reason"] == "timeout"
+    await kill(api, id)
+
+
 async def test_a_grandchild_that_listens_counts(api: Api, port: int, tmp_path: Path) -> None:
     script = tmp_path / "server.py"
     script.write_text(SERVER)

@@ -1,9 +1,10 @@
-"""What docs/client.md has people write, run."""
+"""What docs/client.md and docs/terminals.md have people write, run."""
 
 from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -14,7 +15,11 @@ import pytest
 from sandboxd.client import Sandbox
 from tests.daemon import Daemon
 
-TEXT = (Path(__file__).parents[2] / "docs/client.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+
+TEXT = (DOCS / "client.md").read_text()
+
+NODE = shutil.which("node")
 
 
 @pytest.fixture
@@ -39,3 +44,26 @@ def test_the_examples(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> Non
     assert "killed" in printed
     assert "other text" in printed
     assert printed.endswith("ready\n")
+
+
+def has_websocket() -> bool:
+    """Whether there is a Node.js that can be given a browser's WebSocket."""
+    test = "process.exit(typeof WebSocket === 'undefined' ? 1 : 0)"
+    return NODE is not None and subprocess.run([NODE, *FLAGS, "-e", test], stderr=subprocess.DEVNULL).returncode == 0
+
+
+#: Node.js 20 has it behind a flag; later ones take that, too.
+FLAGS = ["--experimental-websocket", "--no-warnings"]
+
+
+@pytest.mark.skipif(not has_websocket(), reason="NOT TESTED: needs Node.js 20.10 or later")
+def test_the_terminal_in_javascript(daemon: Daemon, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```js\n(.*?)```", (DOCS / "terminals.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) == 10
+    script = tmp_path / "terminal.mjs"
+    script.write_text(code.replace("http://localhost:3030", daemon.url).replace("your-secret", daemon.secret))
+    ran = subprocess.run([str(NODE), *FLAGS, script], capture_output=True, text=True, timeout=30)
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(r"^hello", ran.stdout, re.MULTILINE)
+    assert '"reason":"NonZeroExitCode"' in ran.stdout
+    assert '"message":"3"' in ran.stdout
