@@ -29,7 +29,7 @@ from multiprocessing.synchronize import Event as EventOfProcesses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sandboxd.processes.spawn_client import SPAWNERS
+from sandboxd.processes.spawn_client import SPAWN_SERVERS
 from tests.clock_shift import ClockShift
 from tests.daemon import Daemon
 from tests.soak_faults import MAX_PROCESSES, Faults
@@ -534,13 +534,13 @@ async def soaked_with_faults(
         )
         after = await at_rest(client, before)
         ready = (await client.call("GET", "/ready")).status
-        bounds = {"threads": MAX_THREADS + MORE_THREADS, "children": SPAWNERS + left, "marked": left}
+        bounds = {"threads": MAX_THREADS + MORE_THREADS, "children": SPAWN_SERVERS + left, "marked": left}
         if left:
             bounds["descriptors"] = before.descriptors + 2 * after.marked
         report.states((before, after), **bounds)
         if not report.well:
             print(*daemon.open_files(), sep="\n")
-        report.row("spawn servers", [len(daemon.spawn_servers())], SPAWNERS)
+        report.row("spawn servers", [len(daemon.spawn_servers())], SPAWN_SERVERS)
         report.row("not ready", [ready], 200)
         client.faults = faults
     server.close()
