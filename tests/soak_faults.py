@@ -153,11 +153,13 @@ class Faults:
     async def _no_processes(self) -> None:
         """A command takes all processes, and a spawn server dies meanwhile."""
         body = {"cmd": "while sleep 300 & do :; done; sleep 300"}
-        started = await self._client.post("/start_process", 201, **body)
+        while (started := await self._client.call("POST", "/start_process", body)).status == 503:  # not one to be had
+            await asyncio.sleep(0.05)
+        assert started.status == 201, started
         await asyncio.sleep(HOLD / 2)
         self._kill(self._rng.sample(self._daemon.spawn_servers(), 1), signal.SIGKILL)
         await asyncio.sleep(HOLD / 2)
-        await self._client.post("/kill_process", id=started["id"])
+        await self._client.post("/kill_process", id=started.json()["id"])
 
     async def _daemon_stopped(self) -> None:
         """The daemon is stopped."""

@@ -7,6 +7,7 @@ Which controllers can be had depends on the machine: what needs none of them is 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -19,9 +20,10 @@ import pytest
 
 from sandboxd.processes.cgroup import Cgroup, CgroupError, Cgroups
 from tests.client import Api
-from tests.daemon import Daemon
+from tests.daemon import Daemon, alive
 from tests.test_attach import Attached, described, start
-from tests.waiting import until
+from tests.test_marks import WITHOUT_RTTIME
+from tests.waiting import gone, pids_in, until
 
 
 def mount() -> Path | None:
@@ -129,3 +131,25 @@ def test_a_terminal_is_in_the_cgroup_of_its_execution(limited: Daemon, delegated
         assert str(described(limited, id)["pid"]) in (delegated / name / "cgroup.procs").read_text().split()
         client.type("\r")
         client.to_the_end()
+
+
+async def test_where_the_rlimit_cannot_be_set_the_cgroup_is_the_mark(
+    delegated: Path, start_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("NOT TESTED: the seccomp filter is for x86-64")
+    root = str(Path(__file__).parent.parent)
+    daemon = start_daemon(via=WITHOUT_RTTIME, PYTHONPATH=root, SANDBOX_CGROUP=str(delegated))
+    api = Api(daemon.url, daemon.secret)
+    assert (await api.get("/status")).json()["marks"] == "cgroup"
+    # An orphan in a session of its own, without an environment.
+    orphan = f"(env -i setsid sh -c 'echo $$ >> {tmp_path}/pids; exec sleep 300' &)"
+    id = await api.start(f"{orphan}; sleep 300")
+    pids = await pids_in(tmp_path / "pids")
+    assert (await api.post("/kill_process", {"id": id})).status == 200
+    assert not any(map(alive, pids))
+    (tmp_path / "pids").unlink()
+    await api.start(f"{orphan}; sleep 300")
+    pids = await pids_in(tmp_path / "pids")
+    assert daemon.stop(signal.SIGKILL) == -signal.SIGKILL
+    await gone(pids)

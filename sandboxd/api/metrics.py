@@ -27,7 +27,6 @@ from sandboxd.files.filesystem_threads import FilesystemThreads
 from sandboxd.messages import daemon as messages
 from sandboxd.messages.daemon import DaemonStatus, MetricsReply
 from sandboxd.processes.machine import machine_usage
-from sandboxd.processes.marks import marks_by_limit
 from sandboxd.proxy.portforward import PortForward
 from sandboxd.reactor.lag import Histogram, LagMeter
 from sandboxd.reactor.threads import ThreadPool
@@ -409,5 +408,5 @@ def add_status_route(
             proxy_connections=len(forward.connections),
             longest_stall=round(lag.longest, 4),
             idle=round(await metrics.idle(), 3),
-            marks="rlimit" if marks_by_limit() else "environment",
+            marks=table.marks,
         )

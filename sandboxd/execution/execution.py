@@ -53,6 +53,7 @@ class Execution:
         id: str,
         command: Command,
         background: bool,
+        mark: int,
         clock: IReactorTime,
         trees: Trees,
         spawner: Spawner,
@@ -63,8 +64,8 @@ class Execution:
         """
         Request the start of the command.
 
+        :param mark: the mark of its processes.
         :param collect: whether its output may come some milliseconds late; see :meth:`.Spawner.spawn`.
-
         :param ended: called when it has ended, or could not be started.
         :raise SpawnError: if the request itself fails.
         """
@@ -88,7 +89,7 @@ class Execution:
         self._ended = ended
         self.cgroup = cgroup
         self._pauses_seen = 0
-        self._mark = trees.marks.new(command.survive)
+        self._mark = mark
         self._start: OneShot[None] = OneShot()
         self._end: OneShot[None] = OneShot()
         self._settled: OneShot[None] = OneShot()

@@ -8,6 +8,7 @@ import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Literal
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, TimeoutError
@@ -16,11 +17,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from sandboxd.execution.execution import Execution
-from sandboxd.processes.cgroup import CgroupError, Cgroups
+from sandboxd.processes.cgroup import Cgroup, CgroupError, Cgroups
 from sandboxd.processes.child import Spawner, SpawnError
 from sandboxd.processes.command import Command
 from sandboxd.processes.companion import Companion
 from sandboxd.processes.environment import Environment
+from sandboxd.processes.marks import marked_cgroup, marks_by_limit
 from sandboxd.processes.reaper import Reaper
 from sandboxd.processes.spawn_client import ChildListener, SpawnClient
 from sandboxd.processes.trees import Trees
@@ -163,15 +165,11 @@ class ProcessTable(Service):
         if self.full:
             raise SpawnError(OSError(errno.EAGAIN, f"{self._max_live} commands are running, which is the limit"))
         id = _new_id()
-        cgroup = None
-        if command.tree_limits:
-            if self._cgroups is None:
-                raise CgroupError("limits: memory, pids and cpus need a cgroup that is delegated to the daemon")
-            cgroup = self._cgroups.make(id, command.tree_limits)
-
+        mark = self._trees.marks.new(command.survive)
+        cgroup = self._cgroup(command, mark)
         try:
             execution = Execution(
-                id, command, background, self._reactor, self._trees, self._spawner, self._ended, cgroup, collect
+                id, command, background, mark, self._reactor, self._trees, self._spawner, self._ended, cgroup, collect
             )
         except SpawnError:
             if cgroup is not None:
@@ -185,6 +183,32 @@ class ProcessTable(Service):
             self._background[id] = execution
         return execution
 
+    def _cgroup(self, command: Command, mark: int) -> Cgroup | None:
+        """
+        Return a cgroup for a command that has limits for its tree, or that is to be found by its cgroup.
+
+        :raise CgroupError: if the limits cannot be set.
+        """
+        if self._cgroups is None:
+            if command.tree_limits:
+                raise CgroupError("limits: memory, pids and cpus need a cgroup that is delegated to the daemon")
+            return None
+        if not command.tree_limits and marks_by_limit():
+            return None
+        try:
+            return self._cgroups.make(marked_cgroup(mark), command.tree_limits)
+        except CgroupError:
+            if command.tree_limits:
+                raise
+            return None  # it still has its mark in the environment
+
+    @property
+    def marks(self) -> Literal["rlimit", "cgroup", "environment"]:
+        """How the processes of a command are found."""
+        if marks_by_limit():
+            return "rlimit"
+        return "environment" if self._cgroups is None else "cgroup"
+
     async def try_start(self) -> None:
         """
         Run a command that does nothing, the way all commands are run, and wait for its end. It is neither listed nor
@@ -194,7 +218,14 @@ class ProcessTable(Service):
         """
         command = Command(":", timeout=TRIAL_TIMEOUT)
         execution = Execution(
-            _new_id(), command, False, self._reactor, self._trees, self._spawner, lambda execution: None
+            _new_id(),
+            command,
+            False,
+            self._trees.marks.new(),
+            self._reactor,
+            self._trees,
+            self._spawner,
+            lambda execution: None,
         )
         self._trials.add(execution.mark)
         try:

@@ -120,5 +120,5 @@ class DaemonStatus(Struct):
     longest_stall: Annotated[float, Meta(description="Seconds by which the daemon was late, at most.")]
     idle: Annotated[float, Meta(description="Seconds since it was last used; 0 while anything runs.")]
     marks: Annotated[
-        Literal["rlimit", "environment"], Meta(description="What the processes of a command are found by.")
+        Literal["rlimit", "cgroup", "environment"], Meta(description="What the processes of a command are found by.")
     ]

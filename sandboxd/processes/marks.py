@@ -8,7 +8,9 @@ reads it from any process. So a walk finds a tree whatever its members did, unle
 
 Where the limit cannot be set (an administrator has lowered it, or the kernel refuses it, as under gVisor), the mark is
 a variable of the environment. Then a walk finds the processes that have it, their descendants and their sessions: all
-but those that have left their session, lost their parents and cleared their environment.
+but those that have left their session, lost their parents and cleared their environment. If a cgroup was delegated to
+the daemon, each execution also gets one of its own there, which has the mark in its name: then a walk finds all
+processes but those that have moved to another cgroup.
 
 Imports little of the standard library and nothing else, for :mod:`sandboxd.processes.spawn_server` uses it.
 """
@@ -33,6 +35,8 @@ _PENDING_WHILE_STOPPED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.S
 _SURVIVE = 1 << 31
 #: The variable that holds a mark, where marks are not resource limits.
 _VARIABLE = "SANDBOXD_MARK"
+#: How the name of a cgroup that has a mark begins.
+_CGROUP = "sandboxd-mark-"
 _INFINITY = resource.RLIM_INFINITY
 
 
@@ -94,6 +98,11 @@ def mark_variable(mark: int) -> dict[str, str]:
     return {} if marks_by_limit() else {_VARIABLE: str(mark)}
 
 
+def marked_cgroup(mark: int) -> str:
+    """Return the name of the cgroup for the processes of a mark, where marks are not resource limits."""
+    return f"{_CGROUP}{mark}"
+
+
 def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
@@ -125,7 +134,7 @@ def _mark_by_limit(pid: int) -> int:
 
 class _MarksByEnvironment:
     """
-    A snapshot of the marks of all processes by their environments, parents and sessions.
+    A snapshot of the marks of all processes by their cgroups, environments, parents and sessions.
 
     :raise OSError: if there are no descriptors or no memory for that.
     """
@@ -161,6 +170,15 @@ def _stat(pid: int) -> tuple[int, int, int] | None:
 
 
 def _mark_by_environment(pid: int) -> int:
+    """Return the mark of a process by its cgroup or else its environment, or -1 if neither has one."""
+    try:
+        with open(f"/proc/{pid}/cgroup", "rb") as file:
+            for line in file:
+                name = line.partition(_CGROUP.encode("ascii"))[2].split(b"/")[0].strip()
+                if line.startswith(b"0::/") and name.isdigit() and len(name) < 20:
+                    return int(name)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        pass
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             entries = file.read().split(b"\0")
@@ -174,7 +192,7 @@ def mark_of(pid: int) -> int:
     """
     Return the mark of a process, or -1 if it has none or is gone.
 
-    Where marks are variables of the environment, only the process's own is looked at, not its parents.
+    Where marks are not resource limits, only the process's own is looked at, not its parents'.
 
     :raise OSError: if there are no descriptors or no memory for that.
     """
