@@ -16,6 +16,7 @@ import pytest
 from tests.clients.cutting import CuttingProxy
 from tests.clients.test_transfers import digest, listing, make_tree
 from tests.ctl.conftest import PROGRAM, Ctl
+from tests.daemon import Daemon
 
 MIB = 1024 * 1024
 
@@ -162,6 +163,7 @@ def test_progress_is_shown_on_a_terminal(
     child = terminal("cp", str(local), f":{there}/up")
     child.expect(r"[0-9.]+/[0-9.]+ [MG]iB")
     child.expect(r"iB/s|MB/s")
+    child.expect(r"\d:\d\d:\d\d")  # the time that remains
     child.expect("$")
     child.wait()
     assert child.exitstatus == 0
@@ -170,7 +172,7 @@ def test_progress_is_shown_on_a_terminal(
 
 
 @pytest.mark.slow
-def test_one_gigabyte_with_flat_memory(environ: dict[str, str], there: Path, tmp_path: Path) -> None:
+def test_one_gigabyte_with_flat_memory(environ: dict[str, str], daemon: Daemon, there: Path, tmp_path: Path) -> None:
     local = tmp_path / "local"
     with local.open("wb") as file:
         file.truncate(1024 * MIB)
@@ -178,6 +180,8 @@ def test_one_gigabyte_with_flat_memory(environ: dict[str, str], there: Path, tmp
         "import re, sys; from sandboxd.ctl.main import main; code = main(sys.argv[1:]);"
         " print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1], file=sys.stderr); sys.exit(code)"
     )
+    before = daemon.memory()
+    daemon.reset_peak()
     for arguments in (("cp", local, f":{there}/up"), ("cp", f":{there}/up", tmp_path / "down")):
         done = subprocess.run(
             [sys.executable, "-c", measured, *map(str, arguments)],
@@ -188,6 +192,7 @@ def test_one_gigabyte_with_flat_memory(environ: dict[str, str], there: Path, tmp
             check=True,
         )
         assert int(done.stderr) < 80 * 1024, "KiB"
+    assert daemon.peak_memory() - before < 64 * MIB
     assert (tmp_path / "down").stat().st_size == 1024 * MIB
     for path in (local, there / "up", tmp_path / "down"):
         path.unlink()

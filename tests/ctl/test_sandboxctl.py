@@ -6,7 +6,9 @@ import json
 import re
 import resource
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,6 +114,16 @@ def test_top(ctl: Ctl) -> None:
     assert "sandboxd" in text
     assert "memory" in text
     assert json.loads(ctl("top", "--json").stdout)["metrics"]["sandboxd_ready"] == 1
+
+
+@pytest.mark.slow
+def test_top_on_a_terminal(terminal: Callable[..., Any]) -> None:
+    child = terminal("top")
+    for _ in range(2):  # it is drawn anew
+        child.expect("requests/s")
+    child.sendintr()
+    child.wait()
+    assert child.exitstatus == 0
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
