@@ -173,7 +173,7 @@ def _ignore(count: int) -> None:
 
 
 class _Exchange:
-    """A request that is forwarded, and its answer."""
+    """A forwarded request, and the server's response to it."""
 
     def __init__(
         self, reactor: Reactor, pool: PipePool | None, request: Request, body: BodyStream, server: SocketStream
@@ -186,7 +186,7 @@ class _Exchange:
 
     async def forward(self, port: int, target: bytes) -> None:
         """
-        Forward the request and its answer.
+        Forward the request and the response.
 
         :param port: the server's.
         :param target: what the server is asked for.
@@ -264,7 +264,10 @@ class _Exchange:
             self._body.received(taken)
 
     async def _splice_answer(self, answer: _ForwardedResponse) -> None:
-        """Splice the rest of the answer, or of what has come of it, if the client has taken all that was before."""
+        """
+        Splice the rest of the response, or of the part that has arrived, if the client has taken all that was sent
+        before.
+        """
         client = await answer.socket(self._reactor)
         if self._pool is None or client is None:
             return
@@ -276,7 +279,7 @@ class _Exchange:
             client.finish()
 
     async def _switch(self, answer: _ForwardedResponse, behind: bytes) -> None:
-        """Forward the bytes of the protocol that the server has switched to, both ways, until both sides have ended."""
+        """Forward bytes of the protocol that the server has switched to, both ways, until both sides have ended."""
         request, server = self._request, self._server
         early: list[bytes] = []
         early.append(request.switch_protocols(answer.head(), early.append))
@@ -377,7 +380,7 @@ class _ForwardedResponse:
 
     def much_follows(self, data: bytes) -> bool:
         """
-        Return whether so much more will come, by all appearances, that splicing it costs less than copying it.
+        Return whether so many bytes are expected to follow that splicing them costs less than copying.
 
         :param data: what has come last.
         """
@@ -385,7 +388,7 @@ class _ForwardedResponse:
 
     async def socket(self, reactor: Reactor) -> SocketStream | None:
         """
-        Return the client's socket for the rest of the body, once all is written that comes before it.
+        Return the client's socket for the rest of the body, once everything before it is written.
 
         Who writes there makes chunks if the request's response is ``chunked``, and reports it to :meth:`spliced`.
         """

@@ -70,7 +70,7 @@ class LongFields(NamedTuple):
     """
     The fields of a body that may hold a long text.
 
-    :ivar in_thread: calls a function in a thread.
+    :ivar in_thread: calls a function in a thread of the right pool.
     :ivar names: their names.
     :ivar in_pieces: whether the route takes the text in pieces, as its parameter ``text``.
     """
@@ -294,14 +294,14 @@ class Routes:
         for start in (b"", PREFIX):
             self._subtrees[start + prefix.encode("ascii")] = with_rest
 
-    def resource(self, in_thread: ThreadPool) -> IResource:
+    def resource(self, threads: ThreadPool) -> IResource:
         """
         Return the resource that serves all routes, at ``/`` and below :data:`PREFIX`, which two of the official clients
         hard-code.
 
-        :param in_thread: imports Klein, once requests come.
+        :param threads: imports Klein, once requests come.
         """
-        return Dispatch(lambda: in_thread(lambda: self.app.resource()), _refuse, self._fixed, self._subtrees)
+        return Dispatch(lambda: threads(lambda: self.app.resource()), _refuse, self._fixed, self._subtrees)
 
 
 async def _refuse(request: Request, error: Exception) -> bytes | None:

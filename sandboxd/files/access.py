@@ -31,7 +31,7 @@ class Files(NamedTuple):
         return CachedReader(self.root, self.threads.mounts)
 
     def decode(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        """Call what takes long, but uses no file, in a thread of the root directory's file system."""
+        """Call a function that takes long, but uses no file, in a thread of the root directory's file system."""
         return self.threads("/", function, *args, **kwargs)
 
     def call(

@@ -84,7 +84,7 @@ class SandboxdBackend(BaseSandbox):
 
     @property
     def id(self) -> str:
-        """Where the sandbox is."""
+        """The URL of the sandbox."""
         return self.sandbox.url
 
     def execute(self, command: str, *, timeout: int | None = None) -> ExecuteResponse:

@@ -59,7 +59,7 @@ NOT_EXECUTABLE = 126
 
 class SandboxdConfig(BaseModel, frozen=True):
     """
-    Which daemon the samples share. It is written to the log of the evaluation, so the token is not in it.
+    The daemon that the samples share. This is written to the log of the evaluation, so the token is not in it.
 
     :ivar url: where its API is; None to start a daemon for each sample.
     :ivar secret_file: a file with its token.

@@ -1,4 +1,4 @@
-"""A daemon on this machine, for programs that start one for themselves."""
+"""A daemon on this machine that a program starts for itself."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class LocalDaemon:
         Thread(target=self._pass_on, name="sandboxd-log", daemon=True).start()
 
     def stop(self) -> None:
-        """End it, and all that it has started; remove the directory."""
+        """End the daemon and all that it has started; remove its directory."""
         self._process.terminate()
         try:
             self._process.wait(PATIENCE)

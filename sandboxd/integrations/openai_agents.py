@@ -86,7 +86,7 @@ KINDS = {"file": EntryKind.FILE, "dir": EntryKind.DIRECTORY, "link": EntryKind.S
 
 class SandboxdClientOptions(BaseSandboxClientOptions):
     """
-    What a session may have.
+    The options of a session.
 
     :ivar exposed_ports: ports of the sandbox that are made ports of this machine, when they are asked for.
     """
@@ -97,7 +97,7 @@ class SandboxdClientOptions(BaseSandboxClientOptions):
 
 class SandboxdSessionState(SandboxSessionState):
     """
-    What a session is resumed from. Neither the daemon's URL nor its token is in it: the client has them.
+    The state that a session is resumed from. It has neither the daemon's URL nor its token: the client has them.
 
     :ivar workspace_root_owned: whether the workspace was made for the session, and is removed with it.
     """
@@ -108,7 +108,7 @@ class SandboxdSessionState(SandboxSessionState):
 
 @dataclass
 class _Process:
-    """A program that runs on between the calls of the agent, and its output that the agent has not seen."""
+    """A program that runs between the calls of the agent, with its output that the agent has not seen."""
 
     id: str
     tty: bool
@@ -149,7 +149,7 @@ class SandboxdSession(BaseSandboxSession):
 
     @property
     def sandbox(self) -> AsyncSandbox:
-        """The client. It is closed at the shutdown, and made anew if the session is used again."""
+        """The client of the sandbox. It is closed at the shutdown, and made again if the session is used again."""
         if self._sandbox is None:
             self._sandbox = AsyncSandbox(self._url, self._secret)
         return self._sandbox
@@ -291,7 +291,7 @@ class SandboxdSession(BaseSandboxSession):
             await self._end(process)
 
     async def _read_output(self, process: _Process) -> None:
-        """Take what a program writes, until its end."""
+        """Read the output of a program until its end."""
         try:
             async with self.sandbox.attach(process.id) as attachment:
                 async for event in attachment:
@@ -434,7 +434,7 @@ class SandboxdSession(BaseSandboxSession):
 
 class SandboxdClient(BaseSandboxClient[SandboxdClientOptions]):
     """
-    Makes sessions on a sandbox, for ``SandboxRunConfig(client=...)``.
+    The maker of sessions on a sandbox, for ``SandboxRunConfig(client=...)``.
 
     :param url: where the daemon is.
     :param secret: its token.

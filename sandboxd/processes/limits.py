@@ -24,7 +24,7 @@ def check_limits(limits: Mapping[str, int]) -> None:
 
 class InheritedLimit:
     """
-    A context manager: sets a soft limit of this process for those that are started inside, which inherit it.
+    A context manager that sets a soft limit of this process for processes that are started inside, which inherit it.
 
     Then it is set back, unless another process has lowered the hard limit meanwhile. A spawn server notices that at its
     next request; the child that it has just started must not be lost.
@@ -48,7 +48,7 @@ class InheritedLimit:
 
 
 def inherited_nofile(soft: int) -> InheritedLimit:
-    """Return what sets the soft limit of open files for processes that are started inside."""
+    """Return a context manager that sets the soft limit of open files for processes that are started inside."""
     return InheritedLimit(resource.RLIMIT_NOFILE, soft)
 
 

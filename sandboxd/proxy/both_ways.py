@@ -1,4 +1,4 @@
-"""Forwards bytes between two connected sockets, both ways: by copying, and once much comes, by splicing."""
+"""Forwarding between two connected sockets, both ways: by copying and, once many bytes come, by splicing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from sandboxd.reactor.interfaces import Reactor
 
 
 class BothWays:
-    """Two sockets whose bytes go to each other, half-close included, until both have ended, or one breaks."""
+    """
+    A pair of sockets whose bytes are forwarded to each other, half-close included, until both have ended or one breaks.
+    """
 
     def __init__(
         self,
@@ -24,12 +26,12 @@ class BothWays:
         done: Callable[[BaseException | None], None],
     ) -> None:
         """
-        Begin. The sockets stay their owner's, who must call :meth:`stop` before closing them.
+        Start to forward. The caller keeps the sockets, and must call :meth:`stop` before closing them.
 
-        :param pool: None: never splice.
-        :param one: does not block.
-        :param other: likewise.
-        :param count_copied: called with the number of bytes that were copied; those that are spliced, the pool counts.
+        :param pool: pipes for splicing; None to copy only.
+        :param one: a non-blocking socket.
+        :param other: the other one, non-blocking too.
+        :param count_copied: called with the number of bytes that were copied; the pool counts those that are spliced.
         :param done: called once: with None when both have ended and all bytes have arrived, or with the error of one.
         """
         self._reactor = reactor
@@ -41,12 +43,12 @@ class BothWays:
         self._ends = copy(reactor, one, other, count_copied, much, done)
 
     def stop(self) -> None:
-        """Watch the sockets no more."""
+        """Stop watching the sockets."""
         for end in self._ends:
             end.stop()
 
     def _splice(self) -> None:
-        """Go on by splicing, as far as the two sides have not ended."""
+        """Continue by splicing, as far as the two sides have not ended."""
         assert self._pool is not None
         self.stop()
         ended = cast("tuple[bool, bool]", tuple(end.ended for end in self._ends))

@@ -1,4 +1,7 @@
-"""A connected socket, read and written by coroutines, without a transport of Twisted's: its bytes can be spliced."""
+"""
+Connected sockets that coroutines read and write without one of Twisted's transports, so that their bytes can be
+spliced.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ _BUFFER = memoryview(bytearray(SIZE))
 @implementer(IReadDescriptor, IWriteDescriptor)
 class SocketStream:
     """
-    A connected socket. One coroutine reads, one writes; nothing is read that was not asked for, nor queued.
+    A connected socket. One coroutine reads, one writes; nothing is read before it is asked for, and nothing is queued.
 
     Each read and each block that is spliced takes a turn of the reactor, so that a quick peer starves nobody.
 
@@ -62,7 +65,7 @@ class SocketStream:
         return self._write_broken or self._closed
 
     async def read(self) -> bytes:
-        """Return what has come, once something has; nothing at the end, or when the connection broke."""
+        """Return bytes as soon as some have arrived; nothing at the end, or when the connection broke."""
         while not self._closed:
             await self.readable()
             try:
@@ -75,7 +78,7 @@ class SocketStream:
         return b""
 
     async def write(self, data: bytes) -> None:
-        """Send bytes, and wait until the kernel has taken them; drop them if nobody reads them any more."""
+        """Send bytes, and wait until the kernel has taken them; drop them if the other side reads no more."""
         rest = memoryview(data)
         while rest and not self.broken:
             try:
@@ -94,7 +97,7 @@ class SocketStream:
         chunked: bool = False,
     ) -> None:
         """
-        Have the kernel move bytes from here to another socket, until the end of what comes here, or a break of either.
+        Have the kernel move bytes from this socket to another, until the end of the stream, or until either breaks.
 
         :param limit: most bytes to move, or None.
         :param count: called with the number of bytes of each block, when that was read and not written yet.
@@ -128,7 +131,7 @@ class SocketStream:
                 pool.give_back(pipe)
 
     async def _take(self, pipe: Pipe, pool: PipePool) -> None:
-        """Write some of what is in a pipe."""
+        """Write some of the bytes in a pipe."""
         try:
             count = _splice(pipe.reader, self._fd, pipe.filled)
         except BlockingIOError:
@@ -140,14 +143,14 @@ class SocketStream:
             pool.moved += count
 
     async def readable(self) -> None:
-        """Wait until something can be read, or the end, or an error."""
+        """Wait until there are bytes to read, or the end, or an error."""
         if not self._closed:
             self._reader = Deferred()
             self._reactor.addReader(self)
             await self._reader
 
     async def writable(self) -> None:
-        """Wait until something can be written, or not any more."""
+        """Wait until bytes can be written, or nothing more can be."""
         if not self._closed:
             self._writer = Deferred()
             self._reactor.addWriter(self)
@@ -157,13 +160,13 @@ class SocketStream:
                 self._reactor.removeWriter(self)
 
     def end(self) -> None:
-        """Send the end of the stream behind what was written; reading goes on."""
+        """Send the end of the stream after what was written; reading goes on."""
         if not self._closed:
             with suppress(OSError):
                 self.socket.shutdown(socket.SHUT_WR)
 
     def stop(self) -> None:
-        """Watch the socket no more; it can be handed on. Whoever waits goes on as at the end of the stream."""
+        """Stop watching the socket, which can be handed on. Coroutines that wait go on as at the end of the stream."""
         if not self._closed:
             self._closed = True
             self._reactor.removeReader(self)
@@ -172,12 +175,12 @@ class SocketStream:
             self._wake_writer()
 
     def finish(self) -> None:
-        """Close the connection; what was written still arrives."""
+        """Close the connection; bytes that were written still arrive."""
         self.stop()
         self.socket.close()
 
     def close(self) -> None:
-        """Break the connection off; what was written may be lost."""
+        """Close the connection at once; bytes that were written may be lost."""
         self.stop()
         with suppress(OSError):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -192,7 +195,7 @@ class SocketStream:
         return type(self).__name__
 
     def doRead(self) -> None:
-        """Wake the reader, or watch no more for what nobody wants yet."""
+        """Wake the reader, or stop watching if none waits."""
         if self._reader is None:
             self._reactor.removeReader(self)
         self._wake_reader()
@@ -202,12 +205,12 @@ class SocketStream:
         self._wake_writer()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Wake the reader and the writer, who meet the error: the reactor has found the socket hung up."""
+        """Wake the reader and the writer, who will meet the error: the socket has hung up."""
         self._wake_reader()
         self._wake_writer()
 
     def _break_writing(self, error: OSError) -> None:
-        """Write no more; what has come can still be read, unless the connection is broken."""
+        """Stop writing; bytes that have arrived can still be read, unless the connection is broken."""
         self._write_broken = True
         if error.errno != errno.EPIPE:
             self.error = self.error or error

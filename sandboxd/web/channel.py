@@ -386,7 +386,7 @@ class Channel(Protocol):
 
     @property
     def unsent(self) -> bool:
-        """Whether the kernel has yet to take some of what was written."""
+        """Whether the kernel has yet to take bytes that were written."""
         transport: Any = self.transport
         return bool(transport.dataBuffer or transport._tempDataBuffer)
 
@@ -406,7 +406,7 @@ class Channel(Protocol):
 
     def hand_over_socket(self, closing: Callable[[], None]) -> socket.socket:
         """
-        Return the socket, which is neither read nor written here until it is taken back. It must have nothing to send.
+        Return the socket, which is not read or written here until it is taken back. Nothing may be waiting to be sent.
 
         :param closing: called, once, if the connection is closed meanwhile; the socket must not be used any more then.
         """
@@ -418,7 +418,7 @@ class Channel(Protocol):
         return self.transport.getHandle()
 
     def take_back_socket(self) -> None:
-        """Read and write the socket again, if it was handed over."""
+        """Read and write the socket here again, if it was handed over."""
         closing, self._closing = self._closing, None
         if closing is not None:
             closing()

@@ -83,16 +83,16 @@ class Connection(Protocol):
 
     @property
     def unsent(self) -> bool:
-        """Whether the kernel has yet to take some of what was written."""
+        """Whether the kernel has yet to take bytes that were written."""
 
     def duplicate_socket(self) -> int | None:
         """Return a duplicate of the socket's descriptor, or None unless the kernel has all that was written."""
 
     def hand_over_socket(self, closing: Callable[[], None]) -> socket.socket:
-        """Return the socket, which is neither read nor written here until it is taken back."""
+        """Return the socket, which is not read or written here until it is taken back."""
 
     def take_back_socket(self) -> None:
-        """Read and write the socket again, if it was lent."""
+        """Read and write the socket here again, if it was handed over."""
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """Register a producer, to be paused while the client has to catch up."""
@@ -388,7 +388,7 @@ class Request(TwistedRequest):
 
     @property
     def unsent(self) -> bool:
-        """Whether the kernel has yet to take some of what was written."""
+        """Whether the kernel has yet to take bytes that were written."""
         return not self._disconnected and self.channel.unsent
 
     def send_raw(self, data: bytes) -> None:
@@ -462,7 +462,8 @@ class Request(TwistedRequest):
 
     def make_fingerprint(self) -> bytes:
         """
-        Return what an idempotency key stands for: a digest of the path without the prefix, and of the body.
+        Return the digest that identifies a request with an idempotency key: of the path without the prefix, and of the
+        body.
 
         Empty without a key. The first call takes long for a large body: it may be made in a thread.
         """

@@ -36,7 +36,7 @@ MAX_MESSAGE = 1024 * 1024
 HIGH_WATER = 256 * 1024
 
 #: Seconds in which a WebSocket may end by itself when the daemon stops, before it is closed with code 1001.
-LAST_WORDS = 1.0
+END_TIMEOUT = 1.0
 
 #: Seconds that a client has to answer a closing handshake, having read all that was sent before.
 CLOSE_TIMEOUT = 30.0
@@ -295,7 +295,7 @@ class WebSockets(Service):
         )
 
     def stopService(self) -> Deferred[None]:
-        """Close all with code 1001, after :data:`LAST_WORDS` seconds those that should end by themselves."""
+        """Close all WebSockets with code 1001; those that end by themselves get :data:`END_TIMEOUT` seconds for it."""
         super().stopService()
         if self._pings.running:
             self._pings.stop()
@@ -307,7 +307,7 @@ class WebSockets(Service):
             if not socket.finishes:
                 socket.begin_close(GOING_AWAY, "the daemon is stopping")
         with suppress(TimeoutError):
-            await DeferredList(finishing, consumeErrors=True).addTimeout(LAST_WORDS, self._clock)
+            await DeferredList(finishing, consumeErrors=True).addTimeout(END_TIMEOUT, self._clock)
         for socket in list(self._open):
             socket.begin_close(GOING_AWAY, "the daemon is stopping")
 
