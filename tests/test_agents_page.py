@@ -16,7 +16,7 @@ from tests.daemon import Daemon
 ADAPTERS = Path(sandboxd.__file__).parent / "integrations"
 
 #: The modules whose examples are on the page, by their headings.
-EXAMPLES = {"Deep Agents": "deepagents"}
+EXAMPLES = {"Deep Agents": "deepagents", "Inspect AI": "inspect_ai", "OpenAI Agents SDK": "openai_agents"}
 
 
 @pytest.mark.parametrize("heading", EXAMPLES)
