@@ -46,7 +46,7 @@ test: $(BIN)/tox ## set up, and run the linter, the type checker and all tests o
 	$(BIN)/tox run -e lint,types,py
 
 test-all: $(BIN)/tox ## what "make test" leaves out: other Pythons, made-up requests, MCP, frameworks, the browser, images, units
-	$(BIN)/tox run -e lowest,py312,newest,api,mcp,agent-sandbox,deepagents,inspect,openai-agents,browser,system
+	$(BIN)/tox run -e lowest,py312,newest,api,mcp,agent-sandbox,deepagents,inspect,openai-agents,harbor,browser,system
 
 soak: $(BIN)/twistd ## send 20,000 requests, many broken off, then some with faults injected, then 100,000 short commands; nothing may be left
 	$(BIN)/python -m tests.soak --health

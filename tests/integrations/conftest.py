@@ -29,12 +29,12 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def example(daemon: Daemon) -> Callable[[str], str]:
-    """Returns the code in the docstring of a module, for the shared daemon."""
+def example(daemon: Daemon) -> Callable[..., str]:
+    """Returns the code in the docstring of a module, the last unless another is asked for, for the shared daemon."""
 
-    def find(module: str) -> str:
+    def find(module: str, which: int = -1) -> str:
         text = importlib.import_module(module).__doc__ or ""
-        (code,) = re.findall(r"::\n\n((?:    .*\n|\n)+)", text)
+        code = re.findall(r"::\n\n((?:    .*\n|\n)+)", text)[which]
         return textwrap.dedent(code).replace("http://localhost:3030", daemon.url).replace("your-secret", daemon.secret)
 
     return find
