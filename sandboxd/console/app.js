@@ -29,13 +29,10 @@ function setTheme(theme) {
   document.querySelector("meta[name=color-scheme]").content = theme === "auto" ? "light dark" : theme;
 }
 
-function drawTools() {
-  const theme = document.documentElement.dataset.theme;
-  const choice = h("select", { "aria-label": "Colours", title: "Colours", onchange: () => setTheme(choice.value) },
-    Object.entries(THEMES).map(([name, text]) => h("option", { value: name, selected: name === theme }, text)));
-  const out = token() && h("button", { class: "quiet", onclick: logOut }, "Log out");
-  element("tools").replaceChildren(choice, ...(out ? [out] : []));
-}
+const links = new Map(VIEWS.map(([name, text, path]) => [name, h("a", { href: `#/${name}` }, icon(path), h("span", {}, text))]));
+const scheme = h("select", { "aria-label": "Colours", title: "Colours", onchange: () => setTheme(scheme.value) },
+  Object.entries(THEMES).map(([name, text]) => h("option", { value: name }, text)));
+const out = h("button", { class: "quiet", onclick: logOut }, "Log out");
 
 function logOut() {
   sessionStorage.clear(); // the views keep there what is open
@@ -53,8 +50,7 @@ function end() {
 
 function showLogin(message = "") {
   end();
-  element("views").hidden = true;
-  drawTools();
+  element("views").hidden = out.hidden = true;
   document.title = "Log in · sandboxd";
   const field = h("input", { id: "token", type: "password", autocomplete: "off", required: true, spellcheck: "false", autocapitalize: "off" });
   const problem = h("p", { class: "problem", role: "alert" }, message);
@@ -77,15 +73,17 @@ function showLogin(message = "") {
     h("h1", {}, "Log in"),
     h("p", {}, "The token is the daemon's ", h("code", {}, "SANDBOX_SECRET"), ". It stays in this tab, until you close it or log out."),
     h("label", { for: "token" }, "Token"), field, submit, problem);
-  main.className = "";
+  main.className = "at-login";
   main.replaceChildren(form);
   field.focus();
 }
 
 function drawNavigation(current) {
-  element("views").hidden = false;
-  element("views").replaceChildren(...VIEWS.map(([name, text, path]) =>
-    h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : null }, icon(path), h("span", {}, text))));
+  element("views").hidden = out.hidden = false;
+  for (const [name, link] of links) {
+    if (name === current) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
 }
 
 /** Show the view that the address names. */
@@ -98,11 +96,12 @@ async function show() {
   end();
   const mine = turn;
   drawNavigation(current);
-  drawTools();
   document.title = `${view[1]} · sandboxd`;
   const root = h("div", { class: "root" });
+  const first = main.className === ""; // after the page was loaded, which has its beginning in focus
   main.className = `at-${name}`;
   main.replaceChildren(root);
+  if (!first && document.activeElement === document.body) main.focus({ preventScroll: true }); // what had the focus is gone
   try {
     const module = await import(`./${name}.js`);
     const ended = mine === turn ? await module.mount(root, parameter) : () => {};
@@ -121,5 +120,8 @@ state.addEventListener("unreachable", () => { element("connection").textContent 
 state.addEventListener("reachable", () => { element("connection").textContent = ""; });
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 addEventListener("hashchange", show);
-setTheme(localStorage.getItem(THEME) ?? "auto");
+element("views").append(...links.values());
+element("tools").append(scheme, out);
+scheme.value = localStorage.getItem(THEME) ?? "auto";
+setTheme(scheme.value);
 show();
