@@ -170,7 +170,7 @@ class StartForm {
     };
   }
 
-  /** Take over what is known of a process. */
+  /** Take over the state of a process. */
   fill(found) {
     this.command.value = found.command;
     this.cwd.value = found.cwd ?? "";
