@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 #: Bytes that a pipe is made to hold, and that are moved at a time.
-PIPE_SIZE = 256 * 1024
+PIPE_SIZE = 1024 * 1024
 
 #: Pipes that are kept for the next one that needs one.
 POOLED = 4
