@@ -8,7 +8,9 @@ sum is what all of them take together.
 from __future__ import annotations
 
 import argparse
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -88,6 +90,7 @@ def main() -> None:
     parser.add_argument("--daemons", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=20.0, help="how long they are watched while idle")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # with which the daemons are stopped
     others = processes.Others()
     found = measure(options.daemons, options.seconds)
     for name, (value, unit) in found.items():
