@@ -28,6 +28,7 @@ from deepagents.backends.protocol import (
     FileInfo,
     FileUploadResponse,
     GlobResult,
+    GlobTruncationReason,
     GrepMatch,
     GrepResult,
     LsResult,
@@ -254,7 +255,9 @@ class SandboxdBackend(BaseSandbox):
         except (SandboxError, ValueError) as error:
             return GlobResult(error=f"Path '{path}': {_code(error)}")
         found = [file for file in page.entries if self.legacy or chosen(file.path)]
-        reason = "budget" if page.next is not None else "unreadable" if page.unreadable else None
+        reason: GlobTruncationReason | None = None
+        if page.next is not None or page.unreadable:
+            reason = "budget" if page.next is not None else "unreadable"
         return GlobResult(
             matches=[_file_info("" if self.legacy else path, file) for file in found],
             truncated=reason is not None,

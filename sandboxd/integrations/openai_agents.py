@@ -338,7 +338,8 @@ class SandboxdSession(BaseSandboxSession):
         return self.state.session_id
 
     async def _validate_path_access(self, path: Path | str, *, for_write: bool = False) -> Path:
-        return cast("Path", await self._validate_remote_path_access(path, for_write=for_write))
+        place: Path = await self._validate_remote_path_access(path, for_write=for_write)
+        return place
 
     async def read(self, path: Path, *, user: str | User | None = None) -> io.IOBase:
         """Return what is in a file."""
@@ -375,7 +376,8 @@ class SandboxdSession(BaseSandboxSession):
     async def ls(self, path: Path | str, *, user: str | User | None = None) -> list[FileEntry]:
         """List what is in a directory."""
         if user is not None:
-            return cast("list[FileEntry]", await super().ls(path, user=user))
+            found: list[FileEntry] = await super().ls(path, user=user)
+            return found
         place = (await self._validate_path_access(path)).as_posix()
         try:
             info = await self.sandbox.stat(place, follow=True)
@@ -505,7 +507,8 @@ class SandboxdClient(BaseSandboxClient[SandboxdClientOptions]):
 
 
 def _name(user: str | User) -> str:
-    return user if isinstance(user, str) else cast("str", user.name)
+    name: str = user if isinstance(user, str) else user.name
+    return name
 
 
 def _pieces(data: io.IOBase) -> Iterator[bytes]:
