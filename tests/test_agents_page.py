@@ -16,15 +16,29 @@ from tests.daemon import Daemon
 ADAPTERS = Path(sandboxd.__file__).parent / "integrations"
 
 #: The modules whose examples are on the page, by their headings.
-EXAMPLES = {"Deep Agents": "deepagents", "Inspect AI": "inspect_ai", "OpenAI Agents SDK": "openai_agents"}
+EXAMPLES = {
+    "Deep Agents": "deepagents",
+    "Harbor": "harbor",
+    "Inspect AI": "inspect_ai",
+    "OpenAI Agents SDK": "openai_agents",
+}
+
+
+def examples(module: Path) -> list[str]:
+    """The code in a module's docstring."""
+    docstring = ast.get_docstring(ast.parse(module.read_text())) or ""
+    return [textwrap.dedent(code).strip() for code in re.findall(r"::\n\n((?:    .*\n|\n)+)", docstring + "\n")]
 
 
 @pytest.mark.parametrize("heading", EXAMPLES)
 def test_the_examples_are_those_of_the_adapters(heading: str) -> None:
     """Those are executed by the adapters' own tests."""
-    docstring = ast.get_docstring(ast.parse((ADAPTERS / f"{EXAMPLES[heading]}.py").read_text())) or ""
-    (example,) = re.findall(r"::\n\n((?:    .*\n|\n)+)", docstring + "\n")
-    assert python(heading).strip() == textwrap.dedent(example).strip()
+    found = [block.code.strip() for block in blocks() if block.heading == heading]
+    assert found == examples(ADAPTERS / f"{EXAMPLES[heading]}.py")
+
+
+def test_every_adapter_is_on_the_page() -> None:
+    assert {module.stem for module in ADAPTERS.glob("*.py") if examples(module)} == set(EXAMPLES.values())
 
 
 def test_the_example_of_the_client(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:

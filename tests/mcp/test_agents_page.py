@@ -86,7 +86,7 @@ def test_a_configuration_connects(server: Daemon, block: Block) -> None:
 
 
 def test_the_command_for_claude_code_connects(server: Daemon) -> None:
-    (block,) = [block for block in blocks() if block.language == "bash"]
+    (block,) = [block for block in blocks() if (block.heading, block.language) == ("Claude Code", "bash")]
     program, *words = shlex.split(block.code)
     assert (program, words[:4]) == ("claude", ["mcp", "add", "--transport", "http"])
     name, url, option, header = words[4:]
