@@ -24,14 +24,17 @@ PATTERN = bytes(range(256)) * 4096
 
 
 @contextmanager
-def source(size: int) -> Iterator[tuple[Address, Helper]]:
-    """A target that sends so many bytes on each connection and closes it."""
+def source(size: int, head: bytes = b"") -> Iterator[tuple[Address, Helper]]:
+    """A target that sends so many bytes on each connection and closes it; behind a head, once a request has come."""
     listener, address = limits.listen()
 
     def work() -> None:
         while True:
             accepted, _ = listener.accept()
             with accepted:
+                if head:
+                    accepted.recv(1 << 16)
+                    accepted.sendall(head)
                 left = size
                 while left:
                     left -= accepted.send(memoryview(PATTERN)[:left])

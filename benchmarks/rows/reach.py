@@ -157,3 +157,30 @@ def preview(trial: Trial) -> Sequence[float]:
     with small_server() as (address, helper), trial.clock(helper):
         data = trial.server.request("GET", f"/proxy/{address[1]}/")
         return [answers(trial.server.address, data, trial.scale.seconds)]
+
+
+@measures(Row("preview-bytes", "preview of a server, one long answer", "Gb/s"), limit=direct_drain)
+def preview_bytes(trial: Trial) -> Sequence[float]:
+    """A download at full speed, from a server of the sandbox to the client."""
+    size = trial.scale.proxy_megabytes * MEGABYTE
+    (buffer,) = buffers(1, 1 << 20)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size
+    with (
+        source(size, answer) as (target, helper),
+        socket.create_connection(trial.server.address, PATIENCE) as connection,
+        trial.clock(helper),
+    ):
+        began = perf_counter()
+        connection.sendall(trial.server.request("GET", f"/proxy/{target[1]}/"))
+        head = b""
+        while not head.endswith(b"\r\n\r\n") and (byte := connection.recv(1)):
+            head += byte
+        if not head.startswith(b"HTTP/1.1 200 "):
+            raise NoRoute(f"{head[:60]!r}")
+        left = size
+        while left > 0 and (count := connection.recv_into(buffer, 1 << 20, socket.MSG_TRUNC)):
+            left -= count
+        took = perf_counter() - began
+    if left > 0:
+        raise Failed(f"{size - left} bytes of {size} came")
+    return [size * 8 / 1e9 / took]
