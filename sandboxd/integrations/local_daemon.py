@@ -62,6 +62,7 @@ class LocalDaemon:
             self.url = f"http://127.0.0.1:{self._port()}"
         except BaseException:
             self.stop()
+            self._process.stdout.close()  # type: ignore[union-attr]
             raise
         Thread(target=self._pass_on, name="sandboxd-log", daemon=True).start()
 

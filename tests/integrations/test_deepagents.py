@@ -191,8 +191,8 @@ def test_how_commands_end(client: Sandbox, tree: Path) -> None:
     assert backend.execute("pwd").output == f"{tree}\n"
     assert backend.execute("echo out; echo err >&2; exit 3").exit_code == 3
     assert backend.execute("kill -TERM $$").exit_code == 143
-    killed = backend.execute("echo begun; sleep 60", timeout=1)
-    assert (killed.exit_code, killed.output) == (124, "begun\n\n[killed: it has run for 1 seconds]")
+    killed = backend.execute("echo begun; sleep 60", timeout=2)
+    assert (killed.exit_code, killed.output) == (124, "begun\n\n[killed: it has run for 2 seconds]")
     many = backend.execute("seq 1000")
     assert many.truncated
     assert len(many.output) < 1200

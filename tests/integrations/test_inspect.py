@@ -27,7 +27,7 @@ from inspect_ai.util import (
 from inspect_ai.util._sandbox.limits import override_max_exec_output_size
 from inspect_ai.util._sandbox.self_check import *  # noqa: F403
 
-from sandboxd.client import Sandbox
+from sandboxd.client import Sandbox, SandboxGone
 from sandboxd.integrations.inspect_ai import SandboxdConfig, SandboxdEnvironment
 from sandboxd.integrations.local_daemon import LocalDaemon
 from tests.daemon import Daemon, alive
@@ -103,6 +103,12 @@ def test_a_daemon_of_ones_own_knows_nothing_of_our_environment(monkeypatch: pyte
     finally:
         daemon.stop()
     assert not alive(daemon.pid)
+
+
+def test_a_daemon_of_ones_own_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/ls")
+    with pytest.raises(SandboxGone, match="unrecognized option"):
+        LocalDaemon()
 
 
 PROGRAM = """

@@ -138,7 +138,7 @@ async def test_archives_are_unpacked(session: Any) -> None:
 
 
 async def test_a_program_that_runs_on(session: Any) -> None:
-    update = await session.pty_exec_start("echo begun; read line; echo got $line; exit 5", tty=True, yield_time_s=1)
+    update = await session.pty_exec_start("echo begun; read line; echo got $line; exit 5", tty=True, yield_time_s=2)
     assert b"begun" in update.output
     assert update.exit_code is None
     update = await session.pty_write_stdin(session_id=update.process_id, chars="hello\n", yield_time_s=10)
@@ -151,7 +151,7 @@ async def test_a_program_that_runs_on(session: Any) -> None:
 async def test_programs_end_with_the_session(client: Any) -> None:
     session = await client.create()
     async with session:
-        update = await session.pty_exec_start("echo $$; exec sleep 300", yield_time_s=1)
+        update = await session.pty_exec_start("echo $$; exec sleep 300", yield_time_s=2)
         pid = int(update.output)
         assert Path(f"/proc/{pid}").exists()
     async with asyncio.timeout(10):
