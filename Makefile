@@ -15,7 +15,7 @@ REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 BUILD_ARGS = --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION)
 
 .DEFAULT_GOAL := help
-.PHONY: help run console check test test-all release soak fuzz bench build clean install install-systemd lock docker-build docker-buildx docker-push docker-run
+.PHONY: help run console check test test-all release soak fuzz bench screenshots build clean install install-systemd lock docker-build docker-buildx docker-push docker-run
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ fuzz: $(BIN)/tox ## make up 5,000 examples for each test that is given made-up d
 
 bench: $(BIN)/twistd ## measure how fast the daemon is, draw that, keep it as this version's; BENCH="--only 'run-*'": just measure
 	$(BIN)/python -m benchmarks $(or $(BENCH),$(RECORD))
+
+screenshots: $(BIN)/tox ## make the pictures of the console and of sandboxctl in docs/images anew
+	SCREENSHOTS=$(CURDIR)/docs/images $(BIN)/tox run -e browser -- tests/browser/test_screenshots.py
 
 release: $(BIN)/tox ## make a release of VERSION=x.y.z: changelog, packages built and checked, commit, tag
 	$(BIN)/pip install --quiet --upgrade build twine

@@ -164,7 +164,9 @@ class Sandboxd(Service):
             root.directory or ".",
         )
         add_health_routes(routes, reactor, self.proxy_port, ready)
-        add_status_route(routes, reactor, self.table, self.streams, self.forward, self.lag, metrics)
+        add_status_route(
+            routes, reactor, self.table, self.streams, self.forward, self.lag, metrics, files.root.directory
+        )
         add_command_routes(routes, starter, self.streams)
         add_process_routes(routes, self.table, starter, self.streams)
         poll = ListenerPoll(reactor, self._general_threads)

@@ -393,8 +393,13 @@ def add_status_route(
     forward: PortForward,
     lag: LagMeter,
     metrics: Metrics,
+    root: str | None,
 ) -> None:
-    """Add ``GET /status`` to the API."""
+    """
+    Add ``GET /status`` to the API.
+
+    :param root: the directory that file requests are confined to.
+    """
     started = clock.seconds()
 
     @routes.get("/status", reply=DaemonStatus, observes=True)
@@ -409,4 +414,5 @@ def add_status_route(
             longest_stall=round(lag.longest, 4),
             idle=round(await metrics.idle(), 3),
             marks=table.marks,
+            root=root,
         )

@@ -451,6 +451,7 @@ class DaemonStatus(Reply):
     :ivar idle: seconds since it was last used; 0 while anything runs.
     :ivar longest_stall: seconds by which it was late, at most.
     :ivar marks: what the processes of a command are found by; None from a daemon that does not report it.
+    :ivar root: the directory that file requests are confined to; None for none.
     """
 
     version: str
@@ -461,6 +462,7 @@ class DaemonStatus(Reply):
     longest_stall: float
     idle: float
     marks: str | None = None
+    root: str | None = None
 
 
 class Sample(Reply):

@@ -7,6 +7,9 @@ const STDIN = 0, STDOUT = 1, STATUS = 3, RESIZE = 4;
 // Bytes of one message to stdin; the daemon takes messages up to 1 MiB.
 const MESSAGE = 64 * 1024;
 
+// Bytes of what is typed while there is no connection: a line or two.
+const TYPED_AHEAD = 4096;
+
 // A WebSocket cannot be paused: with so many bytes not yet drawn it is closed, and opened again when few are left.
 const HIGH_WATER = 4 * 1024 * 1024;
 const LOW_WATER = 256 * 1024;
@@ -40,9 +43,11 @@ export class Attachment {
   #current = 0; // bytes that had been written when this connection was made
   #undrawn = 0;
   #draining = false;
+  #attached = false; // the daemon has said so
   #lost = false;
   #over = false;
   #size = null;
+  #typed = new Uint8Array(); // while there was no connection
 
   constructor(id, handler) {
     this.id = id;
@@ -64,8 +69,12 @@ export class Attachment {
     this.#hangUp();
   }
 
-  /** Type bytes. Without a connection they are lost, as the user sees. */
+  /** Type bytes. Without a connection some are kept until there is one; more are lost. */
   write(data) {
+    if (!this.#attached) {
+      if (this.#typed.length + data.length <= TYPED_AHEAD) this.#typed = Uint8Array.of(...this.#typed, ...data);
+      return;
+    }
     for (let start = 0; start < data.length; start += MESSAGE) this.#send(STDIN, data.subarray(start, start + MESSAGE));
   }
 
@@ -75,7 +84,7 @@ export class Attachment {
   }
 
   #send(channel, data) {
-    if (this.#socket?.readyState !== WebSocket.OPEN) return;
+    if (!this.#attached || this.#socket?.readyState !== WebSocket.OPEN) return;
     const message = new Uint8Array(1 + data.length);
     message[0] = channel;
     message.set(data, 1);
@@ -83,6 +92,7 @@ export class Attachment {
   }
 
   #hangUp() {
+    this.#attached = false;
     clearTimeout(this.#timer);
     this.#timer = 0;
     const old = this.#socket;
@@ -106,11 +116,15 @@ export class Attachment {
 
   #event(event) {
     if (event.event === "started") {
+      this.#attached = true;
       this.#current = event.bytes;
       this.#delay = FIRST;
       if (this.#size) this.resize(this.#size.Width, this.#size.Height);
       if (!this.#draining) this.#handler.connected(this.#lost);
       this.#draining = this.#lost = false;
+      const typed = this.#typed;
+      this.#typed = new Uint8Array();
+      this.write(typed);
     } else if (event.event === "gap") {
       this.#position = event.offset;
       this.#handler.gap(event.dropped);
@@ -150,6 +164,7 @@ export class Attachment {
 
   async #closed(opened, code, reason) {
     this.#socket = null;
+    this.#attached = false;
     if (this.#over) return;
     if (REFUSALS.includes(code)) return this.#fail(reason || `closed with ${code}`);
     this.#lost = true;

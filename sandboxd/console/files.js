@@ -37,11 +37,11 @@ function ask(label, value = "") {
 
 /** The directories, each loaded when it is opened. */
 class Tree {
-  constructor(show) {
+  constructor(top, show) {
+    this.top = top;
     this.show = show;
-    this.current = null;
     this.root = h("ul", { class: "files-tree", role: "tree", "aria-label": "Directories", onkeydown: (event) => this.key(event) });
-    this.root.append(this.item("/", "/"));
+    this.root.append(this.item(top, top));
   }
 
   /** Make the place of a directory: its item, which a list of those below it follows once that is loaded. */
@@ -87,8 +87,8 @@ class Tree {
 
   /** Show where a directory is. */
   async reveal(path) {
-    let item = this.find("/");
-    for (let at = 1; item; at += 1) {
+    let item = this.find(this.top);
+    for (let at = join(this.top, "").length; item; at += 1) {
       if (item.path === path) break;
       await this.expand(item).catch(() => {});  // it may not be readable
       const end = path.indexOf("/", at);
@@ -97,7 +97,7 @@ class Tree {
     }
     for (const each of this.root.querySelectorAll("[aria-selected=true]")) each.setAttribute("aria-selected", "false");
     for (const each of this.root.querySelectorAll("[tabindex='0']")) each.tabIndex = -1;
-    (item ?? this.find("/")).tabIndex = 0;
+    (item ?? this.find(this.top)).tabIndex = 0;
     item?.setAttribute("aria-selected", "true");
   }
 
@@ -196,9 +196,11 @@ async function dropped(items) {
 }
 
 class View {
-  constructor(root) {
+  /** `top`: the directory that has all that may be seen. */
+  constructor(root, top) {
     this.controller = new AbortController();
-    this.tree = new Tree((path) => { location.hash = address(path); });
+    this.top = top;
+    this.tree = new Tree(top, (path) => { location.hash = address(path); });
     this.crumbs = h("nav", { class: "files-crumbs", "aria-label": "Path" });
     this.actions = h("div", { class: "files-actions" });
     this.content = h("div", { class: "files-content" });
@@ -248,10 +250,12 @@ class View {
   }
 
   draw(path) {
-    const names = path.split("/").filter(Boolean);
-    const links = [h("a", { href: address("/") }, "/")];
+    const inside = path === this.top || path.startsWith(join(this.top, ""));
+    const names = inside ? path.slice(this.top.length).split("/").filter(Boolean) : [];
+    const links = [h("a", { href: address(this.top) }, this.top)];
+    if (names.length && this.top !== "/") links.push(h("span", { "aria-hidden": "true" }, "/"));
     names.forEach((name, index) => {
-      const here = `/${names.slice(0, index + 1).join("/")}`;
+      const here = join(this.top, names.slice(0, index + 1).join("/"));
       links.push(h("a", index === names.length - 1 ? { href: address(here), "aria-current": "page" } : { href: address(here) }, name));
       if (index < names.length - 1) links.push(h("span", { "aria-hidden": "true" }, "/"));
     });
@@ -263,6 +267,7 @@ class View {
     if (!this.directory) return;
     await guarded(() => this.table(this.directory));
     await this.tree.refresh(this.directory);
+    if (document.activeElement === document.body) this.content.querySelector("a, button")?.focus(); // what had it is gone
   }
 
   directoryActions(path) {
@@ -405,10 +410,10 @@ class View {
  */
 export async function mount(root, parameter) {
   const KEY = "sandboxd-path";
-  await stylesheet("files.css");
-  const path = parameter ? `/${decodePath(parameter).replace(/^\/+|\/+$/g, "")}` : sessionStorage.getItem(KEY) ?? "/";
+  const [{ root: top }] = await Promise.all([call("status"), stylesheet("files.css")]);
+  const path = parameter ? `/${decodePath(parameter).replace(/^\/+|\/+$/g, "")}` : sessionStorage.getItem(KEY) ?? top ?? "/";
   sessionStorage.setItem(KEY, path);
-  const view = new View(root);
+  const view = new View(root, top ?? "/");
   await view.open(path);
   return () => view.dispose();
 }

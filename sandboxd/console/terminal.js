@@ -27,6 +27,9 @@ const FOUND = {
 };
 const HELP = "Ctrl+Shift+C copies, Ctrl+Shift+V pastes, Ctrl+Shift+F searches, Ctrl+Shift+↑ leaves the terminal.";
 
+// What a terminal answers to a program's questions, such as what it is, and where the cursor is.
+const ANSWER = /^\x1b(\[[?>=]?[\d;]*\$?[cRnty]|\[[IO]$|[\]P])/;
+
 // Keys that a phone's keyboard lacks, and what they send.
 const KEYS = [["Esc", "\x1b"], ["Tab", "\t"], ["Ctrl", null], ["←", "D"], ["↓", "B"], ["↑", "A"], ["→", "C"], ["/", "/"], ["|", "|"], ["-", "-"]];
 
@@ -131,7 +134,7 @@ class Tab {
 
   /** What is typed, and what the terminal answers to the program: not to questions that were asked before. */
   type(data) {
-    if (this.replaying) return;
+    if (this.replaying && ANSWER.test(data)) return;
     if (this.ctrl && data.length === 1) {
       data = String.fromCharCode(data.toUpperCase().charCodeAt(0) & 31);
       this.view.setCtrl(this, false);
@@ -511,6 +514,7 @@ export async function mount(root, parameter) {
     toast(error.message, "error");
     await view.choose();
   }
+  if (parameter && root.isConnected) history.replaceState(null, "", "#/terminal"); // loaded again, it shows the tab that was shown last
   return () => {
     view.dispose();
     undo();

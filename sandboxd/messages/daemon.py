@@ -122,3 +122,4 @@ class DaemonStatus(Struct):
     marks: Annotated[
         Literal["rlimit", "cgroup", "environment"], Meta(description="What the processes of a command are found by.")
     ]
+    root: Annotated[str | None, Meta(description="The directory that file requests are confined to; null for none.")]

@@ -159,19 +159,20 @@ def test_100_megabytes_up_and_down_through_cuts(
     source = here / "large.bin"
     source.write_bytes(os.urandom(1 << 20) * 100)
     page = visit(address(there), through=proxy.url)
+    expect(page.get_by_text("This directory is empty")).to_be_visible()
+    proxy.cut()
+    proxy.cuts = [20 << 20] * 4
     page.locator("input[type=file]").set_input_files(source)
     progress = page.locator(".files-transfers progress")
-    expect(page.locator(".files-transfers")).to_contain_text(re.compile(r"[1-9]\d? % of"))
-    proxy.cut()
     expect(page.locator(".files-transfers [data-state=done]")).to_be_visible(timeout=60_000)
     assert progress.evaluate("each => each.value") == 1
     assert [each.name for each in there.iterdir()] == ["large.bin"]
     assert digest(there / "large.bin") == digest(source)
     assert proxy.forwarded < 150 << 20, "what had arrived was not sent again"
+    proxy.cut()
+    proxy.cuts = [30 << 20] * 2
     with page.expect_download(timeout=60_000) as download:
         page.get_by_role("button", name="Download large.bin").click()
-        expect(page.locator(".files-transfers [data-state=active]")).to_contain_text(re.compile(r"[1-9]\d? % of"))
-        proxy.cut()
     download.value.save_as(here / "got.bin")
     assert digest(here / "got.bin") == digest(source)
 
@@ -184,8 +185,16 @@ def test_an_upload_that_was_broken_off_goes_on_when_the_file_is_given_again(
     source.write_bytes(os.urandom(1 << 20) * 60)
     page = visit(address(there), through=proxy.url)
     page.on("dialog", lambda dialog: dialog.accept())  # of a page with an upload that is left
+    parts: list[Any] = []
+
+    def hold_the_fifth(route: Any) -> None:
+        parts.append(route)
+        if len(parts) != 5:
+            route.continue_()
+
+    page.route("**/files?*offset=*", hold_the_fifth)
     page.locator("input[type=file]").set_input_files(source)
-    expect(page.locator(".files-transfers")).to_contain_text(re.compile(r"[3-9]\d % of"))
+    expect(page.locator(".files-transfers")).to_contain_text("53 % of")
     page.reload()
     expect(page.get_by_role("link", name=".part")).to_be_visible()
     page.locator("input[type=file]").set_input_files(source)

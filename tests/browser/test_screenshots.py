@@ -1,0 +1,180 @@
+"""
+The pictures of the documents, made of the console and of ``sandboxctl`` as they are.
+
+``make screenshots`` writes them to ``docs/images``; as a test they are made, and thrown away.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.page import Console
+from tests.browser.visits import PNG, address, ask, start, wait
+from tests.daemon import SECRET, Daemon
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the tests in a browser need playwright")
+expect = playwright.expect
+
+LOG = r"""
+printf '\033[1m%s\033[0m\n' 'shop: starting'
+for step in 'compile 214 modules' 'run 812 tests' 'build the image'; do printf '\033[32m✓\033[0m %s\n' "$step"; done
+printf '\033[33m!\033[0m %s\n' 'cache: 3 entries are stale' >&2
+printf '\033[36m%s\033[0m listening on :8123\n' shop
+exec python3 -u -m http.server 8123 --bind 127.0.0.1
+"""
+
+PROGRAM = '''\
+"""The shop's front page."""
+
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+PRICES = {"tea": 3.20, "cake": 4.50}
+
+
+class Shop(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        lines = [f"{name}: {price:.2f}" for name, price in PRICES.items()]
+        body = "\\n".join(lines).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.end_headers()
+        self.wfile.write(body)
+
+
+ThreadingHTTPServer(("127.0.0.1", 8123), Shop).serve_forever()
+'''
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Where they go."""
+    return Path(os.environ.get("SCREENSHOTS") or tmp_path)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Path]:
+    """A small project. In a picture for the documents its path is the same everywhere."""
+    root = Path(tempfile.gettempdir()) / "demo" if os.environ.get("SCREENSHOTS") else tmp_path / "demo"
+    root.mkdir()
+    for name, text in {
+        "shop/app.py": PROGRAM,
+        "shop/serve": LOG,
+        "shop/README.md": "# Shop\n\nSells tea and cake.\n",
+        "shop/prices.csv": "name,price\ntea,3.20\ncake,4.50\n",
+        "shop/tests/test_app.py": "def test_prices() -> None: ...\n",
+        "data/orders.jsonl": '{"name": "tea", "count": 2}\n' * 900,
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (root / "shop/logo.png").write_bytes(PNG)
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def shop(start_daemon: Callable[..., Daemon], project: Path) -> Daemon:
+    """A daemon whose file requests are confined to that project."""
+    return start_daemon("--root", str(project))
+
+
+def shell(daemon: Daemon, folder: Path, cwd: Path) -> str:
+    """A shell for people: with ``sandboxctl``, and a short prompt."""
+    scripts = sysconfig.get_path("scripts")
+    tool = folder / "bin/sandboxctl"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m sandboxd.ctl "$@"\n')
+    tool.chmod(0o755)
+    env = {
+        "PS1": r"\[\e[36m\]~/shop\[\e[0m\] $ ",
+        "PATH": f"{tool.parent}:{scripts}:{os.environ['PATH']}",
+        "SANDBOX_URL": daemon.url,
+        "SANDBOX_SECRET": SECRET,
+        "COLORTERM": "truecolor",
+        "HOME": str(folder),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    body = {"argv": ["bash", "--norc"], "tty": True, "env": env, "cwd": str(cwd)}
+    return str(ask(daemon, "start_process", body)["id"])
+
+
+def screen(page: Any) -> Any:
+    return page.locator(".terminal-panel:not([hidden]) .xterm-rows")
+
+
+def at_prompt(page: Any) -> None:
+    """Wait until the last command has ended."""
+    expect(screen(page)).to_contain_text(re.compile(r"shop \$\s*$"))
+
+
+def settled(page: Any) -> None:
+    """Wait until nothing is shown that goes away by itself."""
+    page.locator(".terminal-size").wait_for(state="hidden")
+    page.mouse.move(0, 0)
+
+
+def test_the_pictures(
+    shop: Daemon, project: Path, open_console: Callable[..., Console], tmp_path: Path, pictures: Path
+) -> None:
+    server = start(shop, "sh serve", cwd=str(project / "shop"))
+    wait(shop, server, output="Serving")
+    start(shop, "sleep 1; echo done")
+    start(shop, "echo 'orders.jsonl: 900 lines'; exit 1")
+    terminal = shell(shop, tmp_path, project / "shop")
+    console = open_console(shop, viewport={"width": 1120, "height": 620}, color_scheme="light")
+    page = console.page
+
+    console.log_in("processes")
+    expect(page.get_by_text("completed").first).to_be_visible()
+    page.screenshot(path=pictures / "console-processes.png")
+
+    console.show(f"log/{server}")
+    expect(page.get_by_text("listening on :8123").last).to_be_visible()
+    page.screenshot(path=pictures / "console-log.png")
+
+    console.show(f"terminal/{terminal}")
+    page.keyboard.type("clear; vim -u DEFAULTS -c 'set number' app.py\n")
+    expect(screen(page)).to_contain_text("do_GET")
+    settled(page)
+    page.screenshot(path=pictures / "console-terminal.png")
+    page.keyboard.type(":q\n")
+    at_prompt(page)
+    page.keyboard.type("clear\n")
+    expect(screen(page)).not_to_contain_text("vim")
+    for command, shown in (
+        ("sandboxctl run 'echo hello from $(uname -s); exit 3'; echo exit code $?", "exit code 3"),
+        ("sandboxctl ps", "sh serve"),
+        ("sandboxctl ls -l shop", "app.py"),
+        ("sandboxctl ports | grep 8123", "127.0.0.1"),
+    ):
+        page.keyboard.type(f"{command}\n")
+        expect(screen(page)).to_contain_text(shown)
+        at_prompt(page)
+    settled(page)
+    page.locator(".terminal-panel:not([hidden])").screenshot(path=pictures / "sandboxctl.png")
+
+    console.show(address(project / "shop"))
+    expect(page.get_by_role("link", name="app.py")).to_be_visible()
+    page.locator("input[type=file]").set_input_files(
+        [{"name": "menu.pdf", "mimeType": "application/pdf", "buffer": b"%" * 2_400_000}]
+    )
+    expect(page.locator(".files-transfers [data-state=done]")).to_be_visible()
+    page.get_by_role("treeitem", name="shop", exact=True).focus()
+    page.screenshot(path=pictures / "console-files.png")
+
+    phone = open_console(shop, viewport={"width": 390, "height": 780}, color_scheme="dark", device_scale_factor=1.5)
+    phone.log_in(f"terminal/{terminal}")
+    expect(screen(phone.page)).to_contain_text("~/shop")
+    phone.page.keyboard.type("clear; ls --color; sandboxctl run 'echo from a phone'\n")
+    expect(screen(phone.page)).to_contain_text(re.compile(r"(?<!echo )from a phone"))
+    settled(phone.page)
+    phone.page.screenshot(path=pictures / "console-phone.png")
