@@ -582,7 +582,7 @@ def test_what_the_kernel_writes_by_itself(
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with ours, theirs:
-        assert upload.receive(os.dup(ours.fileno()), 10) == 0
+        assert upload.receive(os.dup(ours.fileno()), 10, b"first") == 0
         sender = threading.Thread(target=theirs.sendall, args=(DATA,))
         sender.start()
         received = 0
@@ -599,7 +599,7 @@ def test_what_the_kernel_writes_by_itself(
             upload.receive(spare, 10)
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(spare)
-    assert (tmp_path / "f").read_bytes() == (b"" if offset is None else b"12345") + DATA[:-7] + b"end"
+    assert (tmp_path / "f").read_bytes() == (b"" if offset is None else b"12345") + b"first" + DATA[:-7] + b"end"
 
 
 async def test_a_client_that_waits_for_100_is_told_at_once(connection: Connection, tmp_path: Path) -> None:

@@ -143,9 +143,10 @@ async def _receive(pool: ThreadPool, upload: Upload, body: BodyStream) -> Upload
     try:
         await pool(upload.open, body.length)
         while data := await body.read():
-            await pool(upload.write, data)
             if upload.direct and len(data) >= READ_SIZE:
-                await _receive_directly(pool, upload, body)
+                data = await _receive_directly(pool, upload, body, data)
+            if data:
+                await pool(upload.write, data)
         return await pool(upload.commit)
     except Corrupt as error:
         raise ApiError(400, str(error)) from None
@@ -154,16 +155,21 @@ async def _receive(pool: ThreadPool, upload: Upload, body: BodyStream) -> Upload
             close_in_thread(pool, upload)
 
 
-async def _receive_directly(pool: ThreadPool, upload: Upload, body: BodyStream) -> None:
-    """Let the kernel write what arrives, which is never in our memory, as long as much comes."""
-    while (lent := body.socket()) is not None:
+async def _receive_directly(pool: ThreadPool, upload: Upload, body: BodyStream, data: bytes) -> bytes:
+    """
+    Let the kernel write what arrives behind ``data``, which is never in our memory, as long as much comes.
+
+    :return: ``data`` if that was not written.
+    """
+    count = READ_SIZE
+    while count >= READ_SIZE and (lent := body.socket()) is not None:
         count = 0
         try:
-            count = await pool(upload.receive, *lent)
+            count = await pool(upload.receive, *lent, data)
         finally:
             body.received(count)
-        if count < READ_SIZE:
-            return
+        data = b""
+    return data
 
 
 async def _owner(threads: FilesystemThreads, text: str | None) -> Owner | None:

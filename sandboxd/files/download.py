@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import stat as modes
-from contextlib import suppress
 
 from sandboxd.files.errors import os_errors
 from sandboxd.files.etag import entity_tag
 from sandboxd.files.root import Root
-from sandboxd.files.transfer import Transfer
+from sandboxd.files.transfer import BriefWait, Transfer
 
 #: Bytes that are read at a time.
 CHUNK = 512 * 1024
@@ -84,7 +84,7 @@ class Download(Transfer):
 
     def send(self, socket: int, start: int, end: int) -> int:
         """
-        Send bytes between two offsets to a socket with sendfile(2), as many as the socket takes at once.
+        Send bytes between two offsets to a socket with sendfile(2), as many as it takes with hardly a pause.
 
         :param socket: a non-blocking socket's descriptor, which is closed.
         :return: how many bytes, at most :data:`STEP`; 0 if none can be sent so, whatever the reason.
@@ -98,11 +98,19 @@ class Download(Transfer):
 
     def _send(self, socket: int, start: int, end: int) -> int:
         position = start
-        with suppress(
-            OSError
-        ):  # the socket is full, or such a file cannot be sent so: a read will meet its error again
-            while position < end and (count := os.sendfile(socket, self._fd, position, end - position)):
-                position += count
+        wait = BriefWait(socket, select.POLLOUT)
+        while position < end:
+            try:
+                count = os.sendfile(socket, self._fd, position, end - position)
+            except BlockingIOError:
+                if not wait.ready():
+                    break
+                continue
+            except OSError:  # such a file cannot be sent so, or the client is gone: others meet the error again
+                break
+            if count == 0:
+                break
+            position += count
         return position - start
 
     def _close(self) -> None:

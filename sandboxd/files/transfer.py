@@ -4,16 +4,44 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
+from time import monotonic
 
 from twisted.logger import Logger
 
 from sandboxd.reactor.threads import ThreadPool
 
 _log = Logger()
+
+
+class BriefWait:
+    """
+    Waits in a thread for a client that reads or writes about as fast as the daemon; others are for the reactor.
+
+    :param socket: a socket's descriptor.
+    :param events: ``POLLIN`` or ``POLLOUT``.
+    """
+
+    #: Seconds of all waits together.
+    PATIENCE = 0.02
+
+    def __init__(self, socket: int, events: int) -> None:
+        self._poll = select.poll()
+        self._poll.register(socket, events)
+        self._left = self.PATIENCE
+
+    def ready(self) -> bool:
+        """Return whether the socket is ready, or has become so in the time that was left."""
+        if self._poll.poll(0):
+            return True
+        began = monotonic()
+        found = self._poll.poll(max(self._left, 0) * 1000)
+        self._left -= monotonic() - began
+        return bool(found)
 
 
 class Transfer(ABC):

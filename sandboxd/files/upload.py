@@ -23,7 +23,7 @@ from sandboxd.files.permissions import Owner
 from sandboxd.files.renames import name_lock
 from sandboxd.files.root import Root
 from sandboxd.files.temporary_names import PREFIX, lock_temporary, temporary_for, temporary_name
-from sandboxd.files.transfer import Transfer
+from sandboxd.files.transfer import BriefWait, Transfer
 
 #: Called with the stat of the existing file (None if absent); raises if it is not to be changed.
 Check = Callable[["os.stat_result | None"], None]
@@ -34,9 +34,6 @@ STALE = 60
 
 #: Bytes that are taken from a socket by one call of :meth:`Upload.receive`, at most.
 STEP = 8 * 1024 * 1024
-
-#: Milliseconds that it waits for more of them.
-PATIENCE = 50
 
 #: Bytes that the pipe between a socket and a file is made to hold.
 PIPE_SIZE = 1024 * 1024
@@ -121,17 +118,19 @@ class Upload(Transfer):
             self._digests.update(data)
             self._write(data)
 
-    def receive(self, socket: int, most: int) -> int:
+    def receive(self, socket: int, most: int, data: bytes = b"") -> int:
         """
         Write what comes from a socket, without a copy of it in this process (splice(2)).
 
         :param socket: a non-blocking socket's descriptor, which is closed.
+        :param data: what has come before, to be written first.
         :return: how many bytes, at most ``most`` and :data:`STEP`: as long as they come without a pause. 0 if none can
             be had so, whatever the reason.
         :raise FileError: if they cannot be written, or it was closed.
         """
         try:
             with os_errors("write", self._path), self._step():
+                self._write(data)
                 return self._receive(socket, min(most, STEP))
         finally:
             os.close(socket)
@@ -143,10 +142,9 @@ class Upload(Transfer):
                 self._resources.callback(os.close, end)
             with suppress(OSError):  # refused when this user's pipes hold too much already; see pipe(7)
                 fcntl.fcntl(self._pipe[0], fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        poll = select.poll()
-        poll.register(socket, select.POLLIN)
+        wait = BriefWait(socket, select.POLLIN)
         done = 0
-        while done < most and poll.poll(PATIENCE):
+        while done < most and wait.ready():
             try:
                 count = os.splice(socket, self._pipe[1], min(most - done, PIPE_SIZE), flags=os.SPLICE_F_NONBLOCK)
             except OSError:  # of the socket: its reader in the reactor will meet it again
