@@ -7,6 +7,7 @@ import http.client
 import http.server
 import json
 import os
+import re
 import socket
 import struct
 import sys
@@ -511,6 +512,24 @@ def test_a_stop_ends_upgraded_connections(start_daemon: Callable[..., Daemon]) -
         daemon.stop()
         assert stream.read() == b""
         assert ended.wait(10)
+
+
+def test_the_access_log_counts_the_bytes_of_an_upgraded_connection(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon("--access-log")
+
+    def serve_one(connection: socket.socket) -> None:
+        switch(connection)
+        connection.sendall(bytes(4 * MIB))
+
+    with serving(serve_one) as port:
+        with upgraded(daemon, port) as (client, stream):
+            assert len(stream.read()) == 4 * MIB
+            client.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + 10
+        while (found := re.search(rf"GET /proxy/{port}/ 101 .* (\d+) B to", daemon.log.read_text())) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert 0 < int(found[1]) - 4 * MIB < 200
 
 
 # Splicing

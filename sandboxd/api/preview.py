@@ -304,6 +304,7 @@ class _Exchange:
         finally:
             if forwarding is not None:
                 forwarding.stop()
+                request.sentLength += forwarding.passed_to_one
             connection.take_back_socket()
         if error is None:
             server.finish()

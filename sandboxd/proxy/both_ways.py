@@ -38,9 +38,15 @@ class BothWays:
         self._pool = pool
         self._one, self._other = one, other
         self._done = done
+        self._passed = 0  #: bytes from the other to the one, before they were spliced
         much = None if pool is None else self._splice
         self._ends: tuple[CopiedSocket, CopiedSocket] | tuple[SplicedSocket, SplicedSocket]
         self._ends = copy(reactor, one, other, count_copied, much, done)
+
+    @property
+    def passed_to_one(self) -> int:
+        """Bytes that the first socket has been sent."""
+        return self._passed + self._ends[1].passed
 
     def stop(self) -> None:
         """Stop watching the sockets."""
@@ -51,5 +57,6 @@ class BothWays:
         """Continue by splicing, as far as the two sides have not ended."""
         assert self._pool is not None
         self.stop()
+        self._passed = self._ends[1].passed
         ended = cast("tuple[bool, bool]", tuple(end.ended for end in self._ends))
         self._ends = splice(self._reactor, self._pool, self._one, self._other, self._done, ended)

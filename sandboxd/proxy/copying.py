@@ -29,6 +29,7 @@ class CopiedSocket:
 
     :ivar peer: the other one.
     :ivar ended: whether its end of file was passed on to its peer.
+    :ivar passed: the number of bytes that its peer has taken.
     :ivar waiting: bytes that its peer has yet to take. As long as there are some, no more are read from it.
     """
 
@@ -63,6 +64,7 @@ class CopiedSocket:
         self._done = done
         self._filled = False
         self.ended = False
+        self.passed = 0
         self.waiting = b""
 
     def start(self) -> None:
@@ -130,6 +132,7 @@ class CopiedSocket:
             self._finish(error)
             return
         self._count(sent)
+        self.passed += sent
         waited, self.waiting = bool(self.waiting), bytes(data[sent:])
         if self.waiting and not waited:
             self._reactor.removeReader(self)

@@ -93,6 +93,7 @@ class SplicedSocket:
 
     :ivar peer: the other one.
     :ivar ended: whether its end of file was passed on to its peer.
+    :ivar passed: the number of bytes that its peer has taken.
     """
 
     peer: SplicedSocket
@@ -115,6 +116,7 @@ class SplicedSocket:
         self._pipe: Pipe | None = None
         self._read_all = False
         self.ended = False
+        self.passed = 0
 
     def start(self) -> None:
         """Start watching the socket."""
@@ -184,6 +186,7 @@ class SplicedSocket:
                 )
                 pipe.filled -= count
                 self._pool.moved += count
+                self.passed += count
             except BlockingIOError:
                 stuck = True
                 break
