@@ -121,7 +121,7 @@ def reached(daemon: Daemon) -> float:
     return sum(float(sample["value"]) for name in names for sample in families[name]["samples"])
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 async def test_nothing_is_left_of_clients_that_break_off(start_daemon: Callable[..., Daemon], seed: int) -> None:
     daemon = start_daemon(SANDBOX_HEARTBEAT="1")
     server = Server()

@@ -64,7 +64,7 @@ REPLACED = frozenset(
 
 class Previews:
     """
-    The counts of the requests that are forwarded.
+    The requests that are forwarded.
 
     :ivar open: how many there are.
     :ivar total: how many there have been.
@@ -236,16 +236,18 @@ class _Exchange:
             return
         while data := await body.read():
             lent = None if self._pool is None else body.socket()
-            await server.write(data if body.length is not None else b"%x\r\n%s\r\n" % (len(data), data))
             if lent is not None:
-                await self._splice_body(*lent)
+                await self._splice_body(data, *lent)
+            else:
+                await server.write(data if body.length is not None else b"%x\r\n%s\r\n" % (len(data), data))
         if body.length is None:
             await server.write(b"0\r\n\r\n")
 
-    async def _splice_body(self, descriptor: int, size: int) -> None:
+    async def _splice_body(self, data: bytes, descriptor: int, size: int) -> None:
         """
         Splice the rest of the request's body.
 
+        :param data: what comes before it.
         :param descriptor: the client's socket, which is closed here.
         :param size: bytes of the body that are to come.
         """
@@ -258,6 +260,7 @@ class _Exchange:
 
         client = SocketStream(self._reactor, socket.socket(fileno=descriptor))
         try:
+            await self._server.write(data)
             await client.splice_to(self._server, self._pool, size, count)
         finally:
             client.finish()
