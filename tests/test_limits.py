@@ -94,7 +94,7 @@ async def test_a_stream_tells_that_it_was_silent_for_too_long(api: Api) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", ["1", "2"])
 async def test_output_keeps_a_command_alive(api: Api, stream: str) -> None:
-    reply = await api.run(f"for n in 1 2 3 4 5 6 7 8; do sleep 0.1; printf . >&{stream}; done", idle_timeout=0.5)
+    reply = await api.run(f"for n in $(seq 16); do sleep 0.1; printf . >&{stream}; done", idle_timeout=1.5)
     assert reply["code"] == 0
 
 
@@ -113,16 +113,16 @@ async def test_the_timeout_that_comes_first_is_told(api: Api, timeout: float, id
 
 
 async def test_output_does_not_put_off_the_other_timeout(api: Api) -> None:
-    reply = await within(5, api.run("while :; do echo .; sleep 0.05; done", timeout=0.5, idle_timeout=0.4))
+    reply = await within(5, api.run("while :; do echo .; sleep 0.05; done", timeout=1.2, idle_timeout=1))
     assert {**reply, "stdout": ""} == {"stdout": "", "stderr": "", **KILLED, "timed_out": True}
 
 
 @pytest.mark.slow
 async def test_a_command_that_waits_for_its_slow_reader_is_not_silent(api: Api) -> None:
-    stream = await api.stream("seq 500000", idle_timeout=0.5)
+    stream = await api.stream("seq 500000", idle_timeout=1.5)
     (id,) = stream.headers.getRawHeaders("X-Execution-Id")
     stream.pause()
-    await api.post(f"/processes/{id}/wait", {"timeout": 1.5})
+    await api.post(f"/processes/{id}/wait", {"timeout": 2.5})
     stream.resume()
     *lines, end = await within(30, stream.all())
     assert (end.data, len(lines)) == ({"code": 0, "error": False}, 500_000)

@@ -259,6 +259,8 @@ def _from_base64(text: str) -> bytes:
 
     :raise ValueError: if it is malformed.
     """
+    if len(text) % 4:
+        raise ValueError("the length of base64 is a multiple of 4")  # Python 3.10 accepts a surplus "="
     if len(text) <= _BASE64_PIECE or "=" in text[:-2]:
         return b64decode(text, validate=True)
     pieces = range(0, len(text), _BASE64_PIECE)

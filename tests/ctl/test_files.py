@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 
 from tests.clients.cutting import CuttingProxy
@@ -164,7 +165,7 @@ def test_progress_is_shown_on_a_terminal(
     child.expect(r"[0-9.]+/[0-9.]+ [MG]iB")
     child.expect(r"iB/s|MB/s")
     child.expect(r"\d:\d\d:\d\d")  # the time that remains
-    child.expect("$")
+    child.expect(pexpect.EOF)
     child.wait()
     assert child.exitstatus == 0
     assert (there / "up").stat().st_size == 300 * MIB

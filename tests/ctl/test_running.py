@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 
 from sandboxd.client import Sandbox
@@ -77,7 +78,7 @@ def test_ctrl_c_ends_the_remote_tree(terminal: Callable[..., Any], tmp_path: Pat
     wait_for(lambda: pids.exists() and pids.read_text().count("\n") == 2)
     child.sendintr()
     child.expect("bye")
-    child.expect("$")
+    child.expect(pexpect.EOF)
     child.wait()
     assert child.exitstatus == 7
     assert not any(alive(int(pid)) for pid in pids.read_text().split())

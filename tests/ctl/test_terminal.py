@@ -54,7 +54,7 @@ def test_shell(terminal: Callable[..., Any]) -> None:
     child.sendintr()
     child.expect("ready> ")
     child.sendline("exit 7")
-    child.expect("$")
+    child.expect(pexpect.EOF)
     child.wait()
     assert child.exitstatus == 7
 
@@ -97,7 +97,7 @@ def test_shell_through_a_connection_that_breaks(terminal: Callable[..., Any], pr
     child.expect("42\r\nready> ")
     proxy.cut()
     child.sendline("exit 3")
-    child.expect("$")
+    child.expect(pexpect.EOF)
     child.wait()
     assert child.exitstatus == 3
 
