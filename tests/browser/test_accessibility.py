@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+import sandboxd
 from tests.browser.page import Console
 from tests.daemon import Daemon
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the tests in a browser need playwright")
 expect = playwright.expect
+
+XTERM = Path(sandboxd.__file__).parent / "console/vendor/xterm.mjs"
 
 #: 16 colours, as text and behind it, and what is made of others.
 COLOURS = r"""
@@ -78,6 +81,40 @@ def test_axe_finds_nothing_serious(
         problems[view] = findings(page, axe)
         assert not console.scrolls_sideways, view
     console.call("kill_process", {"id": left})
+    assert {view: found for view, found in problems.items() if found} == {}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_a_terminal_a_conflict_and_dialogs(
+    open_console: Callable[..., Console], daemon: Daemon, axe: str, tmp_path: Path, scheme: str
+) -> None:
+    console = open_console(daemon, color_scheme=scheme)
+    page = console.page
+    id = console.call("start_process", {"cmd": f"{COLOURS.strip()}; cat", "tty": True})["id"]
+    file = tmp_path / "text"
+    file.write_text("text")
+    problems = {}
+    if XTERM.exists():
+        console.log_in(f"terminal/{id}")
+        expect(page.locator(".xterm-rows")).to_contain_text("error")
+        page.keyboard.press("Control+Shift+F")
+        problems["terminal"] = findings(page, axe)
+        console.show(f"files{tmp_path}")
+    else:
+        console.log_in(f"files{tmp_path}")
+    page.get_by_role("button", name="Rename text").click()
+    problems["rename"] = findings(page, axe)
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Delete text").click()
+    problems["delete"] = findings(page, axe)
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name="text", exact=True).click()
+    page.get_by_label("Text of").fill("mine")
+    file.write_text("theirs")
+    page.keyboard.press("Control+s")
+    page.get_by_label("The file as it is now").wait_for()
+    problems["conflict"] = findings(page, axe)
+    console.call("kill_process", {"id": id})
     assert {view: found for view, found in problems.items() if found} == {}
 
 

@@ -29,8 +29,8 @@ LOG = r"""
 printf '\033[1m%s\033[0m\n' 'shop: starting'
 for step in 'compile 214 modules' 'run 812 tests' 'build the image'; do printf '\033[32m✓\033[0m %s\n' "$step"; done
 printf '\033[33m!\033[0m %s\n' 'cache: 3 entries are stale' >&2
-printf '\033[36m%s\033[0m listening on :8123\n' shop
-exec python3 -u -m http.server 8123 --bind 127.0.0.1
+printf '\033[36m%s\033[0m is open\n' shop
+exec python3 -u -m http.server "$1" --bind 127.0.0.1
 """
 
 PROGRAM = '''\
@@ -125,8 +125,10 @@ def settled(page: Any) -> None:
 def test_the_pictures(
     shop: Daemon, project: Path, open_console: Callable[..., Console], tmp_path: Path, pictures: Path
 ) -> None:
-    server = start(shop, "sh serve", cwd=str(project / "shop"))
+    wanted = 8123 if os.environ.get("SCREENSHOTS") else 0
+    server = start(shop, f"sh serve {wanted}", cwd=str(project / "shop"))
     wait(shop, server, output="Serving")
+    (port,) = [each["port"] for each in ask(shop, "ports")["ports"] if each["execution"] == server]
     start(shop, "sleep 1; echo done")
     start(shop, "echo 'orders.jsonl: 900 lines'; exit 1")
     terminal = shell(shop, tmp_path, project / "shop")
@@ -138,7 +140,7 @@ def test_the_pictures(
     page.screenshot(path=pictures / "console-processes.png")
 
     console.show(f"log/{server}")
-    expect(page.get_by_text("listening on :8123").last).to_be_visible()
+    expect(page.get_by_text("shop is open")).to_be_visible()
     page.screenshot(path=pictures / "console-log.png")
 
     console.show(f"terminal/{terminal}")
@@ -154,7 +156,7 @@ def test_the_pictures(
         ("sandboxctl run 'echo hello from $(uname -s); exit 3'; echo exit code $?", "exit code 3"),
         ("sandboxctl ps", "sh serve"),
         ("sandboxctl ls -l shop", "app.py"),
-        ("sandboxctl ports | grep 8123", "127.0.0.1"),
+        (f"sandboxctl ports | grep {port}", f"{port}  127.0.0.1"),
     ):
         page.keyboard.type(f"{command}\n")
         expect(screen(page)).to_contain_text(shown)

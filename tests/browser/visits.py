@@ -29,8 +29,9 @@ def start(daemon: Daemon, cmd: str, **more: object) -> str:
 
 
 def wait(daemon: Daemon, id: str, **reason: object) -> None:
-    """Wait for a process."""
-    assert ask(daemon, f"processes/{id}/wait", {"timeout": 15, **reason})["reason"] != "timeout"
+    """Wait for what ``reason`` names."""
+    found = ask(daemon, f"processes/{id}/wait", {"timeout": 15, **reason})
+    assert found["reason"] in reason, found
 
 
 def address(path: object) -> str:
