@@ -101,11 +101,14 @@ class Daemon:
         return [pid for pid, parent in parents.items() if parent == self.pid or parents.get(parent) == self.pid]
 
     def open_files(self) -> list[str]:
-        """What each descriptor is."""
+        """What each descriptor is; of a pidfd also whose, -1 for a process that is gone."""
         found = []
         for name in os.listdir(f"/proc/{self.pid}/fd"):
             with suppress(OSError):
-                found.append(f"{name} -> {os.readlink(f'/proc/{self.pid}/fd/{name}')}")
+                info = Path(f"/proc/{self.pid}/fdinfo/{name}").read_text()
+                pid = re.search(r"^Pid:\s+(-?\d+)", info, re.M)
+                of = f" of {pid[1]}" if pid else ""
+                found.append(f"{name} -> {os.readlink(f'/proc/{self.pid}/fd/{name}')}{of}")
         return found
 
     def max_descriptors(self) -> int:
