@@ -59,6 +59,12 @@ def test_the_files_of_the_terminal_are_served_with_the_same_policy(daemon: Daemo
     assert get(daemon.port, "/console/vendor/package-lock.json")[0].status == 401
 
 
+@pytest.mark.parametrize("prefix", ["", "/koyeb-sandbox"])
+def test_without_the_slash_it_is_found_too(daemon: Daemon, prefix: str) -> None:
+    response, body = get(daemon.port, f"{prefix}/console")
+    assert (response.status, response.getheader("Location"), body) == (308, "console/", b"")
+
+
 def test_other_paths_below_it_need_a_token(daemon: Daemon) -> None:
     assert get(daemon.port, "/console/../options.py")[0].status == 401
     assert get(daemon.port, "/console/nothing.js")[0].status == 401

@@ -32,6 +32,13 @@ def add_console_routes(routes: Routes, directory: Path) -> None:
 
     :param directory: read once, now.
     """
+
+    @routes.get("/console", reply=RawBody(), open=True, observes=True, documented=False)
+    async def without_slash(request: Request) -> None:
+        """Lead to the page, whose URLs are relative, wherever a front end has put it."""
+        request.setResponseCode(308)
+        request.setHeader(b"Location", b"console/")
+
     for file in sorted((*directory.iterdir(), *directory.glob("vendor/*"))):
         if file.suffix in MEDIA_TYPES:
             name = "" if file.name == "index.html" else file.relative_to(directory).as_posix()

@@ -71,7 +71,8 @@ class View {
 
   add(sample, status) {
     const before = history.at(-1);
-    const cpu = rate("sandboxd_machine_processor_seconds_total", before, sample);
+    const worked = rate("sandboxd_machine_processor_seconds_total", before, sample);
+    const cpu = worked === null ? null : Math.min(worked, sample.values.sandboxd_machine_processors); // the times are not quite those of the samples
     const output = rate("sandboxd_output_bytes_total", before, sample);
     const requests = rate("sandboxd_http_requests_total", before, sample);
     const { values } = sample;
@@ -94,7 +95,7 @@ class View {
     share(disk, "sandboxd_machine_disk");
     const ended = values.sandboxd_executions_ended_total ?? 0;
     processes.draw(series(gauge("sandboxd_executions_running")), count(values.sandboxd_executions_running, "running", "running"), `${ended.toLocaleString()} have ended`);
-    written.draw(series((each) => each.output), output === null ? "–" : `${bytes(output)}/s`, `${bytes(values.sandboxd_output_bytes_total)} in all, ${(values.sandboxd_stream_dropped_records_total ?? 0).toLocaleString()} lines missed by readers`);
+    written.draw(series((each) => each.output), output === null ? "–" : `${bytes(output)}/s`, `${bytes(values.sandboxd_output_bytes_total)} in all; readers missed ${count(values.sandboxd_stream_dropped_records_total ?? 0, "line", "lines")}`);
     asked.draw(series((each) => each.requests), requests === null ? "–" : `${requests.toFixed(requests < 10 ? 1 : 0)}/s`, `${values.sandboxd_http_requests_total.toLocaleString()} in all`);
     streams.draw(series(gauge("sandboxd_streams"), gauge("sandboxd_websockets")), count(values.sandboxd_streams, "open", "open"),
       `${count(values.sandboxd_websockets, "WebSocket", "WebSockets")} (dashed)`);

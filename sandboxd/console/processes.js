@@ -58,7 +58,7 @@ class Row {
     this.process = process;
     const ran = duration(seconds(process));
     if (this.ran.textContent !== ran) this.ran.textContent = ran;
-    const drawn = `${process.status} ${this.survivors} ${this.details?.tty ? "tty" : ""}`;
+    const drawn = `${process.status} ${this.details?.status} ${this.survivors} ${this.details?.tty ? "tty" : ""}`;
     if (drawn === this.drawn) return;
     this.drawn = drawn;
     const focused = this.actions.contains(document.activeElement) ? document.activeElement.dataset.key : null;

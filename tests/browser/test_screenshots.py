@@ -6,6 +6,7 @@ The pictures of the documents, made of the console and of ``sandboxctl`` as they
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -23,7 +24,14 @@ from tests.browser.visits import PNG, address, ask, start, wait
 from tests.daemon import SECRET, Daemon
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the tests in a browser need playwright")
+image = pytest.importorskip("PIL.Image", reason="the pictures need pillow")
 expect = playwright.expect
+
+#: Pixels of a picture for each of the page.
+SCALE = 1.5
+
+#: Bytes of a picture, at most.
+LARGEST = 150_000
 
 LOG = r"""
 printf '\033[1m%s\033[0m\n' 'shop: starting'
@@ -122,6 +130,13 @@ def settled(page: Any) -> None:
     page.mouse.move(0, 0)
 
 
+def take(subject: Any, path: Path) -> None:
+    """Take a picture of a page or of an element, with 256 colours: it has a third of the size so."""
+    taken = image.open(io.BytesIO(subject.screenshot()))
+    taken.convert("RGB").quantize(256, kmeans=2, dither=image.Dither.NONE).save(path, optimize=True)
+    assert path.stat().st_size < LARGEST, path
+
+
 def test_the_pictures(
     shop: Daemon, project: Path, open_console: Callable[..., Console], tmp_path: Path, pictures: Path
 ) -> None:
@@ -131,23 +146,30 @@ def test_the_pictures(
     (port,) = [each["port"] for each in ask(shop, "ports")["ports"] if each["execution"] == server]
     start(shop, "sleep 1; echo done")
     start(shop, "echo 'orders.jsonl: 900 lines'; exit 1")
+    start(shop, "python3 -m http.server 8124 & echo started")
+    start(shop, "tail -F access.log", timeout=0.3)
     terminal = shell(shop, tmp_path, project / "shop")
-    console = open_console(shop, viewport={"width": 1120, "height": 620}, color_scheme="light")
+    size = {"width": 960, "height": 560}
+    console = open_console(shop, viewport=size, color_scheme="light", device_scale_factor=SCALE)
     page = console.page
 
     console.log_in("processes")
-    expect(page.get_by_text("completed").first).to_be_visible()
-    page.screenshot(path=pictures / "console-processes.png")
+    for text in ("completed", "failed (1)", "timed out", "1 left behind"):
+        expect(page.get_by_text(text, exact=True).first).to_be_visible()
+    take(page, pictures / "console-processes.png")
+    page.emulate_media(color_scheme="dark")
+    take(page, pictures / "console-processes-dark.png")
+    page.emulate_media(color_scheme="light")
 
     console.show(f"log/{server}")
     expect(page.get_by_text("shop is open")).to_be_visible()
-    page.screenshot(path=pictures / "console-log.png")
+    take(page, pictures / "console-log.png")
 
     console.show(f"terminal/{terminal}")
     page.keyboard.type("clear; vim -u DEFAULTS -c 'set number' app.py\n")
     expect(screen(page)).to_contain_text("do_GET")
     settled(page)
-    page.screenshot(path=pictures / "console-terminal.png")
+    take(page, pictures / "console-terminal.png")
     page.keyboard.type(":q\n")
     at_prompt(page)
     page.keyboard.type("clear\n")
@@ -162,7 +184,7 @@ def test_the_pictures(
         expect(screen(page)).to_contain_text(shown)
         at_prompt(page)
     settled(page)
-    page.locator(".terminal-panel:not([hidden])").screenshot(path=pictures / "sandboxctl.png")
+    take(page.locator(".terminal-panel:not([hidden])"), pictures / "sandboxctl.png")
 
     console.show(address(project / "shop"))
     expect(page.get_by_role("link", name="app.py")).to_be_visible()
@@ -171,12 +193,23 @@ def test_the_pictures(
     )
     expect(page.locator(".files-transfers [data-state=done]")).to_be_visible()
     page.get_by_role("treeitem", name="shop", exact=True).focus()
-    page.screenshot(path=pictures / "console-files.png")
+    take(page, pictures / "console-files.png")
 
-    phone = open_console(shop, viewport={"width": 390, "height": 780}, color_scheme="dark", device_scale_factor=1.5)
+    phone = open_console(shop, viewport={"width": 390, "height": 780}, color_scheme="dark", device_scale_factor=SCALE)
     phone.log_in(f"terminal/{terminal}")
     expect(screen(phone.page)).to_contain_text("~/shop")
     phone.page.keyboard.type("clear; ls --color; sandboxctl run 'echo from a phone'\n")
     expect(screen(phone.page)).to_contain_text(re.compile(r"(?<!echo )from a phone"))
     settled(phone.page)
-    phone.page.screenshot(path=pictures / "console-phone.png")
+    take(phone.page, pictures / "console-phone.png")
+
+
+def test_the_picture_of_the_overview(shop: Daemon, open_console: Callable[..., Console], pictures: Path) -> None:
+    size = {"width": 1100, "height": 420}
+    console = open_console(shop, viewport=size, color_scheme="dark", device_scale_factor=SCALE)
+    console.log_in("overview")
+    start(shop, "while :; do seq 200000 | md5sum > /dev/null; seq 20000; sleep 1; done")
+    expect(console.page.get_by_role("region", name="Processes")).to_contain_text("1 running")
+    if os.environ.get("SCREENSHOTS"):
+        console.page.wait_for_timeout(40_000)  # its charts are of the past
+    take(console.page, pictures / "console-overview.png")
