@@ -48,6 +48,7 @@ from sandboxd.processes.listeners import ListenerPoll
 from sandboxd.proxy.portforward import PortForward, bare_socket
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.reactor.lag import LagMeter
+from sandboxd.reactor.memory import MemoryTrimmer
 from sandboxd.reactor.threads import ThreadPool
 from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.settings import Settings
@@ -134,6 +135,7 @@ class Sandboxd(Service):
         self.forward = PortForward(reactor)
         self.streams = Streams(reactor, turns, settings.max_streams, settings.heartbeat)
         self.lag = LagMeter(reactor)
+        self.memory = MemoryTrimmer(reactor, self._general_threads)
         self.watches = Watches(reactor, settings.max_watches, settings.watch_linger)
         self.websockets = WebSockets(reactor, settings.heartbeat)
         self.previews = Previews()
@@ -202,7 +204,7 @@ class Sandboxd(Service):
             os.umask(self._umask)
         self._walk_threads.start()
         self._file_threads.start()
-        for part in (self.table, self.streams, self.websockets, self.lag, self.watches):
+        for part in (self.table, self.streams, self.websockets, self.lag, self.memory, self.watches):
             part.startService()
         self._listening += [sock.serve(self._reactor, self.site) for sock in self._http]
         self._listening += [sock.serve(self._reactor, self.forward, bare_socket) for sock in self._proxy]
@@ -238,6 +240,7 @@ class Sandboxd(Service):
         self.streams.stopService()
         await self.websockets.stopService()
         self.lag.stopService()
+        self.memory.stopService()
         self.forward.close_all()
         await self.site.close_all()
         self.previews.close()
