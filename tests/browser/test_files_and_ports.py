@@ -132,7 +132,7 @@ def confirm(page: Any) -> None:
 def test_dropped_files_and_one_that_is_replaced(visit: Visit, daemon: Daemon, tmp_path: Path) -> None:
     (tmp_path / "there.txt").write_text("old")
     (tmp_path / "there.txt").chmod(0o640)
-    page = visit(address(tmp_path))
+    page = visit(address(tmp_path), prefix="/koyeb-sandbox")
     expect(page.get_by_role("link", name="there.txt")).to_be_visible()
     data = page.evaluate_handle(
         "() => { const data = new DataTransfer();"

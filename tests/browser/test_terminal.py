@@ -168,7 +168,7 @@ def test_questions_of_before_are_not_answered_again(visit: Visit, daemon: Daemon
 
 
 def test_by_keyboard_alone_with_several_tabs(visit: Visit, daemon: Daemon) -> None:
-    page = visit("terminal")
+    page = visit("terminal", prefix="/koyeb-sandbox")
     create = page.get_by_role("button", name="New terminal")
     expect(create).to_be_focused()
     page.keyboard.press("Enter")
