@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -26,6 +30,7 @@ from sandboxd.web.tokens import Credentials
 from tests.daemon import Daemon, alive
 from tests.http_cases import AUTH, BODY
 from tests.http_client import Responses
+from tests.waiting import until
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 MIB = 1024 * 1024
@@ -250,3 +255,63 @@ def test_a_deadline_expires_once_and_at_the_time_that_was_set_last() -> None:
     deadline.set(1)
     deadline.stop()
     assert clock.getDelayedCalls() == []
+
+
+#: Starts its arguments in a network of their own, with less patience for vanished clients.
+APART = """
+import runpy, sys
+import sandboxd.web.channel, sandboxd.web.site
+sandboxd.web.channel.RETRANSMISSIONS, sandboxd.web.site.VANISHED_INTERVAL = 3, 0.2
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+#: Follows the log of a process, in the network of a daemon, and has another request whose answer is far away.
+FOLLOW = """
+import json, socket, sys, time
+port, token = int(sys.argv[1]), sys.argv[2]
+def request(method, path, body=None):
+    client = socket.create_connection(("127.0.0.1", port), 10)
+    data = json.dumps(body or {}).encode()
+    fields = ["Host: x", f"Authorization: Bearer {token}", f"Content-Length: {len(data)}", "", ""]
+    client.sendall("\\r\\n".join([f"{method} {path} HTTP/1.1", *fields]).encode() + data)
+    return client
+started = request("POST", "/start_process", {"cmd": "sleep 300"}).recv(65536)
+id = json.loads(started.partition(b"\\r\\n\\r\\n")[2])["id"]
+silent = request("POST", "/run", {"cmd": "sleep 300"})
+stream = request("GET", f"/process_logs_streaming?id={id}")
+assert stream.recv(65536)
+print("open", flush=True)
+time.sleep(60)
+"""
+
+
+def can_unshare() -> bool:
+    """Whether networks can be made, and entered."""
+    if not all(map(shutil.which, ("unshare", "nsenter", "ip"))):
+        return False
+    return subprocess.run(["unshare", "-n", "true"], stderr=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.skipif(not can_unshare(), reason="NOT TESTED: needs root, and the right to make networks")
+async def test_a_client_whose_machine_has_vanished_is_given_up(start_daemon: Callable[..., Daemon]) -> None:
+    up = ["unshare", "-n", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
+    daemon = start_daemon(via=[*up, sys.executable, "-c", APART], SANDBOX_HEARTBEAT="1")
+    inside = ["nsenter", f"--net=/proc/{daemon.pid}/ns/net"]
+
+    def connections() -> int:
+        """Those of the daemon's port that are established."""
+        lines = [line.split() for line in Path(f"/proc/{daemon.pid}/net/tcp6").read_text().splitlines()]
+        return sum(fields[1].endswith(f":{daemon.port:04X}") and fields[3] == "01" for fields in lines)
+
+    command = [*inside, sys.executable, "-c", FOLLOW, str(daemon.port), daemon.secret]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None
+        try:
+            assert client.stdout.readline() == b"open\n"
+            assert connections() == 2
+            subprocess.run([*inside, "ip", "link", "set", "lo", "down"], check=True)
+            await until(lambda: connections() == 1, 20)
+            assert client.poll() is None
+        finally:
+            client.kill()

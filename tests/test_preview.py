@@ -22,6 +22,7 @@ from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
+from sandboxd.proxy.splicing import can_splice
 from tests.daemon import Daemon
 from tests.test_tunnel import bearer, serving
 from tests.waiting import until
@@ -576,7 +577,7 @@ def test_long_bodies_are_spliced_and_the_clients_connection_goes_on(daemon: Daem
             client.request("GET", "/health")
             assert json.loads(client.getresponse().read())["status"] == "ok"
             assert client.sock is kept
-    assert spliced(daemon) - before > (2 if b"chunked" in head else 4) * 6 * MIB
+    assert not can_splice() or spliced(daemon) - before > (2 if b"chunked" in head else 4) * 6 * MIB
 
 
 def test_a_request_behind_a_long_body_is_answered_next(daemon: Daemon) -> None:

@@ -216,8 +216,8 @@ class _Exchange:
                     await self._switch(answer, behind)
                     return
                 await answer.send()
-                if answer.much_follows(data):
-                    await self._splice_answer(answer)
+                if self._pool is not None and answer.much_follows(data):
+                    await self._splice_answer(answer, self._pool)
             answer.end(server.error)
             await answer.send()
         except Exception:
@@ -266,16 +266,16 @@ class _Exchange:
             client.finish()
             self._body.received(taken)
 
-    async def _splice_answer(self, answer: _ForwardedResponse) -> None:
+    async def _splice_answer(self, answer: _ForwardedResponse, pool: PipePool) -> None:
         """
         Splice the rest of the response, or of the part that has arrived, if the client has taken all that was sent
         before.
         """
         client = await answer.socket(self._reactor)
-        if self._pool is None or client is None:
+        if client is None:
             return
         try:
-            await self._server.splice_to(client, self._pool, answer.left, answer.spliced, bool(self._request.chunked))
+            await self._server.splice_to(client, pool, answer.left, answer.spliced, bool(self._request.chunked))
             if client.broken:
                 raise ApiError(502, "the client has gone")
         finally:

@@ -44,6 +44,11 @@ FIRST_REQUEST = 60.0
 READ_AHEAD = 16 * 1024
 
 
+#: Retransmissions of the same bytes after which a client is given up: at the least 100 seconds, as each waits twice as
+#: long as the one before it. The kernel would try for a quarter of an hour, and sends no keep-alive probes meanwhile.
+RETRANSMISSIONS = 9
+
+
 def keep_alive(transport: tcp.Connection) -> None:
     """
     Set TCP keep-alive so that the kernel notices within about two minutes that a silent peer is gone; it knows of local
@@ -149,6 +154,21 @@ class Channel(Protocol):
         elif self._lingering is None:
             self.transport.loseWriteConnection()
             self._lingering = self.site.reactor.callLater(LINGER, self.transport.abortConnection)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._request is not None
+
+    @property
+    def vanished(self) -> bool:
+        """Whether the client's machine acknowledges nothing of what it was sent; one that only reads nothing does."""
+        sock = self.transport.getHandle()
+        if sock.family == socket.AF_UNIX:
+            return False
+        # struct tcp_info begins with the octets tcpi_state, tcpi_ca_state and tcpi_retransmits.
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 3)
+        return len(info) == 3 and info[2] >= RETRANSMISSIONS
 
     def abort(self) -> None:
         """Close at once, so that the client cannot take a part of a response for the whole."""

@@ -10,6 +10,8 @@ from time import perf_counter
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import server
 from twisted.web.resource import IResource
@@ -23,6 +25,9 @@ from sandboxd.web.request_stats import AnswerKind, RequestStats
 
 #: Seconds that clients get, when the daemon stops, to take what was already written to them.
 CLOSE_TIMEOUT = 2.0
+
+#: Seconds between two looks for clients that have vanished.
+VANISHED_INTERVAL = 15.0
 
 
 class Site(server.Site):
@@ -38,6 +43,7 @@ class Site(server.Site):
     """
 
     noisy = False
+    _log = Logger()
 
     def __init__(
         self,
@@ -58,6 +64,21 @@ class Site(server.Site):
         self.channels: set[Channel] = set()
         self._anonymous: OrderedDict[Channel, None] = OrderedDict()
         self._all_lost: Deferred[None] | None = None
+        self._looks = LoopingCall(self._abort_vanished)
+        self._looks.clock = reactor
+
+    def startFactory(self) -> None:
+        """Start to look for clients that have vanished."""
+        super().startFactory()
+        self._looks.start(VANISHED_INTERVAL, now=False).addErrback(
+            lambda failure: self._log.failure("vanished clients are no longer noticed", failure)
+        )
+
+    def stopFactory(self) -> None:
+        """Look no more."""
+        if self._looks.running:
+            self._looks.stop()
+        super().stopFactory()
 
     def buildProtocol(self, addr: IAddress | None) -> Channel:  # type: ignore[override]
         """Return the protocol of a new connection."""
@@ -96,6 +117,11 @@ class Site(server.Site):
         if not self.channels and self._all_lost is not None:
             waiting, self._all_lost = self._all_lost, None
             waiting.callback(None)
+
+    def _abort_vanished(self) -> None:
+        for channel in [each for each in self.channels if each.busy and each.vanished]:
+            self._log.debug("the client at {peer} has vanished", peer=channel.getPeer())
+            channel.abort()
 
     def _abort_all(self) -> None:
         for channel in list(self.channels):
