@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Sequence
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -62,9 +63,13 @@ class McpServer:
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._tools = {tool.name: tool for tool in tools}
-        self._listed = [tool.listed() for tool in tools]
         self._in_flight: dict[str | int, list[Deferred[Any]]] = {}
         self._cancelled: set[Deferred[Any]] = set()
+
+    @cached_property
+    def _listed(self) -> list[dict[str, object]]:
+        """The reply to ``tools/list``; not made before it is asked for, as that is a twentieth of a start."""
+        return [tool.listed() for tool in self._tools.values()]
 
     async def answer(self, request: RpcRequest, progress: Progress | None) -> dict[str, object]:
         """Answer a request; errors of any kind are answers too."""
