@@ -79,15 +79,12 @@ class Store {
 
   /** Drop the oldest lines; return the number of the first that is left. */
   trim() {
-    while (this.full) {
-      const end = Math.min(this.lines.length - 1, this.begin + CHUNK);
-      if (end === this.begin) break;
-      for (let at = this.begin; at < end; at += 1) {
-        this.characters -= this.lines[at].text.length;
-        this.dropped += 1;
-        this.lines[at] = undefined;
-      }
-      this.begin = end;
+    // Some more than there have to go, so that this is rare.
+    const goes = () => this.size > MAX_LINES - CHUNK || this.characters > MAX_CHARACTERS * 0.97;
+    for (const full = this.full; full && this.size > 1 && goes(); this.begin += 1) {
+      this.characters -= this.lines[this.begin].text.length;
+      this.dropped += 1;
+      this.lines[this.begin] = undefined;
     }
     if (this.begin > this.lines.length / 2) {
       this.lines.splice(0, this.begin);

@@ -4,7 +4,7 @@ import { confirm, guarded, h, toast } from "./ui.js";
 
 const SIGNALS = [
   ["TERM", "ask it to end"], ["INT", "as Ctrl+C"], ["HUP", "reload, or hang up"], ["QUIT", "end with a core dump"],
-  ["USR1", "of the program's own meaning"], ["USR2", "of the program's own meaning"], ["STOP", "pause"], ["CONT", "go on"],
+  ["USR1", "the program's own"], ["USR2", "the program's own"], ["STOP", "pause"], ["CONT", "go on"],
 ];
 
 const short = (command) => (command.length > 60 ? `${command.slice(0, 59)}…` : command);

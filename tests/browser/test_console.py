@@ -27,6 +27,11 @@ def test_log_in_with_a_wrong_and_the_right_token(
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Processes")).to_be_visible()
     assert not console.scrolls_sideways
+    page.get_by_label("Command", exact=True).fill("echo $((40 + 2))")
+    page.keyboard.press("Enter")
+    page.get_by_role("link", name="echo $((40 + 2))").first.click()
+    expect(page.locator(".row .text")).to_have_text("42")
+    page.go_back()
     page.reload()
     expect(page.get_by_role("heading", name="Processes")).to_be_visible()
     page.get_by_role("button", name="Log out").click()

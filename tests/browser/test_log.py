@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,19 @@ expect = playwright.expect
 
 #: Elements of the page, at most, however long the log is.
 MAX_ELEMENTS = 5000
+
+
+#: Bytes of the page's objects, at most.
+MAX_HEAP = 40_000_000
+
+
+def heap(page: Any) -> float:
+    """Bytes of the page's objects, garbage excepted."""
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable")
+    session.send("HeapProfiler.collectGarbage")
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    return next(float(each["value"]) for each in metrics if each["name"] == "JSHeapUsedSize")
 
 
 def follow(console: Console, cmd: str, **options: object) -> str:
@@ -40,6 +54,7 @@ def test_a_hundred_thousand_lines_do_not_grow_the_page_past_a_bound(console: Con
     expect(page.locator(".log-foot")).to_contain_text("Ended")
     expect(page.locator(".lines")).to_contain_text("Ended with exit code 0")
     assert page.evaluate("most") < MAX_ELEMENTS
+    assert heap(page) < MAX_HEAP
     kept = page.locator(".log-foot .number").inner_text()
     assert 40_000 < int(re.sub(r"\D", "", kept)) <= 50_100
     page.locator(".lines").press("Home")
@@ -121,3 +136,14 @@ def test_the_log_on_a_phone_and_its_end(open_console: Callable[..., Console], da
     assert console.page.locator(".lines").evaluate("e => e.scrollWidth <= e.clientWidth")
     console.show("log/11111111-1111-4111-8111-111111111111")
     expect(console.page.locator(".log-state")).to_contain_text("process not found")
+
+
+def test_lines_of_megabytes_are_kept_up_to_a_number_of_characters(console: Console) -> None:
+    page = console.page
+    id = follow(console, "echo start; head -c 24000000 /dev/zero | tr '\\0' a; echo; echo end; sleep 300")
+    expect(page.locator(".row").last).to_contain_text("end")
+    kept = int(re.sub(r"\D", "", page.locator(".log-foot .number").inner_text()))
+    assert 200 < kept < 300  # of 64 KiB each
+    assert heap(page) < MAX_HEAP
+    assert page.locator(".row").last.bounding_box()["height"] < 40
+    console.call("kill_process", {"id": id})
