@@ -9,7 +9,9 @@ def prefers_strict(header: str | None) -> bool:
 
     :param header: all values of ``Prefer``, joined by commas; or None.
     """
-    for preference in (header or "").split(","):
+    if header is None:
+        return False
+    for preference in header.split(","):
         name, _, value = preference.partition(";")[0].partition("=")
         if name.strip().lower() == "handling":
             return value.strip().strip('"').lower() == "strict"
