@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -78,6 +79,25 @@ async def test_the_wall_clock_is_set_back(shifted: Api, shift: Path) -> None:
     set_shift(shift, -TWO_HOURS)
     assert (await shifted.run("sleep 300", timeout=0.5))["timed_out"]
     assert (await shifted.post(f"/processes/{id}/wait", {"timeout": 10})).json()["timed_out"]
+
+
+def test_the_watchdog_is_fed_though_the_wall_clock_is_set_back(
+    start_daemon: Callable[..., Daemon], shift: Path, tmp_path: Path
+) -> None:
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(10)
+        start_daemon(
+            via=(sys.executable, "-c", SHIFTED),
+            CLOCK_SHIFT=str(shift),
+            NOTIFY_SOCKET=address,
+            WATCHDOG_USEC="200000",
+        )
+        set_shift(shift, -TWO_HOURS)
+        for _ in range(20):  # more than can have been on their way
+            while manager.recv(4096) != b"WATCHDOG=1":
+                pass
 
 
 async def test_timestamps_are_of_the_wall_clock(shifted: Api, shift: Path) -> None:
