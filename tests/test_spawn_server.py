@@ -7,6 +7,7 @@ import resource
 import signal
 from collections.abc import Callable
 from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -290,3 +291,28 @@ async def test_a_daemon_that_is_not_root_starts_commands_of_every_kind(
     ]
     await gone(await pids_in(tmp_path / "pid"))
     assert (await api.get("/ready")).status == 200
+
+
+async def test_spawn_servers_for_which_there_is_no_descriptor_are_not_left(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon()
+    client = HTTPConnection("127.0.0.1", daemon.port, timeout=10)
+    # Routes with parameters are imported now, not when there is no descriptor for that.
+    client.request("GET", "/processes/none", headers={"Authorization": f"Bearer {daemon.secret}"})
+    client.getresponse().read()
+    before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    lowest = max(map(int, os.listdir(f"/proc/{daemon.pid}/fd"))) - 8
+    for limit in range(lowest, lowest + 16):  # the descriptors last until a later step each time
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+        for pid in daemon.spawn_servers():
+            os.kill(pid, signal.SIGKILL)
+        client.request("POST", "/run", b'{"cmd":"true"}', {"Authorization": f"Bearer {daemon.secret}"})
+        response = client.getresponse()
+        assert response.status in (200, 500, 503)
+        assert "internal error" not in response.read().decode()
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
+    await until(lambda: len(daemon.spawn_servers()) == SPAWN_SERVERS, 5)
+    await until(lambda: not any(file.endswith("of -1") for file in daemon.open_files()), 5)
+    assert (await Api(daemon.url, daemon.secret).run("echo on"))["stdout"] == "on\n"
+    client.close()
+    assert daemon.stop() == 0
+    assert "Traceback" not in daemon.log.read_text()

@@ -131,8 +131,9 @@ class ProcessTable(Service):
     ) -> None:
         self._reactor = reactor
         self._environment = environment = Environment(environ)
-        self._trees = Trees(reactor, threads, lambda: self._spawn_client.pids)
         self._reaper = Reaper()
+        reap_now = self._reaper.reap if reap else lambda: None
+        self._trees = Trees(reactor, threads, lambda: self._spawn_client.pids, reap_now)
         self._spawn_client = SpawnClient(reactor, turns, self._trees.marks.base, self._adopt, self._trees.end)
         self._spawner = Spawner(reactor, turns, self._spawn_client, environment, open_directory)
         self._max_live = max_live

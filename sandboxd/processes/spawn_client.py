@@ -34,6 +34,7 @@ from sandboxd.processes.spawn_messages import (
     FORKED,
     INLINE,
     MAX_OUTPUT,
+    NAME,
     RECEIVE_FLAGS,
     SIGNAL,
     START,
@@ -155,6 +156,7 @@ class SpawnClient:
         self._killed: list[_Server] = []
         self._running = False
         self._last = 0
+        self._strays_possible = False
 
     def start(self) -> None:
         """
@@ -184,11 +186,27 @@ class SpawnClient:
         now = self.reactor.seconds()
         for server in list(self._servers):
             server.check(now)
+        if self._strays_possible:
+            self._strays_possible = False
+            self._kill_strays()
         if self._running:
             try:
                 self.start()
             except OSError as error:
                 self._log.error("no spawn server can be started: {error}", error=error)
+
+    def _kill_strays(self) -> None:
+        """
+        Kill children of this process that are spawn servers, or forks of one, but that it does not use.
+
+        One exits by itself when its socket is closed, unless a command has stopped it. If its parent has died before it
+        had reported the fork, nothing else is known of it.
+        """
+        with suppress(OSError):
+            for thread in os.listdir("/proc/self/task"):
+                for pid in map(int, Path(f"/proc/self/task/{thread}/children").read_text().split()):
+                    if pid not in self.pids and Path(f"/proc/{pid}/comm").read_bytes().rstrip() == NAME:
+                        os.kill(pid, signal.SIGKILL)  # it is not reaped meanwhile, so the pid is its own
 
     @property
     def pids(self) -> frozenset[int]:
@@ -283,6 +301,7 @@ class SpawnClient:
         launch.server = None
         error = OSError(errno.EIO, "the process that starts commands has died")
         if isinstance(launch.child, _ForkListener):
+            self._strays_possible = True
             launch.child.failed(error, AT_START)
         else:
             self._end_tree(launch.mark).addBoth(lambda _: launch.child.failed(error, AT_START))
@@ -298,10 +317,14 @@ class _ForkListener:
     def __init__(self, client: SpawnClient, server: _Server) -> None:
         self._client = client
         self._server = server
+        self.launch: _Launch | None = None
 
     def started(self, pid: int, output: list[int]) -> None:
-        """Use the new spawn server."""
-        self._server.forked(pid)
+        """Use the new spawn server, or kill it if it has been replaced meanwhile or cannot be watched."""
+        if not self._server.forked(pid):
+            self._client.server_exited(self._server, "it cannot be watched")
+            if self.launch is not None:
+                self.launch.signal(signal.SIGKILL)
 
     def done(self, pid: int, status: int, stdout: bytes, stderr: bytes) -> None:
         """Do nothing: its output is not collected."""
@@ -354,9 +377,11 @@ class _Server:
                 self._execute(self._theirs.fileno())
             else:
                 number = client.next_number()
-                parent.starting[number] = launch = _Launch(number, _ForkListener(client, self), 0)
+                fd = os.dup(self._theirs.fileno())
+                listener = _ForkListener(client, self)
+                parent.starting[number] = listener.launch = launch = _Launch(number, listener, 0)
                 launch.server = parent
-                parent.send(pack_request(FORK, number), [os.dup(self._theirs.fileno())], answer=True)
+                parent.send(pack_request(FORK, number), [fd], answer=True)
         except OSError:
             self._socket.close()
             self._theirs.close()
@@ -374,19 +399,26 @@ class _Server:
             start_new_session=True,
         )
         popen.returncode = 0  # reaped by the Reaper, not by subprocess
-        self.forked(popen.pid)
+        if not self.forked(popen.pid):
+            os.kill(popen.pid, signal.SIGKILL)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    def forked(self, pid: int) -> None:
-        """Watch the process that serves this socket."""
+    def forked(self, pid: int) -> bool:
+        """Watch the process that serves this socket; return False if it cannot be watched, or has been replaced."""
         if self._socket.fileno() < 0:
-            return
+            return False
         try:
-            self._pidfd = os.pidfd_open(pid)
+            pidfd = os.pidfd_open(pid)
         except OSError:  # it has exited, or there is no descriptor
-            self._client.server_exited(self, "it cannot be watched")
-            return
-        self.pid = pid
-        ExitWatch(self._reactor, os.dup(self._pidfd), self._exited)
+            return False
+        try:
+            watched = os.dup(pidfd)
+        except OSError:
+            os.close(pidfd)
+            return False
+        self.pid, self._pidfd = pid, pidfd
+        ExitWatch(self._reactor, watched, self._exited)
+        return True
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -16,6 +16,9 @@ import socket
 from collections.abc import Mapping, Sequence
 from struct import Struct, error, pack, unpack_from
 
+#: The name of this process and of a child that has not executed its program yet (proc(5), ``/proc/pid/comm``).
+NAME = b"sandboxd-spawn"
+
 #: Kinds of requests: start a child, likewise with the payload in a memfd, signal a child, fork another server.
 START, START_LONG, SIGNAL, FORK = range(4)
 

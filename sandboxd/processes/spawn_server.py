@@ -49,6 +49,7 @@ from sandboxd.processes.spawn_messages import (
     FORKED,
     INLINE,
     MAX_OUTPUT,
+    NAME,
     RECEIVE_FLAGS,
     SIGNAL,
     START,
@@ -88,10 +89,6 @@ OOM_SCORE_MAX = 1000
 
 #: Signals that this process ignores: those that end the daemon, which it has to outlive, and those of failed writes.
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)
-
-#: The name of this process and of a child that has not executed its program yet (proc(5), ``/proc/pid/comm``).
-NAME = b"sandboxd-spawn"
-
 #: Seconds that the daemon may take to exit after it has closed its sockets.
 _DAEMON_EXIT = 10.0
 

@@ -61,15 +61,23 @@ class Trees:
 
     :param threads: calls a blocking function in a thread.
     :param spared: returns the pids that a walk skips, beside this process's own.
+    :param reap: reaps the orphans that have ended: until then they count against limits of processes.
     """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, threads: ThreadPool, spared: Callable[[], frozenset[int]]) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        threads: ThreadPool,
+        spared: Callable[[], frozenset[int]],
+        reap: Callable[[], None] = lambda: None,
+    ) -> None:
         self.marks = Marks()
         self._clock = clock
         self._threads = threads
         self._spared = spared
+        self._reap = reap
         self._ending: dict[int, _EndingTree] = {}
         self._sweeping = False
         self._reserve = _Reserve()
@@ -177,6 +185,7 @@ class Trees:
                         waiter.errback(error)
             await self._pause()
             return
+        self._reap()
         for mark in send:
             survivors = _survivors(found.get(mark))
             tree = self._ending[mark]
