@@ -63,10 +63,11 @@ export function confirm(text, action = "OK") {
 
 /** Show a message for a while. `kind`: "info" or "error", which stays longer. */
 export function toast(text, kind = "info") {
+  const shown = document.getElementById("toasts");
+  for (const same of [...shown.children]) if (same.firstChild.textContent === text) same.remove();
   const end = () => element.remove();
   const element = h("div", { class: `toast ${kind}` }, h("span", {}, text),
     h("button", { class: "quiet", "aria-label": "Dismiss", onclick: end }, "✕"));
-  const shown = document.getElementById("toasts");
   shown.append(element);
   while (shown.children.length > 4) shown.firstChild.remove();
   let timer = setTimeout(end, kind === "error" ? 12_000 : 5000);
