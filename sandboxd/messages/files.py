@@ -16,7 +16,7 @@ class WriteFileRequest(PathRequest):
 
 
 class ReadFileRequest(PathRequest):
-    """Body of ``/read_file``. With ``offset`` or ``limit`` lines are read, and the reply is :class:`Lines`."""
+    """Body of ``/read_file``. With ``offset`` or ``limit`` lines are read, and the reply is `Lines`."""
 
     offset: Annotated[int, Meta(ge=1, le=1 << 62, description="Number of the first line, from 1.")] | None = None
     limit: Annotated[int, Meta(ge=0, le=1 << 62, description="How many lines; all if it is not given.")] | None = None
