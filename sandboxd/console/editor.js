@@ -45,7 +45,7 @@ export class Editor {
     this.before = "";
     this.area = h("textarea", {
       class: "editor-text", "aria-label": `Text of ${path}`, spellcheck: "false", autocapitalize: "off", autocomplete: "off", wrap: "off",
-      oninput: () => this.changed(), onkeydown: (event) => this.key(event),
+      oninput: () => { this.note.textContent = ""; this.changed(); }, onkeydown: (event) => this.key(event),
     });
     this.note = h("span", { class: "files-facts", role: "status" });
     this.saving = button("Save", () => this.save(), { disabled: true, title: "Ctrl+S" });

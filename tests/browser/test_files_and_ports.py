@@ -185,16 +185,13 @@ def test_an_upload_that_was_broken_off_goes_on_when_the_file_is_given_again(
     source.write_bytes(os.urandom(1 << 20) * 60)
     page = visit(address(there), through=proxy.url)
     page.on("dialog", lambda dialog: dialog.accept())  # of a page with an upload that is left
-    parts: list[Any] = []
-
-    def hold_the_fifth(route: Any) -> None:
-        parts.append(route)
-        if len(parts) != 5:
-            route.continue_()
-
-    page.route("**/files?*offset=*", hold_the_fifth)
+    expect(page.get_by_text("This directory is empty")).to_be_visible()
+    proxy.cut()
+    proxy.cuts = [10 << 20] * 3 + [1] * 1000
     page.locator("input[type=file]").set_input_files(source)
-    expect(page.locator(".files-transfers")).to_contain_text("53 % of")
+    expect(page.locator(".files-transfers")).to_contain_text("waiting for the connection")
+    expect(page.locator(".files-transfers")).to_contain_text(re.compile(r"[1-9]\d? % of"))
+    proxy.cuts = []
     page.reload()
     expect(page.get_by_role("link", name=".part")).to_be_visible()
     page.locator("input[type=file]").set_input_files(source)
