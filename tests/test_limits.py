@@ -562,6 +562,7 @@ async def test_the_status_in_full(tight: Api, gate: Gate) -> None:
         "longest_stall": float,
         "idle": float,
         "marks": str,
+        "root": type(None),
     }
     assert (status["version"], status["executions"], status["streams"]) == (__version__, 0, 0)
     assert 0 <= status["longest_stall"] <= status["uptime"]

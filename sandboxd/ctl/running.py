@@ -128,14 +128,19 @@ class Interrupts:
             self._sandbox.kill(id, name, grace=GRACE)
 
 
-def feed(sandbox: Sandbox, id: str) -> None:
-    """Copy standard input to that of a command, until either ends."""
+def feed(sandbox: Sandbox, id: str, ended: threading.Event) -> None:
+    """Copy standard input to that of a command, until either ends; ``ended`` is set when the command has."""
     from sandboxd.client import SandboxError
 
-    with suppress(SandboxError):  # nobody reads it any more
+    try:
         while data := os.read(0, 65536):
             sandbox.write_stdin(id, data)
         sandbox.write_stdin(id, close=True)
+    except SandboxError:
+        pass  # nobody reads it any more
+    except Exception:
+        if not ended.is_set():  # else the client is being closed under this thread
+            raise
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -162,11 +167,12 @@ def run(
 
     sandbox = session.sandbox
     interrupts = Interrupts(sandbox)
+    ended = threading.Event()
 
     def started(id: str) -> None:
         interrupts.started(id)
         if interactive:
-            threading.Thread(target=feed, args=(sandbox, id), daemon=True).start()
+            threading.Thread(target=feed, args=(sandbox, id, ended), daemon=True).start()
 
     given = options(env, cwd, timeout, user)
     given["flush_after"] = FLUSH
@@ -177,6 +183,7 @@ def run(
                 fail(f"{output.dropped} lines were lost while the connection was broken")
             else:
                 write_text(output.text, error=output.stream == "stderr")
+        ended.set()
     assert stream.result is not None
     raise click.exceptions.Exit(exit_code(stream.result))
 

@@ -160,15 +160,16 @@ def test_progress_is_shown_on_a_terminal(
 ) -> None:
     local = tmp_path / "local"
     with local.open("wb") as file:
-        file.truncate(300 * MIB)
-    child = terminal("cp", str(local), f":{there}/up")
+        file.truncate(600 * MIB)
+    # The proxy is slow enough for several updates.
+    child = terminal("cp", str(local), f":{there}/up", env={"SANDBOX_URL": proxy.url})
     child.expect(r"[0-9.]+/[0-9.]+ [MG]iB")
     child.expect(r"iB/s|MB/s")
     child.expect(r"\d:\d\d:\d\d")  # the time that remains
     child.expect(pexpect.EOF)
     child.wait()
     assert child.exitstatus == 0
-    assert (there / "up").stat().st_size == 300 * MIB
+    assert (there / "up").stat().st_size == 600 * MIB
     assert ctl("cp", f":{there}/up", str(tmp_path / "down")).stderr == ""
 
 
