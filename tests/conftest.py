@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ from tests.daemon import Daemon
 
 #: Seconds after which a coroutine test fails.
 DEADLINE = float(os.environ.get("TEST_DEADLINE", "60"))
+
+# A run in a script's background ignores SIGINT, as would all that the tests start and send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: ``make fuzz``: many more examples than each run of the suite has time for.
 settings.register_profile("fuzz", max_examples=5000, deadline=None, print_blob=True)

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -557,8 +558,12 @@ async def test_a_pattern_that_never_ends_is_ended(api: Api, daemon: Daemon, tmp_
     children = Path(f"/proc/{daemon.pid}/task")
 
     def greps() -> int:
-        pids = [pid for task in children.iterdir() for pid in (task / "children").read_text().split()]
-        return sum(b"sandboxd.files.grep" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+        found = 0
+        for task in children.iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):  # a thread or a process that has just ended
+                for pid in (task / "children").read_text().split():
+                    found += b"sandboxd.files.grep" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return found
 
     searching = [post(api, "grep", path=tmp_path, pattern="(a+)+b", timeout=2.5) for _ in range(3)]
     waiting = gatherResults([within(20, one) for one in searching])
