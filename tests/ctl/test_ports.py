@@ -42,6 +42,7 @@ def test_ports(ctl: Ctl, server: tuple[str, int]) -> None:
 
 
 def test_bind(ctl: Ctl) -> None:
+    ctl("bind", "--none")  # other tests share the daemon
     assert "forwards nothing" in ctl("bind").stdout
     assert "forwards to 8123" in ctl("bind", "8123").stdout
     assert "forwards to 8123" in ctl("bind", "8123").stdout
