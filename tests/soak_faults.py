@@ -152,7 +152,8 @@ class Faults:
 
     async def _no_processes(self) -> None:
         """A command takes all processes, and a spawn server dies meanwhile."""
-        body = {"cmd": "while sleep 300 & do :; done; sleep 300"}
+        # The inner shell ends when it cannot fork; the execution does not, so the daemon does not forget it meanwhile.
+        body = {"cmd": "(while sleep 300 & do :; done); exec sleep 300"}
         while (started := await self._client.call("POST", "/start_process", body)).status == 503:  # not one to be had
             await asyncio.sleep(0.05)
         assert started.status == 201, started
