@@ -291,8 +291,12 @@ def _exit(service: Sandboxd) -> None:
     """
     Exit with the service's code, which ``twistd`` has no way to pass on.
 
-    Runs as the last of what is done at the exit, since it was registered before the rest.
+    Runs as the last of what is done at the exit, since it was registered before the rest. What asks the daemon to end
+    is ignored from here on: Python sets the default action back while it finalizes, and a second SIGTERM would then
+    turn an orderly exit into a death by signal.
     """
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
     if service.exit_code:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):

@@ -243,6 +243,15 @@ def test_an_idle_daemon_ends_with_0_at_once(start_daemon: Callable[..., Daemon])
     assert start_daemon().stop(patience=5) == 0
 
 
+def test_it_ends_in_order_though_it_is_asked_to_again_until_it_is_gone(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon()
+    deadline = time.monotonic() + 15
+    while alive(daemon.pid) and time.monotonic() < deadline:
+        os.kill(daemon.pid, signal.SIGTERM)
+        time.sleep(0.0005)  # between two signals, not for something
+    assert daemon.stop() == 0
+
+
 def test_ctrl_c_ends_it_in_order(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon()
     assert daemon.stop(signal.SIGINT, patience=5) in (0, -signal.SIGINT)
