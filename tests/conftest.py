@@ -31,9 +31,10 @@ settings.register_profile("fuzz", max_examples=5000, deadline=None, print_blob=T
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow, beside the tests that say so themselves, those that start daemons of their own."""
+    """Mark as slow, beside the tests that say so themselves, those that start daemons or ``sandboxctl``."""
+    ctl = Path(__file__).with_name("ctl")
     for item in items:
-        if "start_daemon" in getattr(item, "fixturenames", ()):
+        if "start_daemon" in getattr(item, "fixturenames", ()) or ctl in item.path.parents:
             item.add_marker("slow")
 
 

@@ -154,6 +154,7 @@ async def test_ten_thousand_files_go_out_and_in(api: Api, big: Path, memory: Pat
 
 
 @pytest.mark.parametrize("format", ["tar", "tar.gz", "tar.zst"])
+@pytest.mark.slow
 async def test_tar_reads_what_is_sent_and_its_archives_are_read(
     api: Api, daemon: Daemon, tmp_path: Path, format: str
 ) -> None:
@@ -403,6 +404,7 @@ async def test_an_evil_archive_is_answered_clearly(api: Api, tmp_path: Path) -> 
     assert reply.json() == {"error": f"unpack l/f: {why}", "entries": 1, "bytes": 0}
 
 
+@pytest.mark.slow
 async def test_links_swapped_in_a_race_never_lead_out(api: Api, tmp_path: Path) -> None:
     outside, target = tmp_path / "outside", tmp_path / "target"
     outside.mkdir()
@@ -514,6 +516,7 @@ async def test_what_is_broken_is_told_and_leaves_no_litter(api: Api, tmp_path: P
     assert litter(tmp_path) == []
 
 
+@pytest.mark.slow
 async def test_a_header_that_claims_much_takes_no_memory(api: Api, daemon: Daemon, tmp_path: Path) -> None:
     info = tarfile.TarInfo("f")
     info.type, info.size = tarfile.XHDTYPE, 4 << 30
@@ -773,6 +776,7 @@ async def test_directories_that_take_too_much_memory_are_refused(api: Api, tmp_p
     assert "names of the archive's directories" in response.json()["error"]
 
 
+@pytest.mark.slow
 def test_a_little_that_becomes_much_is_unpacked_in_steps(tmp_path: Path) -> None:
     size = 3 * STEP
     packed = zstd.compress(tar(member("f", bytes(size))))

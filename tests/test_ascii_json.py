@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ AROUND_THE_BORDER = st.builds(
 
 @settings(deadline=None)
 @given(VALUES)
+@pytest.mark.slow
 def test_any_value_becomes_ascii_json_on_one_line(value: object) -> None:
     encoded = dumps(value)
     assert encoded.isascii()

@@ -340,6 +340,7 @@ def test_after_and_tail_choose_where_it_begins(daemon: Daemon) -> None:
             assert client.output[1].split()[:1] == ([first.encode()] if first else [])
 
 
+@pytest.mark.slow
 def test_64_mb_both_ways_are_byte_complete(daemon: Daemon) -> None:
     blob = os.urandom(64 * MIB)
     expected = hashlib.sha256(blob).hexdigest()
@@ -400,6 +401,7 @@ def test_a_malformed_message_closes_with_1003(daemon: Daemon, shell: str, messag
     assert described(daemon, shell)["status"] == "running"
 
 
+@pytest.mark.slow
 def test_a_stalled_client_does_not_hold_up_another(daemon: Daemon) -> None:
     id = start(daemon, "read x; seq 1 1000000; echo done", tty=True)
     with Attached(daemon, id, max_queue=1) as stalled, Attached(daemon, id, "?events=true") as quick:
@@ -454,6 +456,7 @@ def test_reattaching_replays_what_is_kept_and_tells_the_gap(daemon: Daemon) -> N
     kill(daemon, id)
 
 
+@pytest.mark.slow
 def test_a_client_that_comes_back_gets_what_it_has_missed_to_the_byte(daemon: Daemon) -> None:
     id = start(
         daemon, "stty -echo -onlcr; printf 'one\\ntw'; read x; printf 'o\\nthree'; read x; seq 50000; read x", tty=True

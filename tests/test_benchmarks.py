@@ -62,6 +62,7 @@ def test_rows_are_measured_beside_their_limits_and_a_peer(daemon: Daemon, tmp_pa
     ]
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_is_told(daemon: Daemon) -> None:
     secret = f"not-{daemon.secret}"
     done = benchmarks("--quick", "--only", "health", "run-8", "--url", daemon.url, "--secret", secret)
@@ -78,6 +79,7 @@ def test_a_server_that_does_not_start_is_told() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: only root sees the memory of a daemon")
+@pytest.mark.slow
 def test_a_fleet_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "SETTLED", 0.05)
     found = fleet.measure(2, 0.1)

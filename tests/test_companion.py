@@ -34,6 +34,7 @@ def run(folder: Path, *command: str, stdin: str = "", **environ: str) -> subproc
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("kill -TERM $$", 128 + 15)])
+@pytest.mark.slow
 def test_its_exit_code_becomes_the_daemons(tmp_path: Path, script: str, code: int) -> None:
     ended = run(tmp_path, "sh", "-c", script)
     assert ended.returncode == code
@@ -44,6 +45,7 @@ def test_its_exit_code_becomes_the_daemons(tmp_path: Path, script: str, code: in
 @pytest.mark.parametrize(
     ("command", "code", "why"), [("no-such-program", 127, "No such file"), ("/etc", 126, "denied")]
 )
+@pytest.mark.slow
 def test_one_that_cannot_be_run_ends_the_daemon_as_a_shell_would(
     tmp_path: Path, command: str, code: int, why: str
 ) -> None:
@@ -54,6 +56,7 @@ def test_one_that_cannot_be_run_ends_the_daemon_as_a_shell_would(
     assert "Traceback" not in ended.stdout
 
 
+@pytest.mark.slow
 async def test_its_exit_code_does_not_depend_on_what_it_leaves_behind(tmp_path: Path) -> None:
     file = tmp_path / "pids"
     child = f"setsid sh -c 'echo $$ >> {file}; exec sleep 300' &"
@@ -65,6 +68,7 @@ async def test_its_exit_code_does_not_depend_on_what_it_leaves_behind(tmp_path: 
 # What it gets
 
 
+@pytest.mark.slow
 def test_its_arguments_output_input_and_environment_are_passed_through(tmp_path: Path) -> None:
     script = 'cat; echo "$1" >&2; pwd; env; ls -l /proc/self/fd | grep -c "[0-9] ->"'
     ended = run(tmp_path, "sh", "-c", script, "sh", "--a  b", stdin="from stdin\n", KEPT="kept", NOTIFY_SOCKET="/nope")
@@ -169,6 +173,7 @@ async def test_if_the_daemon_is_killed_nothing_of_it_is_left(
 # In the background
 
 
+@pytest.mark.slow
 def test_daemonised_its_end_is_the_daemons_too(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)

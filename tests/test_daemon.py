@@ -115,6 +115,7 @@ def test_a_log_file_is_rotated_a_bounded_number_of_times(tmp_path: Path, monkeyp
 
 
 @needs_root
+@pytest.mark.slow
 def test_without_proc_it_says_so(tmp_path: Path) -> None:
     hide = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh")
     with pytest.raises(AssertionError, match="twistd sandboxd: /proc has to be mounted") as failed:
@@ -148,6 +149,7 @@ def test_a_bad_value_is_told_in_one_line(tmp_path: Path, environ: dict[str, Any]
 
 
 @pytest.mark.parametrize("options", [["--port=x"], ["--no-such-option"], ["--port"], ["surplus"]], ids=str)
+@pytest.mark.slow
 def test_a_bad_option_is_told_in_one_line(tmp_path: Path, options: list[str]) -> None:
     assert_refused(twistd(tmp_path, *AS_DAEMON, "sandboxd", *options, SANDBOX_SECRET=SECRET))
     assert os.listdir(tmp_path) == []
@@ -155,6 +157,7 @@ def test_a_bad_option_is_told_in_one_line(tmp_path: Path, options: list[str]) ->
 
 @BOTH
 @pytest.mark.parametrize("variable", ["PORT", "PROXY_PORT"])
+@pytest.mark.slow
 def test_a_port_in_use_is_told_in_one_line(tmp_path: Path, mode: tuple[str, ...], variable: str) -> None:
     environ: dict[str, Any]
     with socket.create_server(("", 0)) as taken:
@@ -174,6 +177,7 @@ async def test_options_win_over_the_environment(start_daemon: Callable[..., Daem
     assert (await Api(daemon.url, "from-the-option").get("/port_status")).status == 200
 
 
+@pytest.mark.slow
 async def test_log_level_error_is_silent_from_start_to_end(tmp_path: Path) -> None:
     # There is no word in the log to wait for, so the port must be known before.
     with socket.create_server(("", 0)) as free:
@@ -320,6 +324,7 @@ async def test_a_client_that_never_reads_does_not_hold_up_the_end(start_daemon: 
 # In the background
 
 
+@pytest.mark.slow
 async def test_daemonised_it_serves_and_notices_how_commands_end(daemonise: Callable[..., Daemonised]) -> None:
     daemon = daemonise()
     api = await daemon.when_ready()
@@ -337,6 +342,7 @@ async def test_daemonised_it_serves_and_notices_how_commands_end(daemonise: Call
 
 
 @pytest.mark.parametrize("umask", [0o027, 0o002], ids=oct)
+@pytest.mark.slow
 async def test_daemonised_commands_and_files_have_the_umask_of_the_starter(
     daemonise: Callable[..., Daemonised], tmp_path: Path, umask: int
 ) -> None:

@@ -41,6 +41,7 @@ def test_the_secret_is_private() -> None:
 
 
 @given(VARIABLES, VARIABLES)
+@pytest.mark.slow
 def test_what_the_caller_gives_wins(environ: dict[str, str], extra: dict[str, str]) -> None:
     child = merged(environ, extra)
     assert {name: child[name] for name in extra} == extra

@@ -363,6 +363,7 @@ async def test_stdin_stays_open_unless_it_is_to_be_closed(api: Api, query: str) 
     await kill(api, id)
 
 
+@pytest.mark.slow
 async def test_megabytes_wait_for_a_child_that_reads_nothing_and_hold_nobody_up(
     api: Api, tmp_path: Path, gate: Gate
 ) -> None:
@@ -379,6 +380,7 @@ async def test_megabytes_wait_for_a_child_that_reads_nothing_and_hold_nobody_up(
     assert file.read_bytes() == data
 
 
+@pytest.mark.slow
 async def test_what_is_sent_in_turn_arrives_in_turn(api: Api, tmp_path: Path, gate: Gate) -> None:
     file = tmp_path / "file"
     id = await api.start(f"{gate.wait}; cat > {file}", stdin=True)
@@ -392,6 +394,7 @@ async def test_what_is_sent_in_turn_arrives_in_turn(api: Api, tmp_path: Path, ga
     assert file.read_bytes() == b"a" * LARGE + b"b" * LARGE
 
 
+@pytest.mark.slow
 async def test_the_end_of_the_process_ends_a_post_that_waits(api: Api, gate: Gate) -> None:
     id = await api.start(f"{gate.wait}; exit 3", stdin=True)
     fed = feed(api, id, b"x" * LARGE)
@@ -404,6 +407,7 @@ async def test_the_end_of_the_process_ends_a_post_that_waits(api: Api, gate: Gat
     assert (await within(10, wait(api, id)))["exit_code"] == 3
 
 
+@pytest.mark.slow
 async def test_a_client_that_stops_waiting_for_its_post_does_no_harm(api: Api, gate: Gate) -> None:
     id = await api.start(f"{gate.wait}; head -c 5 > /dev/null; echo read", stdin=True)
     call = api.request("POST", f"/processes/{id}/stdin", b"x" * LARGE)
@@ -523,6 +527,7 @@ async def test_waiting_ends_with_the_process(api: Api, gate: Gate, fields: dict[
 
 
 @pytest.mark.parametrize("timeout", [0, 0.3])
+@pytest.mark.slow
 async def test_waiting_ends_at_its_deadline(api: Api, timeout: float) -> None:
     id = await api.start("sleep 300")
     began = time.monotonic()
@@ -559,6 +564,7 @@ async def test_a_detached_command_outlives_its_client(api: Api, gate: Gate) -> N
     assert await lines(api, id_of(stream)) == ["before", "after"]
 
 
+@pytest.mark.slow
 async def test_a_detached_command_whose_client_stopped_reading_outlives_it(api: Api) -> None:
     stream = await api.stream("seq 2000000", detach=True)
     stream.pause()

@@ -290,6 +290,7 @@ async def test_move_to_another_file_system(api: Api, tree: Path, tmp_path: Path)
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.slow
 async def test_copy_keeps_what_cp_a_keeps(api: Api, tree: Path, tmp_path: Path) -> None:
     (tree / "src/a.py").chmod(0o751)
     os.utime(tree / "src/a.py", ns=(1, 1_600_000_000_123_456_789))
@@ -779,6 +780,7 @@ async def test_an_edit_keeps_the_line_ends_of_the_file(
     assert path.read_bytes() == expected
 
 
+@pytest.mark.slow
 async def test_edits_that_double_a_file_end_at_its_limit(api: Api, daemon: Daemon, tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"a" * 1024)
@@ -837,6 +839,7 @@ async def test_context_at_both_ends_of_a_file(api: Api, tmp_path: Path) -> None:
     assert around == [("a", [], ["b", ""]), ("b", ["a"], ["", "c"]), ("c", ["b", ""], [])]
 
 
+@pytest.mark.slow
 async def test_a_tree_of_1500_levels(api: Api, tmp_path: Path) -> None:
     deep, depth = tmp_path / "deep", 1500
     deep.mkdir()

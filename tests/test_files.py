@@ -211,6 +211,7 @@ async def test_lines_are_found_wherever_the_pieces_of_a_file_end(
     assert (reply["offset"], reply["lines"], reply["total_lines"]) == (offset, len(wanted), 200_000)
 
 
+@pytest.mark.slow
 async def test_lines_of_a_file_of_any_size_are_read(api: Api, tmp_path: Path) -> None:
     with (tmp_path / "f").open("wb") as file:
         file.write(b"first\n")

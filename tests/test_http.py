@@ -394,6 +394,7 @@ def test_413_for_a_chunked_body_comes_as_soon_as_it_is_over_the_limit(connection
 @pytest.mark.parametrize(
     ("route", "limit"), [("write_file", Settings.max_body), ("unbind_port", SMALL_BODY), ("files/edit", LARGE)]
 )
+@pytest.mark.slow
 def test_a_body_at_the_limit_is_read(connection: Connection, route: str, limit: int) -> None:
     # In turn: content for /dev/null, an unknown field, an edit of what is no file.
     start, end = b'{"path":"/dev/null","edits":[{"old":"x","new":"y"}],"content":"', b'"}'
@@ -502,6 +503,7 @@ async def test_health_ignores_a_wrong_token(daemon: Daemon) -> None:
     assert (await Api(daemon.url, "wrong").get("/health")).status == 200
 
 
+@pytest.mark.slow
 async def test_health_answers_within_50_ms_while_the_daemon_streams(daemon: Daemon, connection: Connection) -> None:
     drain = (
         "import socket, sys\n"

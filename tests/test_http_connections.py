@@ -101,6 +101,7 @@ def test_requests_behind_one_that_takes_time_are_not_read_without_bound(sock: so
     assert daemon.memory() - before < 8 * MIB
 
 
+@pytest.mark.slow
 def test_answers_that_nobody_reads_stop_the_reading_of_requests(sock: socket.socket, daemon: Daemon) -> None:
     before = daemon.memory()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

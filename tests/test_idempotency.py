@@ -256,6 +256,7 @@ async def test_a_large_answer_comes_again_whole(api: Api, counted: Counted, key:
     assert counted.count == 1
 
 
+@pytest.mark.slow
 async def test_run_goes_on_when_its_client_hangs_up_and_the_retry_gets_the_answer(
     api: Api, daemon: Daemon, counted: Counted, key: dict[str, str], gate: Gate
 ) -> None:
@@ -273,6 +274,7 @@ async def test_run_goes_on_when_its_client_hangs_up_and_the_retry_gets_the_answe
     assert counted.count == 1
 
 
+@pytest.mark.slow
 async def test_run_that_ended_after_its_client_hung_up_is_answered_later(
     api: Api, daemon: Daemon, counted: Counted, key: dict[str, str], gate: Gate, tmp_path: Path
 ) -> None:
@@ -305,6 +307,7 @@ async def test_a_stream_is_joined_and_replayed(api: Api, counted: Counted, key: 
     assert counted.count == 1
 
 
+@pytest.mark.slow
 async def test_a_stream_whose_client_hung_up_goes_on_and_is_resumed(
     api: Api, daemon: Daemon, counted: Counted, key: dict[str, str], gate: Gate
 ) -> None:

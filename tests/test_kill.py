@@ -209,6 +209,7 @@ async def test_what_may_not_be_signalled_is_named(powerless: Daemon, foreign: tu
     assert (await details(api, id))["survivors"] == []
 
 
+@pytest.mark.slow
 async def test_what_a_command_has_left_is_named_and_can_be_ended(api: Api, tmp_path: Path) -> None:
     trap = f'trap "echo > {tmp_path}/got" USR1'
     cmd = f"setsid sh -c '{trap}; echo $$ > {tmp_path}/pid; while :; do sleep 0.1; done' &"

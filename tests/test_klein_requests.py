@@ -208,6 +208,7 @@ async def test_a_disconnect_fires_the_deferred_of_whoever_asked() -> None:
         assert await gone in ("ConnectionDone", "ConnectionLost")
 
 
+@pytest.mark.slow
 async def test_a_request_that_has_been_answered_holds_no_body() -> None:
     async with serving() as (_, api):
         gc.collect()

@@ -77,6 +77,7 @@ async def lines(api: Api, id: str) -> list[str]:
 # Silence
 
 
+@pytest.mark.slow
 async def test_silence_for_idle_timeout_kills_the_whole_tree(api: Api, tmp_path: Path) -> None:
     cmd, file = hard_to_end(tmp_path)
     began = time.monotonic()
@@ -99,6 +100,7 @@ async def test_output_keeps_a_command_alive(api: Api, stream: str) -> None:
 
 
 @pytest.mark.parametrize("idle_timeout", [0, None])
+@pytest.mark.slow
 async def test_no_idle_timeout(api: Api, idle_timeout: int | None) -> None:
     assert await api.run("sleep 0.3", idle_timeout=idle_timeout) == {"stdout": "", "stderr": "", "code": 0}
 
@@ -107,11 +109,13 @@ async def test_no_idle_timeout(api: Api, idle_timeout: int | None) -> None:
     ("timeout", "idle_timeout", "told"),
     [(0.3, 20, "timed_out"), (20, 0.3, "idle_timed_out"), (0, 0.3, "idle_timed_out")],
 )
+@pytest.mark.slow
 async def test_the_timeout_that_comes_first_is_told(api: Api, timeout: float, idle_timeout: float, told: str) -> None:
     reply = await within(5, api.run("sleep 300", timeout=timeout, idle_timeout=idle_timeout))
     assert reply == {"stdout": "", "stderr": "", **KILLED, told: True}
 
 
+@pytest.mark.slow
 async def test_output_does_not_put_off_the_other_timeout(api: Api) -> None:
     reply = await within(5, api.run("while :; do echo .; sleep 0.05; done", timeout=1.2, idle_timeout=1))
     assert {**reply, "stdout": ""} == {"stdout": "", "stderr": "", **KILLED, "timed_out": True}
@@ -283,6 +287,7 @@ async def test_a_limited_command_gets_its_stdin(api: Api, tmp_path: Path) -> Non
     assert file.read_bytes() == data
 
 
+@pytest.mark.slow
 async def test_the_end_of_a_limited_command_is_told_as_ever(api: Api) -> None:
     limits = {"nofile": 100}
     assert (await api.run("exit 255", limits=limits))["code"] == 255
@@ -401,6 +406,7 @@ def assert_refused(response: Response, *words: str) -> None:
         assert word in response.json()["error"]
 
 
+@pytest.mark.slow
 async def test_too_many_commands_are_refused_and_not_executed(tight: Api, tmp_path: Path) -> None:
     ids = [await tight.start("sleep 300") for _ in range(2)]
     for route in ROUTES:
@@ -582,6 +588,7 @@ async def test_the_status_in_full(tight: Api, gate: Gate) -> None:
     ("option", "value"),
     list(zip(LIMITS, cycle(["0", "-1", "1.5", "many", "1e3", " 5", "²", "1_000"]))),
 )
+@pytest.mark.slow
 def test_a_bad_value_is_told_in_one_line(tmp_path: Path, option: str, value: str) -> None:
     variable = f"SANDBOX_{option.replace('-', '_').upper()}"
     env = {**os.environ, "SANDBOX_SECRET": SECRET, "PORT": "0", "PROXY_PORT": "0", variable: value}

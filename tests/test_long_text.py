@@ -34,6 +34,7 @@ def text_of(body: bytes) -> tuple[bytes, LongText]:
     st.booleans(),
     st.sampled_from([(",", ":"), (" ,\n", " :\t")]),
 )
+@pytest.mark.slow
 def test_the_pieces_are_the_text(units: list[str], shift: int, ascii: bool, separators: tuple[str, str]) -> None:
     unit = "".join(units)
     content = "x" * shift + unit * (LONG // len(unit) + 1)
@@ -78,6 +79,7 @@ async def test_malformed_long_text_is_refused_and_changes_nothing(api: Api, tmp_
     assert os.listdir(tmp_path) == ["f"]
 
 
+@pytest.mark.slow
 async def test_long_text_is_written_and_read_back(api: Api, tmp_path: Path) -> None:
     content = 'quote" euro\u20ac line\n' * (LARGE // 20)
     assert (await within(10, api.post("/write_file", {"path": str(tmp_path / "f"), "content": content}))).json() == {
@@ -86,6 +88,7 @@ async def test_long_text_is_written_and_read_back(api: Api, tmp_path: Path) -> N
     assert (tmp_path / "f").read_text() == content
 
 
+@pytest.mark.slow
 async def test_long_text_is_written_in_place_too(api: Api, tmp_path: Path) -> None:
     content = "\u20ac" * (LARGE // 6)
     assert (await within(10, api.post("/write_file", {"path": "/dev/null", "content": content}))).json()["success"]
@@ -97,6 +100,7 @@ async def test_long_text_is_written_in_place_too(api: Api, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("field", ["input", "input_base64", "cmd"])
+@pytest.mark.slow
 async def test_long_text_reaches_a_command(api: Api, field: str) -> None:
     text = 'euro\u20ac "line"\n' * (LARGE // 17)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -119,6 +123,7 @@ async def test_long_base64_that_is_malformed_is_refused(api: Api, text: str) -> 
     assert reply.json()["error"].startswith("input_base64: ")
 
 
+@pytest.mark.slow
 async def test_long_text_is_appended(api: Api, tmp_path: Path) -> None:
     path = str(tmp_path / "f")
     reply = await within(10, api.post("/files/append", {"path": path, "content": "\u20ac" * (LARGE // 6)}))
@@ -127,6 +132,7 @@ async def test_long_text_is_appended(api: Api, tmp_path: Path) -> None:
     assert reply.json()["size"] == LARGE // 6 * 3 + LARGE // 4 * 3
 
 
+@pytest.mark.slow
 async def test_where_a_body_may_be_long(api: Api, tmp_path: Path) -> None:
     long = "x" * LARGE
     reply = await within(10, api.post("/run", {"cmd": "true", "env": {"A": long}}))

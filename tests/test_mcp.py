@@ -197,6 +197,7 @@ async def test_long_output_is_cut_in_the_middle_and_says_so(api: Api) -> None:
     assert len(found["stdout"]) < 31_000
 
 
+@pytest.mark.slow
 async def test_a_timeout_kills_all_of_it(api: Api, tmp_path: Path) -> None:
     file = tmp_path / "pid"
     found = await call(api, "run_command", command=f"setsid sleep 300 & echo $! > {file}; sleep 300", timeout=0.5)

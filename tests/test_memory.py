@@ -41,6 +41,7 @@ assert not clock.getDelayedCalls()
 """
 
 
+@pytest.mark.slow
 def test_what_is_free_between_what_lives_longer_is_returned() -> None:
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("NOT TESTED: only glibc has malloc_trim")

@@ -63,6 +63,7 @@ async def events_hold(spec: Any, method: str, path: str, stream: Events) -> set[
     return {event.name for event in events}
 
 
+@pytest.mark.slow
 def test_the_document_is_valid(daemon: Daemon) -> None:
     OpenAPIV31SpecValidator(described(daemon)).validate()
 
@@ -184,6 +185,7 @@ async def test_so_are_those_of_one_execution(daemon: Daemon, api: Api) -> None:
     assert names == {"log", "complete"}
 
 
+@pytest.mark.slow
 async def test_so_are_events(daemon: Daemon, api: Api) -> None:
     spec = described(daemon)
     stream = await api.stream("echo out; echo err >&2; head -c 20000 /dev/zero; kill -9 $$")

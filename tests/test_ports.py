@@ -432,6 +432,7 @@ async def test_a_hundred_connections_at_once_are_kept_apart(api: Api, daemon: Da
         sock.close()
 
 
+@pytest.mark.slow
 async def test_connections_that_have_ended_keep_no_descriptor(api: Api, daemon: Daemon, target: socket.socket) -> None:
     await bind(api, target)
     before = await settled(daemon.descriptors)
@@ -462,6 +463,7 @@ async def test_much_that_follows_the_half_close_of_the_client_arrives(
     assert (await api.get("/status")).json()["proxy_connections"] == 0
 
 
+@pytest.mark.slow
 async def test_a_target_that_accepts_late_gets_the_connection(api: Api, daemon: Daemon) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as busy:
         busy.settimeout(PATIENCE)

@@ -382,6 +382,7 @@ def test_a_client_that_hangs_up_ends_the_servers_connection(daemon: Daemon) -> N
 # Upgrade
 
 
+@pytest.mark.slow
 def test_a_websocket_passes_both_ways(daemon: Daemon) -> None:
     def echo(connection: ServerConnection) -> None:
         assert connection.request is not None

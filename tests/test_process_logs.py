@@ -254,6 +254,7 @@ async def test_a_slow_reader_of_a_finished_log(api: Api, daemon: Daemon) -> None
     assert alive(daemon.pid)
 
 
+@pytest.mark.slow
 async def test_a_follower_that_does_not_read_costs_little_and_is_told_each_gap(
     api: Api, daemon: Daemon, gate: Gate
 ) -> None:
@@ -279,6 +280,7 @@ async def test_a_follower_that_does_not_read_costs_little_and_is_told_each_gap(
     assert daemon.peak_memory() - before < MEMORY
 
 
+@pytest.mark.slow
 async def test_a_process_that_nobody_follows_costs_little(api: Api, daemon: Daemon) -> None:
     daemon.reset_peak()
     before = daemon.memory()

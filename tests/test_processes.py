@@ -98,6 +98,7 @@ async def test_a_running_process_has_no_other_keys(api: Api) -> None:
 
 
 @pytest.mark.parametrize("timeout", [None, 0.2])
+@pytest.mark.slow
 async def test_an_ended_process_has_no_other_keys(api: Api, timeout: float | None) -> None:
     process = await ended(api, await api.start("echo out; exec sleep 0.5", timeout=timeout, env={"A": "b"}))
     assert set(process) == FIRST_KEYS | LAST_KEYS
@@ -242,6 +243,7 @@ async def test_kill_with_another_signal(api: Api, tmp_path: Path, name: str | in
     assert (process["status"], process["exit_code"]) == ("killed", 7)
 
 
+@pytest.mark.slow
 async def test_kill_with_a_signal_that_is_ignored_ends_all_the_same(api: Api, tmp_path: Path) -> None:
     cmd, file = hard_to_end(tmp_path)
     id = await api.start(cmd)

@@ -68,6 +68,7 @@ ROUTES = {
 }
 
 
+@pytest.mark.slow
 async def test_absolute_and_relative_paths_lead_into_the_root(rooted: Rooted) -> None:
     assert await rooted.done("/make_dir", rooted.top / "a/b") == {"success": True}
     assert await rooted.done("/write_file", rooted.top / "a/b/f", content="text") == {"success": True}
@@ -200,6 +201,7 @@ SWAP += "print(flush=True)\nwhile libc.renameat2(-100, a, -100, b, 2) == 0: pass
 
 
 @pytest.mark.parametrize("kind", ["directory", "link"])
+@pytest.mark.slow
 def test_no_race_leads_out(tmp_path: Path, kind: str) -> None:
     """A process swaps a directory, or a link to one, for a link to one outside, and back, as fast as it can."""
     top, outside = tmp_path / "top", tmp_path / "outside"

@@ -105,6 +105,7 @@ async def test_cwd(api: Api, tmp_path: Path) -> None:
     assert (await api.run("pwd", cwd=str(tmp_path)))["stdout"] == f"{tmp_path}\n"
 
 
+@pytest.mark.slow
 async def test_each_command_begins_in_its_own_directory(api: Api, daemon: Daemon, tmp_path: Path) -> None:
     folders = [tmp_path / str(number) for number in range(20)]
     for folder in folders:
@@ -213,6 +214,7 @@ async def test_answers_when_sh_has_exited_and_lets_its_children_live(api: Api) -
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 async def test_children_that_are_left_can_go_on_writing(api: Api, tmp_path: Path, gate: Gate) -> None:
     written = tmp_path / "written"
     left = f"({gate.wait}; head -c 1000000 /dev/zero && head -c 1000000 /dev/zero >&2 && touch {written})"
@@ -222,6 +224,7 @@ async def test_children_that_are_left_can_go_on_writing(api: Api, tmp_path: Path
     await until(written.exists)
 
 
+@pytest.mark.slow
 async def test_a_child_that_is_left_and_never_falls_silent_holds_nobody_up(api: Api, tmp_path: Path) -> None:
     noisy = f"echo $$ > {tmp_path}/pid; while :; do echo noise; sleep 0.01; done"
     reply = await within(5, api.run(f"sh -c '{noisy}' & echo hi"))
@@ -265,6 +268,7 @@ async def test_100_megabytes_of_lines(api: Api) -> None:
     assert set(reply) == {"stdout", "stderr", "code"}
 
 
+@pytest.mark.slow
 async def test_100_megabytes_in_one_line(api: Api) -> None:
     reply = await within(30, api.run(f"head -c {MEGABYTES_100} /dev/zero | tr '\\0' x"))
     assert reply["stdout"] == "x" * MEGABYTES_100

@@ -232,6 +232,7 @@ async def test_disconnect_ends_the_whole_tree(api: Api, tmp_path: Path) -> None:
     await gone(pids)
 
 
+@pytest.mark.slow
 async def test_disconnect_of_a_client_that_does_not_read_ends_a_busy_tree(api: Api, tmp_path: Path) -> None:
     stream = await api.stream(f"echo $$ > {tmp_path}/pid; exec yes")
     stream.pause()
@@ -294,6 +295,7 @@ async def test_100_megabytes_of_lines_and_little_memory(api: Api, daemon: Daemon
     assert daemon.peak_memory() - before < MEMORY
 
 
+@pytest.mark.slow
 async def test_100_megabytes_in_one_line_and_little_memory(api: Api, daemon: Daemon) -> None:
     daemon.reset_peak()
     before = daemon.memory()
@@ -323,6 +325,7 @@ async def test_a_slow_client_pauses_the_command_and_loses_nothing(api: Api, daem
     assert daemon.peak_memory() - before < MEMORY
 
 
+@pytest.mark.slow
 async def test_hanging_up_on_an_ended_command_leaves_what_it_left_behind(api: Api) -> None:
     """All its output is in the log, and the client, which reads nothing, has yet to be sent it."""
     stream = await api.stream("sleep 300 >&- 2>&- & echo $!; yes | head -c 400000")

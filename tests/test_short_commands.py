@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -137,6 +138,7 @@ async def test_a_spawn_server_that_dies_loses_no_output_of_others(start_daemon: 
     assert daemon.stop() == 0
 
 
+@pytest.mark.slow
 async def test_what_is_collected_is_seen_after_a_moment(api: Api) -> None:
     """A command that goes on gives what it has written so far to those who follow it."""
     run = Deferred.fromCoroutine(api.post("/run", {"cmd": "echo out; sleep 0.7; echo more"}))

@@ -186,6 +186,7 @@ def test_a_socket_of_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) ->
             inherited_sockets(activated("3", LISTEN_FDNAMES="web:http"), ["http", "proxy"])
 
 
+@pytest.mark.slow
 def test_a_bad_activation_is_told_in_one_line(tmp_path: Path) -> None:
     ended = subprocess.run(
         [*VIA, sys.executable, TWISTD, *IN_FOREGROUND, "sandboxd"],

@@ -44,6 +44,7 @@ def test_limits_hold_in_a_terminal(daemon: Daemon, route: str) -> None:
         assert shown(daemon, reply["id"]) == ["50", "0", "tty"]
 
 
+@pytest.mark.slow
 def test_a_timeout_ends_a_terminal_and_its_jobs(daemon: Daemon, tmp_path: Path) -> None:
     command = f"set -m; sleep 300 & echo $! > {tmp_path}/pid; wait"
     reply = call(daemon, "POST", "/run", {"argv": ["bash", "-c", command], "tty": True, "timeout": 0.5})

@@ -294,6 +294,7 @@ async def test_a_file_that_shrinks_while_it_is_sent_breaks_the_connection(daemon
     connection.sock.close()
 
 
+@pytest.mark.slow
 async def test_a_reader_with_a_small_window_gets_every_byte_and_its_next_answer(daemon: Daemon, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(DATA * 8)
     half = len(DATA) * 4 + 1
@@ -343,6 +344,7 @@ def test_what_is_sent_by_the_kernel_stops_where_the_socket_is_full_or_the_file_e
             os.fstat(spare)
 
 
+@pytest.mark.slow
 async def test_five_gibibytes_take_no_memory(api: Api, daemon: Daemon, tmp_path: Path) -> None:
     path = tmp_path / "sparse"
     with path.open("wb") as file:
@@ -766,6 +768,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file_or_the_new(tmp_path: Path) 
     assert os.listdir(tmp_path) == ["f"]
 
 
+@pytest.mark.slow
 def test_a_daemon_that_is_killed_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(OLD)

@@ -113,6 +113,7 @@ def test_netlink_and_proc_tell_the_same() -> None:
 # Ports
 
 
+@pytest.mark.slow
 async def test_waiting_for_a_port_answers_when_anybody_listens(api: Api, port: int) -> None:
     id = await api.start(server(port, 0.5))
     started = time.monotonic()
@@ -123,6 +124,7 @@ async def test_waiting_for_a_port_answers_when_anybody_listens(api: Api, port: i
     await kill(api, id)
 
 
+@pytest.mark.slow
 async def test_waiting_for_a_port_that_nobody_opens_ends_with_the_timeout(api: Api, port: int) -> None:
     started = time.monotonic()
     reply = await api.post("/ports/wait", {"port": port, "timeout": 0.5})
@@ -143,6 +145,7 @@ async def test_an_http_answer_is_ready_if_it_is_2xx_or_3xx(api: Api, port: int, 
     await kill(api, id)
 
 
+@pytest.mark.slow
 async def test_a_server_that_does_not_answer_is_not_ready(api: Api) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         reply = await api.post("/ports/wait", {"port": silent.getsockname()[1], "http": "/", "timeout": 0.5})
@@ -198,6 +201,7 @@ async def test_what_cannot_be_waited_for_is_refused(api: Api, body: Any) -> None
 # Processes
 
 
+@pytest.mark.slow
 async def test_a_process_is_ready_when_it_listens_and_not_when_another_does(api: Api, port: int) -> None:
     other = await api.start(server(port))
     await wait(api, other, port=port, timeout=20)
@@ -211,6 +215,7 @@ async def test_a_process_is_ready_when_it_listens_and_not_when_another_does(api:
     await kill(api, other)
 
 
+@pytest.mark.slow
 async def test_the_first_reason_in_the_order_of_the_document_is_told(api: Api, port: int) -> None:
     id = await api.start(f"echo ready; {server(port)}")
     await wait(api, id, port=port, timeout=20)
@@ -221,6 +226,7 @@ async def test_the_first_reason_in_the_order_of_the_document_is_told(api: Api, p
     await kill(api, id)
 
 
+@pytest.mark.slow
 async def test_a_grandchild_that_listens_counts(api: Api, port: int, tmp_path: Path) -> None:
     script = tmp_path / "server.py"
     script.write_text(SERVER)

@@ -72,6 +72,7 @@ async def test_ready_tells_what_is_watched(api: Api, tmp_path: Path) -> None:
         watching.stream.close()
 
 
+@pytest.mark.slow
 async def test_what_happens_is_told_in_order(api: Api, tmp_path: Path) -> None:
     watching = await watch(api, tmp_path)
     (tmp_path / "f").write_text("text")
@@ -256,6 +257,7 @@ async def test_what_cannot_be_had_any_more_is_told(start_daemon: Callable[..., D
     assert await stopped == 0
 
 
+@pytest.mark.slow
 async def test_a_reader_that_falls_behind_is_told_how_much_it_missed(api: Api, tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*["n" * 250] * 14)  # a log keeps fewer changes of long paths
     deep.mkdir(parents=True)
@@ -282,6 +284,7 @@ async def test_a_reader_that_falls_behind_is_told_how_much_it_missed(api: Api, t
         stream.close()
 
 
+@pytest.mark.slow
 async def test_changes_that_the_kernel_has_lost_are_told(tmp_path: Path) -> None:
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     if limit > 100_000:

@@ -231,6 +231,7 @@ async def test_an_unfinished_line_is_sent_after_a_while(api: Api) -> None:
     ]
 
 
+@pytest.mark.slow
 async def test_without_it_lines_are_sent_when_they_end(api: Api) -> None:
     id = await api.start("printf prompt; sleep 60")
     assert (await api.post(f"/processes/{id}/wait", {"output": "prompt", "timeout": 0.5})).json()["reason"] == "timeout"
@@ -274,6 +275,7 @@ async def test_signals_and_umask_do_not_depend_on_how_the_daemon_was_started(
     assert umask == "0027"
 
 
+@pytest.mark.slow
 async def test_a_stream_of_a_terminal_is_stdout_only(api: Api) -> None:
     stream: Events = await api.stream("printf prompt; sleep 0.3; echo err >&2", tty=True)
     events = await stream.all()

@@ -63,6 +63,7 @@ def test_a_terminal(sandbox: Sandbox) -> None:
     assert b"30 90" in got
 
 
+@pytest.mark.slow
 def test_through_cuts(connect: Connect, proxy: CuttingProxy) -> None:
     sandbox = connect(proxy.url)
     id = sandbox.start("for i in $(seq 1 3000); do echo line $i; done; echo end >&2; exit 1").id
@@ -96,6 +97,7 @@ def test_a_terminal_through_cuts_is_whole_also_when_its_log_is_not(connect: Conn
     assert got.endswith(b"\n12000\nlast\n")
 
 
+@pytest.mark.slow
 def test_what_is_lost_is_reported(connect: Connect, proxy: CuttingProxy, tmp_path: Path) -> None:
     sandbox = connect(proxy.url)
     id = sandbox.start(f"seq 1 30000; while ! [ -e {tmp_path}/go ]; do sleep 0.02; done; echo last").id

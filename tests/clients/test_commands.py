@@ -50,6 +50,7 @@ def test_run_with_check_raises(sandbox: Sandbox) -> None:
     assert caught.value.result.code == 3
 
 
+@pytest.mark.slow
 def test_a_timeout_raises_with_the_output_until_then(sandbox: Sandbox) -> None:
     with pytest.raises(CommandTimeout) as caught:
         sandbox.run("echo before; sleep 60", timeout=0.3)
@@ -75,6 +76,7 @@ def test_a_stream_has_numbered_lines_and_a_result(sandbox: Sandbox) -> None:
     assert sandbox.process(stream.id).exit_code == 4
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_cut_loses_and_doubles_no_line(connect: Connect, proxy: CuttingProxy) -> None:
     sandbox = connect(proxy.url)
     proxy.cuts = [1500, 20_000, 700, 1, 150_000]
@@ -134,6 +136,7 @@ def test_background_processes(sandbox: Sandbox) -> None:
         sandbox.signal(started.id, "TERM")
 
 
+@pytest.mark.slow
 def test_an_abandoned_stream_is_collected_at_any_time(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     with Sandbox(daemon.url, daemon.secret) as sandbox:
         id = sandbox.start("echo on; sleep 300").id
@@ -159,6 +162,7 @@ def test_waiting_is_bounded(sandbox: Sandbox) -> None:
     sandbox.kill(started.id)
 
 
+@pytest.mark.slow
 def test_logs_follow_through_cuts(connect: Connect, proxy: CuttingProxy) -> None:
     sandbox = connect(proxy.url)
     id = sandbox.start("for i in $(seq 1 200); do echo $i; sleep 0.005; done").id
@@ -179,6 +183,7 @@ def test_logs_without_follow_and_from_a_position(sandbox: Sandbox) -> None:
     sandbox.kill(id)
 
 
+@pytest.mark.slow
 def test_only_what_is_new_though_the_connection_breaks_before_it_comes(
     connect: Connect, proxy: CuttingProxy, daemon: Daemon, tmp_path: Path
 ) -> None:
@@ -246,6 +251,7 @@ def test_the_prefix(connect: Connect, daemon: Daemon) -> None:
     assert connect(f"{daemon.url}/koyeb-sandbox/").run("echo hi").stdout == "hi\n"
 
 
+@pytest.mark.slow
 def test_nobody_there(connect: Connect) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

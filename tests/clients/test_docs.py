@@ -32,6 +32,7 @@ def clean() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("clean")
+@pytest.mark.slow
 def test_the_examples(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert len(blocks) >= 7
@@ -57,6 +58,7 @@ FLAGS = ["--experimental-websocket", "--no-warnings"]
 
 
 @pytest.mark.skipif(not has_websocket(), reason="NOT TESTED: needs Node.js 20.10 or later")
+@pytest.mark.slow
 def test_the_terminal_in_javascript(daemon: Daemon, tmp_path: Path) -> None:
     (code,) = re.findall(r"```js\n(.*?)```", (DOCS / "terminals.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) == 10

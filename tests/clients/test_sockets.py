@@ -83,6 +83,7 @@ def test_a_tunnel(sandbox: Sandbox, echo: int) -> None:
     assert got == data
 
 
+@pytest.mark.slow
 def test_the_end_of_a_tunnel(sandbox: Sandbox, web: int) -> None:
     with sandbox.tunnel(web) as tunnel:
         tunnel.send(b"GET / HTTP/1.0\r\n\r\n")
@@ -99,6 +100,7 @@ def test_a_port_that_nobody_listens_on(sandbox: Sandbox) -> None:
     assert caught.value.status == 502
 
 
+@pytest.mark.slow
 def test_a_forwarded_port(sandbox: Sandbox, web: int) -> None:
     with sandbox.forward_port(web) as forward:
         for _ in range(3):

@@ -154,6 +154,7 @@ def test_a_file_without_a_size(sandbox: Sandbox, tmp_path: Path) -> None:
     assert (tmp_path / "version").read_text().startswith("Linux")
 
 
+@pytest.mark.slow
 def test_a_large_upload_that_is_cut_is_resumed(connect: Connect, proxy: CuttingProxy, large: Path, there: Path) -> None:
     sandbox = connect(proxy.url)
     (there / "up").write_bytes(b"old")
@@ -200,6 +201,7 @@ def test_a_link_at_the_target_of_an_upload_is_kept(sandbox: Sandbox, large: Path
     assert digest(there / "real") == digest(large)
 
 
+@pytest.mark.slow
 def test_a_download_that_is_cut_is_resumed(connect: Connect, proxy: CuttingProxy, large: Path, tmp_path: Path) -> None:
     sandbox = connect(proxy.url)
     proxy.cuts = [3 * MIB, 400, 5 * MIB]
@@ -233,6 +235,7 @@ def test_a_later_download_goes_on_if_the_file_is_the_same(
         (tmp_path / "down").write_text("old")
 
 
+@pytest.mark.slow
 def test_a_file_that_changes_during_a_download(
     connect: Connect, proxy: CuttingProxy, large: Path, tmp_path: Path
 ) -> None:
@@ -311,6 +314,7 @@ def test_trees(sandbox: Sandbox, tmp_path: Path, there: Path) -> None:
     assert set(listing(there / "less")) == set(listing(tree)) - {"sub/deep", "sub/deep/large", "sub/run.sh"}
 
 
+@pytest.mark.slow
 def test_trees_that_are_cut_begin_anew(connect: Connect, proxy: CuttingProxy, tmp_path: Path, there: Path) -> None:
     sandbox = connect(proxy.url)
     tree = tmp_path / "tree"

@@ -91,6 +91,7 @@ async def test_commands_run_side_by_side(daemon: Daemon, tmp_path: Path) -> None
 
 @both_prefixes
 @in_asyncio
+@pytest.mark.slow
 async def test_run_streaming_tells_lines_in_order_and_then_the_exit_code(daemon: Daemon, prefix: str) -> None:
     async with client_of(daemon, prefix) as client:
         stream = client.run_streaming("echo 1; sleep 0.2; echo 2 >&2; sleep 0.2; printf 3; exit 4")

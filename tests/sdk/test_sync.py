@@ -76,6 +76,7 @@ def test_run_takes_a_directory_and_an_environment(client: SandboxClient, tmp_pat
     assert reply["stdout"] == f"{tmp_path}\n{TEXT}\n"
 
 
+@pytest.mark.slow
 def test_run_streaming_tells_lines_in_order_and_then_the_exit_code(client: SandboxClient) -> None:
     events = list(client.run_streaming("echo 1; sleep 0.2; echo 2 >&2; sleep 0.2; printf 3; exit 4"))
     assert events == [
