@@ -202,6 +202,24 @@ async def test_timeout_kills_the_whole_tree(api: Api, tmp_path: Path, timeout: f
     await gone(await pids_in(file, HARD))
 
 
+@pytest.mark.parametrize("fields", [{}, {"limits": {"nofile": 64}}])
+async def test_a_timeout_before_the_command_is_executed_is_answered_as_any_other(
+    api: Api, fields: dict[str, Any]
+) -> None:
+    for number, timeout in enumerate((1e-9, 1e-9, 0.001)):
+        body = {"cmd": "sleep 300", "timeout": timeout, **fields}
+        for route in ("/run", "/run_streaming"):
+            headers = {"Idempotency-Key": f"{route} {fields} {number}"} if number else {}
+            response = await within(5, api.post(route, body, headers))
+            assert response.status == 200, response
+            reply = json.loads(response.body.strip().rpartition(b"data: ")[2])
+            assert (reply["code"], reply["timed_out"]) == (-1, True)
+        response = await within(5, api.post("/start_process", body))
+        if response.status != 201:
+            assert response.status == 503
+            assert response.json() == {"error": "Failed to start command: its timeout has passed"}
+
+
 async def test_timeout_that_is_not_reached_changes_nothing(api: Api) -> None:
     assert await api.run("echo hi", timeout=20.5) == {"stdout": "hi\n", "stderr": "", "code": 0}
 

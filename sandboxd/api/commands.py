@@ -103,7 +103,7 @@ class CommandStarter:
 
         One that is to outlive its connection is started even if that is lost meanwhile.
 
-        :return: the execution, which runs, and whether the request may come again.
+        :return: the execution, which runs or has timed out before that, and whether the request may come again.
         :raise BadRequest: if it is malformed.
         :raise KeyConflict: if the request's key is another's, or its execution was forgotten.
         :raise ApiError: if the working directory cannot be entered.
@@ -142,7 +142,7 @@ class CommandStarter:
 
     async def until_started(self, execution: Execution, entry: KeyedResult[T]) -> None:
         """
-        Wait until an execution's process runs.
+        Wait until an execution's process runs, or its timeout has passed before that; its pid is None then.
 
         :param entry: the entry of its request in the store; removed if the start fails without effect.
         :raise ApiError: if the working directory cannot be entered.
@@ -159,7 +159,8 @@ class CommandStarter:
                 raise _bad_cwd(execution.command.cwd or "") from None
             if error.at_exec:
                 raise _not_executable(execution.command, error) from None
-            raise
+            if not execution.timed_out:
+                raise
         except CancelledError:
             if not entry.keyed:
                 execution.kill_without_waiting()
@@ -245,8 +246,9 @@ def signal_name(signum: int) -> str:
 
 
 def name_execution(request: Request, execution: Execution) -> None:
-    """Set ``X-Execution-Id``, the id for the routes under ``/processes``."""
-    request.setHeader(b"X-Execution-Id", execution.id.encode("ascii"))
+    """Set ``X-Execution-Id``, the id for the routes under ``/processes``, if the execution has a process."""
+    if execution.pid is not None:
+        request.setHeader(b"X-Execution-Id", execution.id.encode("ascii"))
 
 
 def add_command_routes(routes: Routes, starter: CommandStarter, streams: Streams) -> None:
@@ -348,7 +350,7 @@ async def run_to_end(request: Request, starter: CommandStarter, body: CommandReq
                 execution.kill_without_waiting()
             raise
         if execution.pid is None:
-            await starter.until_started(execution, entry)  # which raises why it was not
+            await starter.until_started(execution, entry)  # which raises why it was not, if not by its timeout
     except SpawnError as error:
         raise cannot_start(error) from None
     name_execution(request, execution)

@@ -64,8 +64,9 @@ def add_process_routes(routes: Routes, table: ProcessTable, starter: CommandStar
             execution, _ = await starter.start(request, body, background=True)
         except SpawnError as error:
             raise cannot_start(error) from None
+        if execution.pid is None:
+            raise ApiError(503, "Failed to start command: its timeout has passed")
         name_execution(request, execution)
-        assert execution.pid is not None
         return Started(execution.id, execution.pid, execution.status)
 
     @routes.get("/list_processes", reply=Processes)

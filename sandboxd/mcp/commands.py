@@ -394,7 +394,7 @@ def _environment(env: dict[str, str] | None) -> dict[str, str | None] | None:
 
 async def _when_started(execution: Execution) -> None:
     """
-    Wait until a command runs.
+    Wait until a command runs, or its timeout has passed.
 
     :raise ToolError: if it could not be started.
     """
@@ -403,7 +403,8 @@ async def _when_started(execution: Execution) -> None:
     except SpawnError as error:
         if error.at_cwd:
             raise ToolError(f"cwd: there is no directory {execution.command.cwd!r}") from None
-        raise ToolError(str(cannot_start(error))) from None
+        if not execution.timed_out:
+            raise ToolError(str(cannot_start(error))) from None
     except CancelledError:
         execution.kill_without_waiting()
         raise
