@@ -261,8 +261,8 @@ def test_a_deadline_expires_once_and_at_the_time_that_was_set_last() -> None:
 #: Starts its arguments in a network of their own, with less patience for vanished clients.
 APART = """
 import runpy, sys
-import sandboxd.web.channel, sandboxd.web.site
-sandboxd.web.channel.RETRANSMISSIONS, sandboxd.web.site.VANISHED_INTERVAL = 3, 0.2
+import sandboxd.reactor.liveness
+sandboxd.reactor.liveness.RETRANSMISSIONS, sandboxd.reactor.liveness.INTERVAL = 3, 0.2
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

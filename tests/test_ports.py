@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import http.client
 import json
@@ -80,6 +81,13 @@ def is_over(sock: socket.socket) -> bool:
         return sock.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+def vanish(sock: socket.socket) -> None:
+    """Have the kernel drop every segment that comes for a socket, so that nothing is acknowledged: see socket(7)."""
+    program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K: accept 0 bytes
+    so_attach_filter = 26
+    sock.setsockopt(socket.SOL_SOCKET, so_attach_filter, struct.pack("@HP", 1, ctypes.addressof(program)))
 
 
 async def bind(api: Api, target: socket.socket | int) -> int:
@@ -584,6 +592,38 @@ async def test_clients_of_a_unix_socket_are_forwarded(tmp_path: Path) -> None:
         forward.bind(target.getsockname()[1])
         assert await deferToThread(talk, target) == b"answer" * 100_000
     await maybeDeferred(port.stopListening)
+    await until(lambda: not forward.connections)
+    forward.close_all()
+
+
+@pytest.mark.slow
+async def test_peers_whose_machines_have_vanished_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandboxd.reactor.liveness.INTERVAL", 0.1)
+    monkeypatch.setattr("sandboxd.reactor.liveness.RETRANSMISSIONS", 3)
+    short = ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2))
+    monkeypatch.setattr("sandboxd.reactor.liveness.KEEP_ALIVE", short)
+    forward = PortForward(cast(Any, reactor))
+    port = cast(Any, reactor).listenTCP(0, forward, interface="127.0.0.1")
+    port.transport = bare_socket
+    with listening() as target, ExitStack() as stack:
+        forward.bind(target.getsockname()[1])
+
+        async def connection() -> tuple[socket.socket, socket.socket]:
+            address = ("127.0.0.1", port.getHost().port)
+            client = stack.enter_context(await deferToThread(socket.create_connection, address, PATIENCE))
+            return client, stack.enter_context(await deferToThread(accepted, target))
+
+        silent, _ = await connection()
+        client, server = await connection()
+        _, other_server = await connection()
+        stays, stays_server = await connection()
+        for vanishing in (silent, client, other_server):
+            vanish(vanishing)
+        server.sendall(b"never acknowledged")
+        await until(lambda: len(forward.connections) == 1, 20)
+        stays_server.sendall(b"on")
+        assert await deferToThread(exactly, stays, 2) == b"on"
+    await port.stopListening()
     await until(lambda: not forward.connections)
     forward.close_all()
 

@@ -23,6 +23,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -30,6 +31,7 @@ from zope.interface import implementer
 from sandboxd.proxy.both_ways import BothWays
 from sandboxd.proxy.socket_stream import CONNECT_TIMEOUT, HOSTS, RESET
 from sandboxd.proxy.splicing import PipePool, can_splice
+from sandboxd.reactor import liveness
 from sandboxd.reactor.interfaces import Reactor
 
 
@@ -70,11 +72,13 @@ class ForwardedConnection(Protocol):
         self._client = client = cast(socket.socket, self.transport)
         self._factory.connections.add(self)
         client.setblocking(False)
-        if client.family != socket.AF_UNIX:
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # The client's machine may vanish without closing the connection; the target is on this machine.
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        liveness.keep_alive(client)
         self._connect()
+
+    @property
+    def vanished(self) -> bool:
+        """Whether the machine of the client, or of a target that is reached by a redirection, has vanished."""
+        return any(sock is not None and liveness.has_vanished(sock) for sock in (self._client, self._target))
 
     def abort(self) -> None:
         """Close both connections at once."""
@@ -150,7 +154,7 @@ class ForwardedConnection(Protocol):
         """Forward both ways until both sides have ended, or one breaks."""
         assert self._client is not None
         assert self._target is not None
-        self._target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        liveness.keep_alive(self._target)
         factory = self._factory
         self._both_ways = BothWays(
             factory.reactor, factory.pool, self._client, self._target, factory.count_copied, self._close
@@ -202,6 +206,8 @@ class PortForward:
         self.pool = PipePool() if splicing and can_splice() else None
         self.port: int | None = None
         self.connections: set[ForwardedConnection] = set()
+        self._looks = LoopingCall(self._abort_vanished)
+        self._looks.clock = reactor
 
     def buildProtocol(self, addr: IAddress | None) -> ForwardedConnection | None:
         """
@@ -216,10 +222,20 @@ class PortForward:
         return None if self.port is None or len(self.connections) >= most else ForwardedConnection(self, self.port)
 
     def doStart(self) -> None:
-        """Do nothing: a port begins to listen."""
+        """Start to look for peers that have vanished, as a port begins to listen."""
+        if not self._looks.running:
+            self._looks.start(liveness.INTERVAL, now=False).addErrback(
+                lambda failure: self.log.failure("vanished clients of the proxy are no longer noticed", failure)
+            )
 
     def doStop(self) -> None:
-        """Do nothing: a port no longer listens."""
+        """Look no more, as a port no longer listens; if there are others, their end follows."""
+        if self._looks.running:
+            self._looks.stop()
+
+    def _abort_vanished(self) -> None:
+        for connection in [each for each in self.connections if each.vanished]:
+            connection.abort()
 
     @property
     def forwarded(self) -> int:

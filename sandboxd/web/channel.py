@@ -21,6 +21,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from sandboxd.reactor import liveness
 from sandboxd.reactor.deadline import Deadline
 from sandboxd.settings import Settings
 from sandboxd.web.ascii_json import dumps
@@ -42,25 +43,6 @@ FIRST_REQUEST = 60.0
 #: Bytes behind a request that is being answered with which the client is not read from. Until then it is, for only
 #: so is it noticed that it hangs up.
 READ_AHEAD = 16 * 1024
-
-
-#: Retransmissions of the same bytes after which a client is given up: at the least 100 seconds, as each waits twice as
-#: long as the one before it. The kernel would try for a quarter of an hour, and sends no keep-alive probes meanwhile.
-RETRANSMISSIONS = 9
-
-
-def keep_alive(transport: tcp.Connection) -> None:
-    """
-    Set TCP keep-alive so that the kernel notices within about two minutes that a silent peer is gone; it knows of local
-    ones anyway.
-    """
-    sock = transport.getHandle()
-    if sock.family == socket.AF_UNIX:
-        return
-    transport.setTcpNoDelay(True)
-    transport.setTcpKeepAlive(True)
-    for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4)):
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Server(Structural):
@@ -130,7 +112,7 @@ class Channel(Protocol):
     def connectionMade(self) -> None:
         """Register the connection, and wait for its first request."""
         self.site.connected(self)
-        keep_alive(self.transport)
+        liveness.keep_alive(self.transport.getHandle())
         self.transport.SEND_LIMIT = SEND_LIMIT
         self.transport.registerProducer(self, True)
         self._deadline.set(FIRST_REQUEST)
@@ -163,12 +145,7 @@ class Channel(Protocol):
     @property
     def vanished(self) -> bool:
         """Whether the client's machine acknowledges nothing of what it was sent; one that only reads nothing does."""
-        sock = self.transport.getHandle()
-        if sock.family == socket.AF_UNIX:
-            return False
-        # struct tcp_info begins with the octets tcpi_state, tcpi_ca_state and tcpi_retransmits.
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 3)
-        return len(info) == 3 and info[2] >= RETRANSMISSIONS
+        return liveness.has_vanished(self.transport.getHandle())
 
     def abort(self) -> None:
         """Close at once, so that the client cannot take a part of a response for the whole."""

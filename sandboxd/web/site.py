@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from twisted.web import server
 from twisted.web.resource import IResource
 
+from sandboxd.reactor import liveness
 from sandboxd.reactor.turn_budget import TurnBudget
 from sandboxd.settings import Settings
 from sandboxd.web.admission import Admission
@@ -25,9 +26,6 @@ from sandboxd.web.request_stats import AnswerKind, RequestStats
 
 #: Seconds that clients get, when the daemon stops, to take what was already written to them.
 CLOSE_TIMEOUT = 2.0
-
-#: Seconds between two looks for clients that have vanished.
-VANISHED_INTERVAL = 15.0
 
 
 class Site(server.Site):
@@ -70,7 +68,7 @@ class Site(server.Site):
     def startFactory(self) -> None:
         """Start to look for clients that have vanished."""
         super().startFactory()
-        self._looks.start(VANISHED_INTERVAL, now=False).addErrback(
+        self._looks.start(liveness.INTERVAL, now=False).addErrback(
             lambda failure: self._log.failure("vanished clients are no longer noticed", failure)
         )
 
