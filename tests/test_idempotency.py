@@ -170,6 +170,7 @@ def test_what_may_have_been_executed_is_refused_from_then_on(clock: Clock, start
 async def test_a_start_whose_outcome_is_unknown_keeps_its_key(clock: Clock) -> None:
     class Unknown:
         command = Command("true")
+        timed_out = False
 
         def when_started(self) -> Deferred[None]:
             return fail(SpawnError(OSError(errno.EIO, "the process that starts commands has died")))
