@@ -23,7 +23,8 @@ class Settings:
         one sends a request on a connection that is just being closed.
     :ivar drain: seconds in which foreground commands may end by themselves when the daemon stops.
     :ivar heartbeat: seconds of silence after which an event stream gets a comment.
-    :ivar keep_finished: how many executions are remembered after their end (background processes and others each).
+    :ivar keep_finished: how many executions are remembered after their end (background processes and others each),
+        and how many more that have left processes behind which run.
     :ivar keep_seconds: for how long.
     :ivar max_watches: directories or trees that may be watched at a time.
     :ivar watch_linger: seconds for which a watch stays open without a client, so that one cut off can continue.

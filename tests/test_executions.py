@@ -22,7 +22,7 @@ from twisted.web.client import ResponseNeverReceived
 from sandboxd.execution.table import Finished
 from sandboxd.processes.command import Command
 from tests.client import Api, Events, Response
-from tests.daemon import Daemon
+from tests.daemon import Daemon, alive
 from tests.waiting import Gate, until, within
 
 #: More than any pipe holds.
@@ -609,6 +609,29 @@ async def test_the_newest_of_each_kind_are_kept(start_daemon: Callable[..., Daem
     listed = [process["id"] for process in (await api.get("/list_processes")).json()["processes"]]
     assert listed == [running, *background[2:]]
     gate.open()
+
+
+async def test_what_has_left_processes_behind_is_kept_apart_so_that_they_can_be_ended(
+    start_daemon: Callable[..., Daemon],
+) -> None:
+    daemon = start_daemon(SANDBOX_KEEP_FINISHED="3")
+    api = Api(daemon.url, daemon.secret)
+
+    async def run(cmd: str) -> str:
+        return id_of(await api.post("/run", {"cmd": cmd}))
+
+    leaving = [await run("setsid sleep 300 < /dev/null > /dev/null 2>&1 &") for _ in range(5)]
+    plain = [await run("true") for _ in range(6)]
+    for id in (*leaving[:2], *plain[:3]):
+        await unknown(api, id)
+    assert [(await api.get(f"/processes/{id}")).status for id in (*leaving[2:], *plain[3:])] == [200] * 6
+    for id in leaving[2:]:
+        (pid,) = (await described(api, id))["survivors"]
+        assert (await api.post("/kill_process", {"id": id})).status == 200
+        assert not alive(pid)
+    plain = [await run("true") for _ in range(4)]
+    for id in (*leaving[2:], plain[0]):
+        await unknown(api, id)
 
 
 async def test_what_is_too_old_is_forgotten_and_what_runs_is_not(start_daemon: Callable[..., Daemon]) -> None:

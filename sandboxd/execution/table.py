@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 from collections import Counter, deque
@@ -77,8 +78,8 @@ class Finished:
         self._executions.append((execution, now, size))
         self._size += size
 
-    def take_excess(self, now: float) -> Iterator[Execution]:
-        """Remove and yield those that exceed the bounds, oldest first."""
+    def take_excess(self, now: float) -> Iterator[tuple[Execution, float]]:
+        """Remove and yield those that exceed the bounds, and when they have ended; oldest first."""
         count, size, age = self._limits
         while self._executions:
             oldest, ended, held = self._executions[0]
@@ -86,7 +87,17 @@ class Finished:
                 return
             self._size -= held
             self._executions.popleft()
-            yield oldest
+            yield oldest, ended
+
+    def take_all(self) -> list[tuple[Execution, float]]:
+        """Remove and return all, and when they have ended; oldest first."""
+        found = [(execution, ended) for execution, ended, _ in self._executions]
+        self._executions.clear()
+        self._size = 0
+        return found
+
+    def __len__(self) -> int:
+        return len(self._executions)
 
 
 class ProcessTable(Service):
@@ -100,7 +111,8 @@ class ProcessTable(Service):
     :param cgroups: makes the cgroups of commands that have limits for their whole tree; None where there are none.
     :param open_directory: as :class:`.Spawner` has it.
     :param max_live: most commands that run at a time.
-    :param keep_count: most ended executions that are remembered, background processes and others each.
+    :param keep_count: most ended executions that are remembered, background processes and others each; and as many
+        more of those that have left processes behind which run, so that these can be ended by its id.
     :param keep_bytes: most bytes of their output, scripts and variables.
     :param keep_seconds: most seconds since their end.
     :param drain: seconds in which foreground commands may end by themselves when it stops.
@@ -148,6 +160,12 @@ class ProcessTable(Service):
         self._known: dict[str, Execution] = {}
         self._background: dict[str, Execution] = {}
         self._finished = {background: Finished(keep_count, keep_bytes, keep_seconds) for background in (True, False)}
+        #: Those that exceed these bounds: it is yet to be found out whether they have left processes behind; they have.
+        self._unlooked = Finished(keep_count, keep_bytes, math.inf)
+        self._with_survivors = Finished(keep_count, keep_bytes, math.inf)
+        self._marks_left: set[int] = set()  # of the processes that the last look has found
+        self._looked_at = -math.inf  # when that began
+        self._looking = False
         self._reap = reap
         self._cgroups = cgroups
         self._housekeeping = LoopingCall(self._housekeep)
@@ -246,7 +264,7 @@ class ProcessTable(Service):
         self._survivors_possible = False  # unless a command is started meanwhile
         found = True
         with suppress(OSError):
-            found = await self._trees.any_left(self._trials)
+            found = bool(await self._trees.running() - self._trials)
         if found:
             self._survivors_possible = True
             self.last_ended = self._reactor.seconds()
@@ -343,9 +361,56 @@ class ProcessTable(Service):
                 child.exited(signal.SIGKILL)
 
     def _forget(self, finished: Finished, now: float) -> None:
-        for execution in finished.take_excess(now):
-            del self._known[execution.id]
-            self._background.pop(execution.id, None)
+        """
+        Forget the executions that exceed the bounds, but for those that have left processes behind which run.
+
+        One look at the processes decides about all executions that have ended before it: whose processes are gone gets
+        no new ones. So there is one in as many ends as executions are remembered, and none where this process, to
+        which orphans are reparented, has no children of its own.
+        """
+        for execution, ended in finished.take_excess(now):
+            if ended > self._looked_at and self._reap and self._spawn_client.only_children:
+                self._looked(now, set())
+            self._forget_unless_left(execution, ended)
+        for kept in (self._unlooked, self._with_survivors):
+            for execution, _ in kept.take_excess(now):
+                self._drop(execution)
+        if self._unlooked and self.running and not self._looking:
+            self._looking = True
+            Deferred.fromCoroutine(self._look()).addErrback(
+                lambda failure: self._log.failure("what executions have left is not looked for any more", failure)
+            )
+
+    def _forget_unless_left(self, execution: Execution, ended: float) -> None:
+        if ended > self._looked_at:
+            self._unlooked.add(execution, ended)
+        elif execution.mark in self._marks_left:
+            self._with_survivors.add(execution, ended)
+        else:
+            self._drop(execution)
+
+    def _drop(self, execution: Execution) -> None:
+        del self._known[execution.id]
+        self._background.pop(execution.id, None)
+
+    async def _look(self) -> None:
+        """Look for the processes that executions have left; in a thread, as there may be many."""
+        began = self._reactor.seconds()
+        try:
+            marks = await self._trees.running()
+        except OSError as error:  # the next housekeeping tries again
+            self._log.warn("processes cannot be looked at, which is tried again: {error}", error=error)
+            return
+        finally:
+            self._looking = False
+        self._looked(began, marks)
+
+    def _looked(self, at: float, marks: set[int]) -> None:
+        """Take the marks of the processes that were found at a time, and forget the executions that have none."""
+        self._looked_at, self._marks_left = at, marks
+        for kept in (self._with_survivors, self._unlooked):
+            for execution, ended in kept.take_all():
+                self._forget_unless_left(execution, ended)
 
     def _housekeep(self) -> None:
         for finished in self._finished.values():

@@ -6,12 +6,26 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from sandboxd.processes.pipes import ExitWatch
 from sandboxd.reactor.interfaces import Reactor
 
 #: Exit statuses kept of children that nothing expected, newest last.
 UNCLAIMED = 1024
+
+
+def children() -> list[int]:
+    """
+    Return the pids of this process's children, those included that have ended and are not reaped.
+
+    :raise OSError: if the kernel does not tell, or there are no descriptors.
+    """
+    found: list[int] = []
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(FileNotFoundError):  # the thread has ended: another one has its children
+            found += map(int, Path(f"/proc/self/task/{thread}/children").read_text().split())
+    return found
 
 
 class Reaper:

@@ -25,6 +25,7 @@ from zope.interface import implementer
 import sandboxd
 from sandboxd.processes.limits import own_nofile
 from sandboxd.processes.pipes import ExitWatch, close_later
+from sandboxd.processes.reaper import children
 from sandboxd.processes.spawn_messages import (
     AT_START,
     DONE,
@@ -203,10 +204,17 @@ class SpawnClient:
         had reported the fork, nothing else is known of it.
         """
         with suppress(OSError):
-            for thread in os.listdir("/proc/self/task"):
-                for pid in map(int, Path(f"/proc/self/task/{thread}/children").read_text().split()):
-                    if pid not in self.pids and Path(f"/proc/{pid}/comm").read_bytes().rstrip() == NAME:
-                        os.kill(pid, signal.SIGKILL)  # it is not reaped meanwhile, so the pid is its own
+            for pid in children():
+                if pid not in self.pids and Path(f"/proc/{pid}/comm").read_bytes().rstrip() == NAME:
+                    os.kill(pid, signal.SIGKILL)  # it is not reaped meanwhile, so the pid is its own
+
+    @property
+    def only_children(self) -> bool:
+        """Whether this process has no children but spawn servers; False too if that is unknown."""
+        try:
+            return self.pids.issuperset(children())
+        except OSError:
+            return False
 
     @property
     def pids(self) -> frozenset[int]:

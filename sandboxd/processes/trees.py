@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -123,15 +123,13 @@ class Trees:
         found = await self._sweep(lambda other: signum if other == mark else None, 0.0)
         return _survivors(found.get(mark))
 
-    async def any_left(self, ignored: Collection[int] = ()) -> bool:
+    async def running(self) -> set[int]:
         """
-        Return whether any process of an execution of this daemon runs.
+        Return the marks of all processes of executions of this daemon that run.
 
-        :param ignored: marks of executions that do not count.
         :raise OSError: if not all processes could be looked at.
         """
-        found = await self._sweep(lambda mark: 0 if self.marks.owns(mark) else None, 0.0)
-        return bool(found.keys() - set(ignored))
+        return set(await self._sweep(lambda mark: 0 if self.marks.owns(mark) else None, 0.0))
 
     async def end_all(self, signum: int, patience: float) -> list[int]:
         """
