@@ -39,6 +39,52 @@ def test_a_tree_is_gone_even_if_its_processes_are_more_than_the_descriptors() ->
     subprocess.run([sys.executable, "-W", "ignore", "-c", WALK], check=True, timeout=30)
 
 
+#: A process forks and exits while a walk looks at others: after the walk has listed it, before it is looked at.
+FORKS_MEANWHILE = """
+import os, resource, signal, subprocess, sys
+from sandboxd.processes.marks import Marks, sweep
+
+mark = Marks().new()
+soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
+fork, forked = os.pipe(), os.pipe()
+earlier = subprocess.Popen(["sleep", "300"])
+resource.setrlimit(resource.RLIMIT_RTTIME, (mark, hard))
+parent = os.fork()
+if parent == 0:
+    os.read(fork[0], 1)
+    child = os.fork()
+    if child:
+        os.write(forked[1], b"%d" % child)
+        os._exit(0)
+    while True:
+        signal.pause()
+resource.setrlimit(resource.RLIMIT_RTTIME, (soft, hard))
+later = subprocess.Popen(["sleep", "300"])
+child = 0
+
+def choose(other):
+    global child
+    if child == 0:  # the first process that is looked at is another one
+        os.write(fork[1], b"x")
+        child = int(os.read(forked[0], 16))
+        os.waitpid(parent, 0) if sys.argv[1] == "reaped" else os.waitid(os.P_PID, parent, os.WEXITED | os.WNOWAIT)
+    return 0 if other == mark else None
+
+try:
+    found = sweep(choose, 0)
+    assert child and mark in found and found[mark].pids == [child], (child, found)
+finally:
+    earlier.kill()
+    later.kill()
+    os.kill(child, signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("parent", ["reaped", "zombie"])
+def test_a_walk_finds_a_process_whose_parent_has_forked_it_and_ended_meanwhile(parent: str) -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS_MEANWHILE, parent], check=True, timeout=30)
+
+
 WITHOUT_RTTIME = (sys.executable, "-m", "tests.without_rttime")
 
 

@@ -17,6 +17,7 @@ Imports little of the standard library and nothing else, for :mod:`sandboxd.proc
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import select
@@ -38,6 +39,12 @@ _VARIABLE = "SANDBOXD_MARK"
 #: How the name of a cgroup that has a mark begins.
 _CGROUP = "sandboxd-mark-"
 _INFINITY = resource.RLIM_INFINITY
+
+#: In place of the mark of a process that is gone: nobody knows which one it had.
+_GONE = -2
+#: Most listings of ``/proc`` in one walk, and the first of them, in which it matters that an unknown process is gone.
+_LISTINGS = 50
+_UNKNOWN_MATTERS = 5
 
 
 class Marks:
@@ -109,7 +116,7 @@ def _pids() -> list[int]:
 
 def _mark_by_limit(pid: int) -> int:
     """
-    Return the mark of a process, or -1 if it has none or is gone.
+    Return the mark of a process, -1 if it has none, or :data:`_GONE`. That of a zombie can be read until it is reaped.
 
     prlimit(2) requires the same user or CAP_SYS_RESOURCE; ``/proc/<pid>/limits`` requires neither.
 
@@ -120,14 +127,16 @@ def _mark_by_limit(pid: int) -> int:
     except PermissionError:
         pass
     except ProcessLookupError:
-        return -1
+        return _GONE
     try:
         with open(f"/proc/{pid}/limits", "rb") as limits:
             for line in limits:
                 if line.startswith(b"Max realtime timeout"):
                     soft = line.split()[3]
                     return int(soft) if soft.isdigit() else -1
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    except (FileNotFoundError, ProcessLookupError):
+        return _GONE
+    except PermissionError:
         pass
     return -1
 
@@ -154,9 +163,9 @@ class _MarksByEnvironment:
                     left = True
 
     def __call__(self, pid: int) -> int:
-        """Return the mark of a process, or -1 if it has none, is gone, or is another one with the same pid."""
+        """Return the mark of a process, -1 if it has none, or :data:`_GONE`, also if its pid is another's now."""
         stat = _stat(pid)
-        return self._marks.get(pid, -1) if stat is not None and stat[2] == self._started.get(pid) else -1
+        return self._marks.get(pid, -1) if stat is not None and stat[2] == self._started.get(pid) else _GONE
 
 
 def _stat(pid: int) -> tuple[int, int, int] | None:
@@ -190,7 +199,7 @@ def _mark_by_environment(pid: int) -> int:
 
 def mark_of(pid: int) -> int:
     """
-    Return the mark of a process, or -1 if it has none or is gone.
+    Return the mark of a process, or a negative number if it has none or is gone.
 
     Where marks are not resource limits, only the process's own is looked at, not its parents'.
 
@@ -269,33 +278,52 @@ def _chosen(
 
     The pidfd is -1 if none can be had; the process may be a zombie then.
 
+    A process may fork after ``/proc`` was listed and be gone before it is looked at: then its child is in no listing.
+    So ``/proc`` is listed again until no process that had to be looked at was gone. One that had a chosen mark, a
+    zombie, always counts. One whose mark is unknown counts in the first listings only, as processes of others may come
+    and go all the time.
+
     :param pidfds: descriptors that may be closed when no others are left.
+    :raise OSError: EAGAIN, if processes with a chosen mark come and go faster than they can be looked at.
     """
-    find_mark = _mark_by_limit if marks_by_limit() else _MarksByEnvironment()
-    for pid in _pids():
-        if pid == os.getpid() or pid in spared:  # a process that starts a child has the child's mark meanwhile
-            continue
-        try:
+    looked_at: set[int] = set()
+    for listing in range(_LISTINGS):
+        pids = set(_pids())
+        find_mark = _mark_by_limit if marks_by_limit() else _MarksByEnvironment()
+        inconclusive = False
+        for pid in sorted(pids - looked_at, reverse=True):  # the newest first, as those that go soon are among them
+            if pid == os.getpid() or pid in spared:  # a process that starts a child has the child's mark meanwhile
+                continue
+            try:
+                mark = find_mark(pid)
+            except OSError:
+                while pidfds:
+                    os.close(pidfds.pop())
+                mark = find_mark(pid)
+            if mark == _GONE and listing < _UNKNOWN_MATTERS:
+                inconclusive = True
+            if choose(mark) is None:
+                continue
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                inconclusive = True
+                continue
+            except OSError:  # no descriptor, or no memory
+                pidfd = -1
+            # Read the mark again: if the pid was reused before pidfd_open, it is another's now; if it is reused later,
+            # the descriptor still refers to the process whose mark was read.
             mark = find_mark(pid)
-        except OSError:
-            while pidfds:
-                os.close(pidfds.pop())
-            mark = find_mark(pid)
-        if choose(mark) is None:
-            continue
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        except OSError:  # no descriptor, or no memory
-            pidfd = -1
-        # Read the mark again: if the pid was reused before pidfd_open, it is another's now; if it is reused later, the
-        # descriptor still refers to the process whose mark was read.
-        mark = find_mark(pid)
-        if choose(mark) is not None and (pidfd < 0 or not _exited(pidfd, 0)):
-            yield mark, pid, pidfd
-        elif pidfd >= 0:
-            os.close(pidfd)
+            if choose(mark) is not None and (pidfd < 0 or not _exited(pidfd, 0)):
+                yield mark, pid, pidfd
+                continue
+            inconclusive = True
+            if pidfd >= 0:
+                os.close(pidfd)
+        if not inconclusive:
+            return
+        looked_at = pids
+    raise OSError(errno.EAGAIN, "processes come and go faster than they can be looked at")
 
 
 def _exited(pidfd: int, timeout: float) -> bool:
