@@ -5,19 +5,25 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import resource
 import signal
 import socket
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from twisted.internet import reactor
+from twisted.internet.protocol import Factory
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.protocols.wire import Echo
 
-from sandboxd.daemon.sockets import listen_at
+from sandboxd.daemon.sockets import ListeningSocket, listen_at, listen_on_port
 from tests.daemon import SECRET, Daemon
 from tests.test_daemon import IN_FOREGROUND, assert_refused, twistd
+from tests.waiting import until
 
 
 class Client(http.client.HTTPConnection):
@@ -132,3 +138,66 @@ def test_one_that_another_daemon_has_replaced_is_not_removed(path: Path) -> None
     assert not path.exists()
     ours.close()
     theirs.close()
+
+
+def connected_to(listening: ListeningSocket, path: Path) -> socket.socket:
+    """A client that the kernel has connected, whether or not it was accepted."""
+    if listening.port is not None:
+        return socket.create_connection(("127.0.0.1", listening.port))
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(path))
+    return client
+
+
+async def echoes(client: socket.socket) -> None:
+    """Returns once what is sent comes back."""
+    client.setblocking(False)
+    client.sendall(b"x")
+
+    def received() -> bytes:
+        try:
+            return client.recv(1)
+        except BlockingIOError:
+            return b""
+
+    await until(received)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+async def test_a_port_survives_a_lack_of_descriptors(path: Path, kind: str) -> None:
+    listening = listen_on_port(0) if kind == "tcp" else listen_at(path)
+    port: Any = listening.serve(reactor, Factory.forProtocol(Echo))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    events: list[LogEvent] = []
+    observer = cast(ILogObserver, events.append)
+    globalLogPublisher.addObserver(observer)
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        clients = [stack.enter_context(connected_to(listening, path)) for _ in range(3)]
+        # None is to be had, not even that which is kept for this, as if a thread took it each time.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+        for _ in range(3):
+            port.doRead()
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for client in clients:
+            await echoes(client)
+        # Only that one is to be had: who waits is closed.
+        late = stack.enter_context(connected_to(listening, path))
+        taken = [os.open("/", os.O_PATH)]
+        stack.callback(lambda: [os.close(fd) for fd in taken])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, before[1]))
+        try:
+            while True:
+                taken.append(os.dup(taken[0]))
+        except OSError:
+            pass
+        for _ in range(2):
+            port.doRead()
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        late.settimeout(10)
+        assert late.recv(1) == b""
+        await echoes(stack.enter_context(connected_to(listening, path)))
+    globalLogPublisher.removeObserver(observer)
+    await port.stopListening()
+    assert not [event for event in events if "log_failure" in event], events
+    assert len([event for event in events if "connections are not accepted" in str(event.get("log_format"))]) == 1
