@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 SECRET = "a-secret-for-tests-1f6c"
+SPAWN_SERVER = "sandboxd-spawn\n"
 TWISTD = str(Path(sysconfig.get_path("scripts")) / "twistd")
 
 
@@ -90,15 +91,28 @@ class Daemon:
         return [int(pid) for pid in children if not alive(int(pid))]
 
     def spawn_servers(self) -> list[int]:
-        """The pids of its spawn servers that run; they are children of it or of each other."""
+        """
+        The pids of its spawn servers that run; they are children of it or of each other.
+
+        So are the children of spawn servers, under the same name, until they execute their programs. But those always
+        have a mark, and a server only while it starts one.
+        """
         parents: dict[int, int] = {}
         for entry in Path("/proc").iterdir():
             with suppress(OSError):  # it has ended meanwhile
-                if entry.name.isdigit() and (entry / "comm").read_text() == "sandboxd-spawn\n":
+                if entry.name.isdigit() and (entry / "comm").read_text() == SPAWN_SERVER:
                     state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
                     if state not in "ZX":
                         parents[int(entry.name)] = int(parent)
-        return [pid for pid, parent in parents.items() if parent == self.pid or parents.get(parent) == self.pid]
+        found = []
+        deadline = time.monotonic() + 0.1
+        for server, of in parents.items():
+            if of == self.pid or parents.get(of) == self.pid:
+                while (unmarked := _is_unmarked_server(server)) is False and time.monotonic() < deadline:
+                    time.sleep(0.001)  # there is no event to wait for
+                if unmarked:
+                    found.append(server)
+        return found
 
     def open_files(self) -> list[str]:
         """What each descriptor is; of a pidfd also whose, -1 for a process that is gone."""
@@ -130,6 +144,19 @@ class Daemon:
             self._process.kill()
             self._process.wait()
             raise AssertionError(f"the daemon did not stop: {self.log.read_text()}") from None
+
+
+def _is_unmarked_server(pid: int) -> bool | None:
+    """Whether a process that has a spawn server's name has no mark; None if it has another name now, or is gone."""
+    try:
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        name = Path(f"/proc/{pid}/comm").read_text()  # after its mark, which is that of the same program
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if name != SPAWN_SERVER:
+        return None
+    soft = limits.split("Max realtime timeout")[1].split()[0]
+    return not (soft.isdigit() and int(soft) >= 1 << 61)
 
 
 def _port(text: bytes) -> int:

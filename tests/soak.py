@@ -41,8 +41,9 @@ WARM_UP = 1000
 #: Megabytes by which its memory may have grown in the end.
 GROWTH = 32
 
-#: Threads that it may have: its own, two that walk over processes, sixteen for files; each is started when needed.
-MAX_THREADS = 20
+#: Threads that it may have: its own, two that walk over processes, sixteen for files, two for all else; each but those
+#: that walk is started when needed.
+MAX_THREADS = 21
 
 #: Executions that the daemon remembers: few, so that all that it may keep is there when the warm-up is over.
 KEEP = 50
@@ -50,6 +51,9 @@ KEEP = 50
 #: Seconds that one operation may take, and that the daemon has to come to rest in the end.
 PATIENCE = 60.0
 REST = 20.0
+
+#: Seconds within which the daemon returns memory that has become free.
+RETURN = 16.0
 
 #: Threads that are there in addition for a file system that has hung.
 MORE_THREADS = 16
@@ -384,14 +388,21 @@ async def state(client: Client) -> State:
 
 
 async def at_rest(client: Client, before: State | None = None) -> State:
-    """The state once nothing runs any more and nothing is left, or after ``REST`` seconds."""
-    deadline = time.monotonic() + REST
+    """
+    The state once nothing runs any more and nothing is left, or after ``REST`` seconds.
+
+    :param before: with what it is compared; None for the first state, to which memory that is free does not belong.
+    """
+    began = time.monotonic()
     while True:
         await asyncio.sleep(0.5)
         now = await state(client)
         busy = now.executions or now.streams or now.proxied or now.zombies or now.marked
-        more = before is not None and now.descriptors > before.descriptors
-        if not (busy or more) or time.monotonic() > deadline:
+        if before is None:
+            more = time.monotonic() < began + RETURN
+        else:
+            more = now.descriptors > before.descriptors or now.megabytes > before.megabytes + GROWTH
+        if not (busy or more) or time.monotonic() > began + REST:
             return now
 
 
@@ -541,9 +552,7 @@ async def soaked_with_faults(
         )
         after = await at_rest(client, before)
         ready = (await client.call("GET", "/ready")).status
-        # Replies that have waited meanwhile may have taken more memory than is given back at once.
-        bounds = {
-            "megabytes": before.megabytes + 2 * GROWTH,
+        bounds: dict[str, float] = {
             "threads": MAX_THREADS + MORE_THREADS,
             "children": SPAWN_SERVERS + left,
             "marked": left,

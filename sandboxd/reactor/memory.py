@@ -17,6 +17,12 @@ INTERVAL = 5.0
 #: Bytes by which the resident memory must have grown since the last return.
 GROWTH = 16 * 1024 * 1024
 
+#: Looks until the next return if the resident memory is higher than it was once, though it has not grown: at first, and
+#: at most, as they double whenever a return has brought less than ``WORTH`` bytes.
+AGAIN = 2
+AGAIN_MAX = 64
+WORTH = 1024 * 1024
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -28,6 +34,9 @@ class MemoryTrimmer(Service):
     between what lives longer: 100 MB after some hundred commands with large outputs at a time. To return them takes
     some 10 ms, in a thread.
 
+    What was in use then may be free later, without any growth, as when the last of many requests is over. So it is
+    repeated, ever more rarely, while the resident memory is much higher than the lowest so far.
+
     :param threads: runs what takes long.
     """
 
@@ -36,13 +45,14 @@ class MemoryTrimmer(Service):
         self._call = LoopingCall(self._look)
         self._call.clock = clock
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc only
-        self._last = 0
+        self._last = self._lowest = 0
+        self._looks, self._again = 0, AGAIN
 
     def startService(self) -> None:
         """Start looking."""
         super().startService()
         if self._trim is not None:
-            self._last = _resident()
+            self._last = self._lowest = _resident()
             self._call.start(INTERVAL, now=False)
 
     def stopService(self) -> None:
@@ -54,9 +64,16 @@ class MemoryTrimmer(Service):
     async def _look(self) -> None:
         assert self._trim is not None
         try:
-            if _resident() - self._last >= GROWTH:
+            resident = _resident()
+            self._looks += 1
+            grown = resident - self._last >= GROWTH
+            if grown or (resident - self._lowest >= GROWTH and self._looks >= self._again):
                 await self._threads(self._trim, 0)
                 self._last = _resident()
+                self._looks = 0
+                worth = grown or resident - self._last >= WORTH
+                self._again = AGAIN if worth else min(2 * self._again, AGAIN_MAX)
+            self._lowest = min(self._lowest, self._last, resident)
         except OSError:
             pass  # no descriptor or no thread: next time
 
