@@ -34,7 +34,8 @@ from sandboxd.processes.environment import MANAGER
 from sandboxd.processes.limits import prepare_process
 from sandboxd.reactor.clock import RunningTime
 from sandboxd.reactor.interfaces import Reactor
-from sandboxd.reactor.polling import poll_without_log_context
+from sandboxd.reactor.polling import replace_poll
+from sandboxd.reactor.threads import SWITCH_INTERVAL
 
 if TYPE_CHECKING:  # see _import_service
     from sandboxd.service import Sandboxd
@@ -146,7 +147,8 @@ def makeService(options: Options) -> Sandboxd:
     """
     reactor = _reactor()
     _set_clock(reactor)
-    poll_without_log_context(reactor)
+    replace_poll(reactor)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     root = _root(options["root"])
     http, proxy = _open_sockets(options)
     manager = ServiceManager(os.environ, reactor)

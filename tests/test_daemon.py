@@ -407,3 +407,18 @@ def test_what_a_start_does_not_need_is_not_imported(module: str, late: list[str]
     code = f"import sys, {module}; print(*sorted(set({late!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "\n"
+
+
+@pytest.mark.slow
+def test_threads_give_the_interpreter_up_sooner_than_in_other_programs() -> None:
+    code = """
+import sys
+from sandboxd.tap import Options, makeService
+before, options = sys.getswitchinterval(), Options()
+options.parent = {}
+options.parseOptions(["--port=0", "--proxy-port=0", "--secret=a-secret"])
+makeService(options)
+print(sys.getswitchinterval() < before / 5)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "True\n"

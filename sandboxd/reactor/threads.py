@@ -14,6 +14,12 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
+#: Seconds for which another thread may keep the interpreter lock (GIL) when the reactor's wants it back, as it does
+#: after each system call that may block; see :func:`sys.setswitchinterval`. Python's own 5 ms are 50 ms for a turn with
+#: ten such calls while a thread computes; and longer where all processors are busy, as the thread's time slice is over
+#: before it gives the lock up.
+SWITCH_INTERVAL = 0.0005
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
