@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from twisted.internet.defer import CancelledError
 
 from sandboxd.api.operations import Events
-from sandboxd.api.routing import ApiError, LongFields, Routes, send_json_parts
+from sandboxd.api.routing import ApiError, LongFields, Routes, changing_nothing, send_json_parts
 from sandboxd.api.streaming import check_streams, follow, output_events, resume_after
 from sandboxd.execution.buffered import BufferedOutput, HeadAndTail
 from sandboxd.execution.execution import Execution
@@ -81,7 +81,8 @@ class CommandStarter:
         user, shell = None, None
         if body.user is not None:
             try:
-                user = await self._files.threads("/", find_user, body.user)
+                with changing_nothing():
+                    user = await self._files.threads("/", find_user, body.user)
             except ValueError as error:
                 raise BadRequest(f"user: {error}") from None
         if interactive and body.terminal() and not body.names_program:
@@ -173,10 +174,11 @@ def _directory(root: Root, cwd: str) -> str:
 
     :raise ApiError: if it is not a directory, or not in the root.
     """
-    if not root.is_directory(cwd):
-        where = f" (it has to be in {root.directory})" if root.confined else ""
-        raise _bad_cwd(cwd, where)
-    return os.fsdecode(root.real(cwd)) if root.confined else cwd
+    with changing_nothing():
+        if not root.is_directory(cwd):
+            where = f" (it has to be in {root.directory})" if root.confined else ""
+            raise _bad_cwd(cwd, where)
+        return os.fsdecode(root.real(cwd)) if root.confined else cwd
 
 
 def _bad_cwd(cwd: str, where: str = "") -> ApiError:

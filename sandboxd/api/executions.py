@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET
 
 from sandboxd.api.commands import SMALL, name_execution, not_permitted, signal_name
-from sandboxd.api.routing import ApiError, Routes, send_json_parts
+from sandboxd.api.routing import ApiError, Routes, changing_nothing, send_json_parts
 from sandboxd.api.streaming import texts
 from sandboxd.api.waits import Waits
 from sandboxd.execution.execution import Execution
@@ -186,7 +186,8 @@ def add_execution_routes(routes: Routes, table: ProcessTable, waits: Waits) -> N
         in time.
         """
         execution = get(id)
-        found = await waits.wait(execution, body)
+        with changing_nothing():
+            found = await waits.wait(execution, body)
         return Waited(**msgspec.structs.asdict(await described(execution)), **found)
 
 

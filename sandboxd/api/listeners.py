@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sandboxd.api.probe import HttpProbe
-from sandboxd.api.routing import Routes
+from sandboxd.api.routing import Routes, changing_nothing
 from sandboxd.execution.table import ProcessTable
 from sandboxd.messages.listeners import ListeningPort, ListeningPorts, PortWaited, PortWaitRequest
 from sandboxd.processes.listeners import Listener, ListenerPoll, listeners, owners
@@ -75,6 +75,7 @@ def add_listener_routes(
         Also answers, with `"ready": false`, when `timeout` seconds have passed.
         """
         ready = when_listening(poll, body.port) if body.http is None else probe.when_answered(body.port, body.http)
-        if not await within(reactor, body.timeout, ready):
-            return PortWaited(False, "timeout")
+        with changing_nothing():
+            if not await within(reactor, body.timeout, ready):
+                return PortWaited(False, "timeout")
         return PortWaited(True, "port" if body.http is None else "http")

@@ -30,13 +30,13 @@ Run commands, keep background processes, read and write files, and expose a port
 
 Bodies are JSON whatever their `Content-Type` says. Unknown fields and parameters are ignored, unless the request has
 `Prefer: handling=strict` (RFC 7240): then they are refused. Every error is JSON with an `error` for people. 503 is
-answered only when nothing was executed. Every reply has an `X-Request-Id`: the request's own, or a new one."""
+answered only when no command was executed. Every reply has an `X-Request-Id`: the request's own, or a new one."""
 
 #: The schemas of headers that are not just text.
 _HEADERS = {"Last-Event-ID": {"type": "string", "pattern": "^[0-9]{0,18}$"}}
 
 #: The error statuses of every route.
-_ANY_ERROR = (401, 500)
+_ANY_ERROR = (401, 500, 503)
 
 
 def _parts(body: Any) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from sandboxd.api.operations import RawBody
 from sandboxd.api.routing import ApiError, Routes
-from sandboxd.api.tunnel import port_number
+from sandboxd.api.tunnel import port_number, unreachable
 from sandboxd.proxy.both_ways import BothWays
 from sandboxd.proxy.socket_stream import SIZE, SocketStream, connect
 from sandboxd.proxy.splicing import PipePool, can_splice
@@ -107,7 +107,7 @@ def add_preview_route(routes: Routes, reactor: Reactor, previews: Previews, own_
         try:
             server = await connect(reactor, number)
         except ConnectError as error:
-            raise ApiError(502, f"port {number} is not reachable: {error}") from None
+            raise unreachable(number, error) from None
         previews.open += 1
         previews.total += 1
         try:

@@ -8,9 +8,9 @@ status is another; or None if it has written the response itself.
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 from urllib.parse import unquote_to_bytes
@@ -23,12 +23,12 @@ from twisted.web.resource import IResource
 
 from sandboxd.api.dispatch import Dispatch, Endpoint
 from sandboxd.api.operations import Operation, RawBody
-from sandboxd.files.errors import FileError
+from sandboxd.files.errors import EXHAUSTED, FileError
 from sandboxd.messages.decoding import BadRequest, decode, decode_query
 from sandboxd.messages.long_text import LONG, cut_out
 from sandboxd.messages.strict import check_fields, check_parameters
 from sandboxd.processes.cgroup import CgroupError
-from sandboxd.reactor.threads import ThreadPool
+from sandboxd.reactor.threads import NoThread, ThreadPool
 from sandboxd.web.ascii_json import dumps
 from sandboxd.web.body import BodyError
 from sandboxd.web.idempotency import KeyConflict
@@ -308,9 +308,8 @@ async def _refuse(request: Request, error: Exception) -> bytes | None:
     """Answer a request for which Klein could not be imported: 503 if that can be tried again."""
 
     async def fail() -> RouteResult:
-        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
-            raise ApiError(503, f"the daemon has run out of resources: {error.strerror}")
-        raise error
+        with changing_nothing():
+            raise error
 
     return await _answered(request, fail, 200)
 
@@ -335,8 +334,20 @@ def _http_exception(request: Request, failure: Failure) -> bytes:
 _STATUSES: Mapping[type[Exception], int] = {BadRequest: 400, CgroupError: 400, KeyConflict: 409}
 
 
-#: Not the client's fault; what has changed nothing can be tried again.
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+@contextmanager
+def changing_nothing() -> Iterator[None]:
+    """Raise 503 if this process runs out of resources inside, where nothing is changed, so that the request fails."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise exhausted(error) from None
+        raise
+
+
+def exhausted(error: OSError) -> ApiError:
+    """Return the error of a request that has had no effect, for lack of resources."""
+    return ApiError(503, f"the daemon has run out of resources: {error.strerror}")
 
 
 def _error_reply(request: Request, error: Exception) -> Reply:
@@ -350,8 +361,10 @@ def _error_reply(request: Request, error: Exception) -> Reply:
     for type, status in _STATUSES.items():
         if isinstance(error, type):
             return Reply({**request.on_error, "error": str(error)}, status)
-    if isinstance(error, OSError) and error.errno in _EXHAUSTED and request.method in (b"GET", b"HEAD"):
-        return Reply({**request.on_error, "error": f"the daemon has run out of resources: {error.strerror}"}, 503)
+    # Where a request may have changed something, an error that no operation has expected is a fault.
+    unchanged = isinstance(error, NoThread) or request.method in (b"GET", b"HEAD")
+    if isinstance(error, OSError) and error.errno in EXHAUSTED and unchanged:
+        return Reply({**request.on_error, "error": str(exhausted(error))}, 503)
     _log.failure(
         "{method} {path} failed [{request_id}]",
         method=printable(request.method),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from twisted.internet.error import ConnectError
 
 from sandboxd.api.routing import ApiError, Routes
+from sandboxd.files.errors import EXHAUSTED
 from sandboxd.messages.decoding import BadRequest
 from sandboxd.proxy.socket_stream import SocketStream, connect
 from sandboxd.reactor.first_to_end import first_to_end
@@ -30,6 +31,11 @@ def port_number(text: str) -> int:
     return int(text)
 
 
+def unreachable(port: int, error: ConnectError) -> ApiError:
+    """Return the error of a request for a port that cannot be connected to."""
+    return ApiError(503 if error.osError in EXHAUSTED else 502, f"port {port} is not reachable: {error}")
+
+
 def add_tunnel_route(routes: Routes, reactor: Reactor, websockets: WebSockets, own_ports: frozenset[int]) -> None:
     """
     Add ``GET /ports/<port>/connect`` to the API.
@@ -52,7 +58,7 @@ def add_tunnel_route(routes: Routes, reactor: Reactor, websockets: WebSockets, o
         try:
             target = await connect(reactor, number)
         except ConnectError as error:
-            raise ApiError(502, f"port {number} is not reachable: {error}") from None
+            raise unreachable(number, error) from None
         try:
             socket = websockets.accept(request, "tunnel", [BYTES])
             await first_to_end(_to_client(target, socket), _to_target(socket, target))

@@ -11,6 +11,9 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+#: Errors for lack of resources, of this process or the system: not the client's fault, and the next try may succeed.
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+
 #: The HTTP status of what the file system has refused. The contract's routes have no use for it: they answer 200.
 _STATUS = {
     **dict.fromkeys((errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG), 400),
@@ -19,6 +22,7 @@ _STATUS = {
     **dict.fromkeys((errno.EBUSY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ETXTBSY), 409),
     errno.ENXIO: 409,
     errno.EFBIG: 413,
+    **dict.fromkeys(EXHAUSTED, 503),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 507),
 }
 

@@ -69,16 +69,17 @@ class GrepProcess:
                 "name": os.path.basename(self._path.rstrip("/")),
             }
             command = [sys.executable, "-I", "-S", "-c", _PROGRAM, _PACKAGES]
-            self._child = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=(fd,),
-                env={},
-                cwd="/",
-                start_new_session=True,
-            )
+            with os_errors("search", self._path):
+                self._child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    pass_fds=(fd,),
+                    env={},
+                    cwd="/",
+                    start_new_session=True,
+                )
         finally:
             os.close(fd)
         with self._child as child:

@@ -15,7 +15,7 @@ import stat as modes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sandboxd.files.errors import OutsideRoot, RootItself
+from sandboxd.files.errors import EXHAUSTED, OutsideRoot, RootItself
 
 #: The system call's number, on all architectures.
 _OPENAT2 = 437
@@ -217,10 +217,16 @@ class Root:
                         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
 
     def is_directory(self, path: str | bytes) -> bool:
-        """Return whether a path is a directory, inside the root if there is one."""
+        """
+        Return whether a path is a directory, inside the root if there is one.
+
+        :raise OSError: if that cannot be found out for lack of resources.
+        """
         try:
             os.close(self.open(path, os.O_PATH | os.O_DIRECTORY))
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in EXHAUSTED:
+                raise
             return False
         return True
 

@@ -17,8 +17,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from sandboxd import __version__
-from sandboxd.api.routing import ApiError, Reply, Routes
-from sandboxd.files.errors import FileError
+from sandboxd.api.routing import ApiError, Reply, Routes, exhausted
+from sandboxd.files.errors import EXHAUSTED, FileError
 from sandboxd.mcp.protocol import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -124,6 +124,10 @@ class McpServer:
             found = await call
         except (ToolError, BadRequest, FileError, ApiError) as error:
             return _error(str(error))
+        except OSError as error:
+            if error.errno not in EXHAUSTED:
+                raise
+            return _error(str(exhausted(error)))
         except CancelledError:
             if call in self._cancelled:  # by a notification: the client is still there, and its request has to end
                 raise RpcError(INVALID_REQUEST, "the call was cancelled") from None

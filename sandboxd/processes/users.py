@@ -20,17 +20,21 @@ def find_user(given: str | int) -> User:
     is given, that is the only one.
 
     :raise ValueError: if there is no such user, or this process cannot run commands as that user.
+    :raise OSError: if this process has no descriptor left.
     """
+    _check_descriptors()
     name, colon, group = str(given).partition(":")
     uid = _id(name, "uid") if name.isdigit() else None
     try:
         entry = pwd.getpwnam(name) if uid is None else pwd.getpwuid(uid)
     except (KeyError, ValueError):  # ValueError for a NUL in it
+        _check_descriptors()
         if uid is None:
             raise ValueError(f"there is no user {name!r}") from None
         user = User(name, uid, 0, (), "/")
     else:
         groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid)) if os.geteuid() == 0 and not colon else ()
+        _check_descriptors()
         shell = entry.pw_shell or "/bin/sh"
         user = User(entry.pw_name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir, shell)
     if colon:
@@ -57,7 +61,17 @@ def _group(name: str) -> int:
     try:
         return grp.getgrnam(name).gr_gid
     except (KeyError, ValueError):
+        _check_descriptors()
         raise ValueError(f"there is no group {name!r}") from None
+
+
+def _check_descriptors() -> None:
+    """
+    Check that files can be opened; where not, Python and the C library report users and groups as missing.
+
+    :raise OSError: if this process has no descriptor left.
+    """
+    os.close(os.open("/", os.O_PATH | os.O_CLOEXEC))
 
 
 def _id(text: str, what: str) -> int:

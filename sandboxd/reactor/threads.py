@@ -24,6 +24,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class NoThread(OSError):
+    """A pool has no thread, and none can be started; nothing was called."""
+
+
 class ThreadPool:
     """
     A bounded pool of threads. Call an instance with a function and its arguments.
@@ -76,7 +80,7 @@ class ThreadPool:
         try:
             thread.start()
         except RuntimeError:  # "can't start new thread": RLIMIT_NPROC, pids.max or memory
-            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+            raise NoThread(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
         self._threads += 1
 
     def _work(self) -> None:
