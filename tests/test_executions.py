@@ -15,12 +15,15 @@ from typing import Any, cast
 from unittest.mock import ANY
 
 import pytest
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.web.client import ResponseNeverReceived
 
-from sandboxd.execution.table import Finished
+from sandboxd.execution.table import Finished, ProcessTable
 from sandboxd.processes.command import Command
+from sandboxd.reactor.threads import ThreadPool
+from sandboxd.reactor.turn_budget import TurnBudget
 from tests.client import Api, Events, Response
 from tests.daemon import Daemon, alive
 from tests.waiting import Gate, until, within
@@ -740,3 +743,19 @@ def test_the_bytes_of_records_include_scripts_and_variables() -> None:
     for _ in range(6):
         finished.add(cast(Any, SimpleNamespace(size=command.size)), 0.0)
     assert len(list(finished.take_excess(0.0))) == 1
+
+
+def test_housekeeping_goes_on_though_a_part_of_it_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = cast(Any, reactor)
+    table = ProcessTable(loop, {}, ThreadPool(loop, 1, "test"), TurnBudget(loop), reap=True)
+    done: list[str] = []
+
+    def fail() -> None:
+        done.append("check")
+        raise RuntimeError("this is a test")
+
+    monkeypatch.setattr(table._spawn_client, "check", fail)
+    monkeypatch.setattr(table._reaper, "reap", lambda: done.append("reap"))
+    for _ in range(2):
+        table._housekeep()
+    assert done == ["check", "reap"] * 2

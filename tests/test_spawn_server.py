@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from http.client import HTTPConnection
@@ -316,3 +318,61 @@ async def test_spawn_servers_for_which_there_is_no_descriptor_are_not_left(start
     client.close()
     assert daemon.stop() == 0
     assert "Traceback" not in daemon.log.read_text()
+
+
+async def test_output_for_which_there_is_no_descriptor_fails_its_command_only(
+    start_daemon: Callable[..., Daemon],
+) -> None:
+    daemon = start_daemon()
+    api = Api(daemon.url, daemon.secret)
+    await guardians_of(daemon)
+    servers = daemon.spawn_servers()
+    client = HTTPConnection("127.0.0.1", daemon.port, timeout=20)
+    headers = {"Authorization": f"Bearer {daemon.secret}"}
+    client.request("POST", "/run", b'{"cmd":"true"}', headers)
+    client.getresponse().read()
+    before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    for free in range(2):
+        used = set(map(int, os.listdir(f"/proc/{daemon.pid}/fd")))
+        limit = [fd for fd in range(before[0]) if fd not in used][free]
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+        client.request("POST", "/run", b'{"cmd": "exec sleep 300"}', headers)
+        response = client.getresponse()
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
+        assert (response.status, b"too many open files" in response.read()) == (500, True)
+        assert (await api.run("echo on"))["stdout"] == "on\n"
+    client.close()
+    assert daemon.spawn_servers() == servers
+    assert daemon.stop() == 0
+    assert "is replaced" not in daemon.log.read_text()
+
+
+#: Nothing is read from the first server, so the daemon does not know yet that it has forked the second one.
+FORK_NOT_REPORTED = """
+import os, resource, select
+from twisted.internet import reactor
+from sandboxd.processes.marks import Marks
+from sandboxd.processes.spawn_client import SpawnClient
+from sandboxd.processes.spawn_messages import StartRequest
+from sandboxd.reactor.turn_budget import TurnBudget
+
+marks = Marks()
+client = SpawnClient(reactor, TurnBudget(reactor), marks.base, lambda children: None, None)
+client.start()
+first, second = client._servers
+poll = select.poll()
+poll.register(first.fileno(), select.POLLIN)
+assert poll.poll(10_000) and first.pid is not None and second.pid is None
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+client.replace(first, "this is a test")
+try:
+    client.launch(None, StartRequest([b"sh"], b"", marks.new(), collect=True), [])
+except OSError:
+    pass
+else:
+    raise AssertionError(second.starting)
+"""
+
+
+def test_no_request_goes_to_a_spawn_server_whose_fork_is_not_reported() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORK_NOT_REPORTED], check=True, timeout=30)

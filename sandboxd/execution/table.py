@@ -15,7 +15,6 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, TimeoutError
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from sandboxd.execution.execution import Execution
 from sandboxd.processes.cgroup import Cgroup, CgroupError, Cgroups
@@ -305,7 +304,7 @@ class ProcessTable(Service):
         super().startService()
         self._spawn_client.start()
         self._housekeeping.clock = self._reactor
-        self._housekeeping.start(HOUSEKEEPING, now=False).addErrback(self._housekeeping_broke)
+        self._housekeeping.start(HOUSEKEEPING, now=False)
 
     def stopService(self) -> Deferred[None]:
         """End every process of all executions, also those left by ended ones; fires when they are gone."""
@@ -413,13 +412,21 @@ class ProcessTable(Service):
                 self._forget_unless_left(execution, ended)
 
     def _housekeep(self) -> None:
+        """Do what is due about once a second. What fails once is logged and due again: all else depends on it."""
+        for part in (self._forget_old, self._spawn_client.check, self._reap_all, self._remove_retired):
+            try:
+                part()
+            except Exception:
+                self._log.failure("housekeeping has failed, which is tried again")
+
+    def _forget_old(self) -> None:
         for finished in self._finished.values():
             self._forget(finished, self._reactor.seconds())
-        self._spawn_client.check()
+
+    def _reap_all(self) -> None:
         if self._reap:
             self._reaper.reap()
+
+    def _remove_retired(self) -> None:
         if self._cgroups is not None:
             self._cgroups.remove_retired()
-
-    def _housekeeping_broke(self, failure: Failure) -> None:
-        self._log.failure("orphans are no longer reaped, and finished executions no longer forgotten", failure)

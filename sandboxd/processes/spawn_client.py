@@ -171,9 +171,9 @@ class SpawnClient:
             try:
                 self._servers.append(_Server(self) if parent is None else _Server(self, parent))
             except OSError:
-                if self._servers:
-                    return
-                raise
+                if parent is None:
+                    raise
+                return
 
     def stop(self) -> None:
         """Let the spawn servers end."""
@@ -201,12 +201,14 @@ class SpawnClient:
         Kill children of this process that are spawn servers, or forks of one, but that it does not use.
 
         One exits by itself when its socket is closed, unless a command has stopped it. If its parent has died before it
-        had reported the fork, nothing else is known of it.
+        had reported the fork, nothing else is known of it. If they cannot be looked at, that is done at the next check.
         """
-        with suppress(OSError):
+        try:
             for pid in children():
                 if pid not in self.pids and Path(f"/proc/{pid}/comm").read_bytes().rstrip() == NAME:
                     os.kill(pid, signal.SIGKILL)  # it is not reaped meanwhile, so the pid is its own
+        except OSError as error:
+            self._strays_possible = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
     @property
     def only_children(self) -> bool:
@@ -252,7 +254,8 @@ class SpawnClient:
         return self._base
 
     def _send(self, launch: _Launch, message: bytes, fds: list[int]) -> None:
-        server = min(self._servers, key=_load)
+        # Not to one whose fork is not reported yet: it could not be killed for certain, should its parent die.
+        server = min((each for each in self._servers if each.pid is not None), key=_load)
         launch.server = server
         server.launch(launch, message, fds)
 
@@ -304,19 +307,39 @@ class SpawnClient:
             self.kill_and_fail(launch)
         server.running, server.starting = {}, {}
 
-    def kill_and_fail(self, launch: _Launch) -> None:
+    def kill_and_fail(self, launch: _Launch, reason: str = "the process that starts commands has died") -> None:
         """Kill the processes of a child that may or may not run, then report its start as failed."""
         launch.server = None
-        error = OSError(errno.EIO, "the process that starts commands has died")
-        if isinstance(launch.child, _ForkListener):
+        child, launch.child = launch.child, _Nobody()
+        error = OSError(errno.EIO, reason)
+        if isinstance(child, _ForkListener):
             self._strays_possible = True
-            launch.child.failed(error, AT_START)
+            child.failed(error, AT_START)
         else:
-            self._end_tree(launch.mark).addBoth(lambda _: launch.child.failed(error, AT_START))
+            self._end_tree(launch.mark).addBoth(lambda _: child.failed(error, AT_START))
 
 
-def _load(server: _Server) -> tuple[bool, int, int]:
-    return server.pid is None, len(server.starting), len(server.running)
+def _load(server: _Server) -> tuple[int, int]:
+    return len(server.starting), len(server.running)
+
+
+class _Nobody:
+    """The receiver of the records of a child whose start was reported as failed though it ran: none is of interest."""
+
+    def started(self, pid: int, output: list[int]) -> None:
+        """Do nothing."""
+
+    def done(self, pid: int, status: int, stdout: bytes, stderr: bytes) -> None:
+        """Do nothing."""
+
+    def failed(self, error: OSError, step: int) -> None:
+        """Do nothing."""
+
+    def exited(self, status: int) -> None:
+        """Do nothing."""
+
+    def adopted(self) -> None:
+        """Do nothing."""
 
 
 class _ForkListener:
@@ -517,7 +540,7 @@ class _Server:
             launch = self.running.get(number) if kind == EXITED else self.starting.get(number)
             if launch is None or (launch.pid not in (None, value) and kind in (FORKED, STARTED, DONE)):
                 raise MalformedMessage(f"a record of kind {kind} of a child that is in another state")
-            if (kind == DONE and not launch.collect) or len(fds) not in (0, 2 * (launch.collect and kind == STARTED)):
+            if (kind == DONE and not launch.collect) or len(fds) > 2 * (launch.collect and kind == STARTED):
                 raise MalformedMessage(f"a record of kind {kind} with {len(fds)} descriptors")
             done = unpack_done(message) if kind == DONE else (0, b"", b"")
         except MalformedMessage as error:
@@ -543,15 +566,17 @@ class _Server:
                 launch.child.exited(value)
             elif kind == FAILED:
                 launch.child.failed(OSError(value, os.strerror(value)), detail)
-            elif launch.collect and not fds:  # this process has no descriptor left
-                self._client.kill_and_fail(launch)
             else:
                 launch.pid = value
-                self.running[number] = launch
-                launch.child.started(value, fds)
+                self.running[number] = launch  # until its exit is reported, whatever becomes of it here
+                if launch.collect and len(fds) < 2:  # this process has no descriptor left
+                    for fd in fds:
+                        os.close(fd)
+                    self._client.kill_and_fail(launch, "too many open files to read its output")
+                else:
+                    launch.child.started(value, fds)
         except Exception:  # an error of one child must not affect the others
             self._log.failure("a command is killed, as an error occurred in the daemon while handling it")
-            self.running.pop(number, None)
             self._client.kill_and_fail(launch)
 
     def check(self, now: float) -> None:
