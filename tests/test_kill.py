@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -297,3 +298,48 @@ async def test_a_directory_that_hangs_holds_up_its_own_command_only(
     last = Deferred.fromCoroutine(api.post("/run", body))
     last.addBoth(lambda _: None)
     assert daemon.stop() == 0
+
+
+#: Each process leaves its session, forks another one and exits, for 20 seconds at most.
+FORKS_AND_EXITS = r"""
+#include <time.h>
+#include <unistd.h>
+
+int main(void) {
+    time_t end = time(NULL) + 20;
+    write(1, "x", 1);
+    while (time(NULL) < end) {
+        setsid();
+        if (fork())
+            _exit(0);
+    }
+    return 0;
+}
+"""
+
+
+async def test_a_kill_ends_processes_that_fork_and_exit_at_once(
+    start_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("NOT TESTED: this needs cc")
+    source, program, fifo = tmp_path / "forks.c", tmp_path / "forks", tmp_path / "fifo"
+    source.write_text(FORKS_AND_EXITS)
+    subprocess.run([compiler, "-O2", "-w", "-o", program, source], check=True, timeout=30)
+    daemon = start_daemon()
+    api = Api(daemon.url, daemon.secret)
+    for _ in range(3):
+        os.mkfifo(fifo)
+        alive_while_open = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            id = await api.start(f"{program} > {fifo}; exec sleep 300")
+            poll = select.poll()
+            poll.register(alive_while_open, select.POLLIN)
+            assert poll.poll(10_000)
+            assert os.read(alive_while_open, 1) == b"x"
+            assert (await api.post("/kill_process", {"id": id})).status == 200
+            assert os.read(alive_while_open, 1) == b""  # EAGAIN if one of them is alive
+        finally:
+            os.close(alive_while_open)
+            fifo.unlink()
