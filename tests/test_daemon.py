@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel
 
 from sandboxd import tap
+from sandboxd.processes.spawn_client import SPAWN_SERVERS
 from tests.client import Api
 from tests.daemon import SECRET, TWISTD, Daemon, alive
 from tests.waiting import gone, pids_in, until
@@ -254,6 +257,72 @@ def test_it_ends_in_order_though_it_is_asked_to_again_until_it_is_gone(start_dae
         os.kill(daemon.pid, signal.SIGTERM)
         time.sleep(0.0005)  # between two signals, not for something
     assert daemon.stop() == 0
+
+
+def of_daemon(pid: int) -> list[int]:
+    """Return the pids of a daemon's spawn servers that run, its children or not: its pid is their last argument."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has ended meanwhile
+                arguments = (entry / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+                if b"spawn_server" in b"".join(arguments) and arguments[-1] == b"%d" % pid and alive(int(entry.name)):
+                    found.append(int(entry.name))
+    return found
+
+
+def catches_sigterm(pid: int) -> bool:
+    """Return whether a process has a handler of SIGTERM."""
+    caught = re.search(r"^SigCgt:\s+(\w+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+    assert caught
+    return bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.slow
+async def test_it_ends_in_order_though_it_is_asked_to_while_it_starts(tmp_path: Path) -> None:
+    for delay, times in ((0.0, 2), (0.05, 1), (0.15, 2)):  # from the handler on
+        with (tmp_path / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, TWISTD, *IN_FOREGROUND, "sandboxd"], cwd=tmp_path, stdout=log, stderr=log,
+                env={**os.environ, "SANDBOX_SECRET": SECRET, "PORT": "0", "PROXY_PORT": "0"},
+            )  # fmt: skip
+        try:
+            await until(partial(catches_sigterm, process.pid), 20)
+            time.sleep(delay)  # at any moment of the start
+            for _ in range(times):
+                process.terminate()
+            assert process.wait(15) == 0
+        finally:
+            process.kill()
+            process.wait()
+        assert "Traceback" not in (tmp_path / "log").read_text()
+        await until(lambda pid=process.pid: not of_daemon(pid), 15)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGSTOP, signal.SIGKILL])
+async def test_it_ends_in_order_though_its_spawn_servers_are_being_replaced(
+    start_daemon: Callable[..., Daemon], tmp_path: Path, signum: int
+) -> None:
+    daemon = start_daemon(SANDBOX_DRAIN="0")
+    api = Api(daemon.url, SECRET)
+    cmd = f"echo $$ >> {tmp_path}/pids; sleep 300"
+    await api.start(cmd)
+    await pids_in(tmp_path / "pids", 1)
+    await until(lambda: len(of_daemon(daemon.pid)) == SPAWN_SERVERS, 5)
+    for pid in daemon.spawn_servers():
+        os.kill(pid, signum)
+    pending = [Deferred.fromCoroutine(api.post(route, {"cmd": cmd})) for route in ("/run", "/start_process")]
+    for start in pending:
+        start.addErrback(lambda _: None)
+    if signum == signal.SIGSTOP:  # until the next look at them, which continues them
+        while (await api.get("/status")).json()["executions"] < 1 + len(pending):
+            pass
+    for _ in range(2):
+        os.kill(daemon.pid, signal.SIGTERM)
+    assert daemon.stop() == 0
+    await until(lambda: not of_daemon(daemon.pid), 15)
+    await gone([int(pid) for pid in (tmp_path / "pids").read_text().split()])
+    assert "Traceback" not in daemon.log.read_text()
 
 
 def test_ctrl_c_ends_it_in_order(start_daemon: Callable[..., Daemon]) -> None:
