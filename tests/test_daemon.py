@@ -333,7 +333,9 @@ def test_ctrl_c_ends_it_in_order(start_daemon: Callable[..., Daemon]) -> None:
 
 async def test_a_stopping_daemon_tells_the_streams_that_are_open(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon()
-    stream = await Api(daemon.url, SECRET).stream("echo ready; sleep 300")
+    stream = await Api(daemon.url, SECRET).stream(
+        "echo ready; exec sleep 300"
+    )  # a shell could report the signal of its child
     events = []
     async for event in stream:
         events.append(event)
