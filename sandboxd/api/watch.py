@@ -159,6 +159,7 @@ def _target(root: Root, query: WatchQuery) -> _Target:
 
 def _refused(path: str, error: OSError) -> Exception:
     """Return the error of a watch that cannot be started."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return ApiError(503, f"watch {path}: too many watches in this system (fs.inotify.max_user_instances)")
+    if error.errno == errno.EMFILE:
+        why = "too many open files, or watches in this system (fs.inotify.max_user_instances)"
+        return ApiError(503, f"watch {path}: {why}")
     return FileError("watch", path, (error.strerror or str(error)).lower(), error.errno or 0)

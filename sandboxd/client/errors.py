@@ -58,7 +58,7 @@ class ServerFault(SandboxError):
 
 
 class Unavailable(ServerFault):
-    """503: nothing was executed; the daemon is at a limit, starting or stopping."""
+    """503: no command was executed; the daemon is at a limit, starting or stopping."""
 
 
 class ProtocolError(SandboxError):
