@@ -291,7 +291,9 @@ def _chosen(
         pids = set(_pids())
         find_mark = _mark_by_limit if marks_by_limit() else _MarksByEnvironment()
         inconclusive = False
-        for pid in sorted(pids - looked_at, reverse=True):  # the newest first, as those that go soon are among them
+        # At first the oldest first: a shell that outlived its child would write "Killed" into the output. Then the
+        # newest first, as those that go soon are among them.
+        for pid in sorted(pids - looked_at, reverse=listing > 0):
             if pid == os.getpid() or pid in spared:  # a process that starts a child has the child's mark meanwhile
                 continue
             try:
