@@ -33,6 +33,12 @@ class OverAsyncio:
 
     def close(self) -> None:
         self._loop.run_until_complete(self._sandbox.close())
+        # As asyncio.run does: what a task that is left has open would else be found by the garbage collector.
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        if left:  # gather would want a loop that runs
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
