@@ -1,3 +1,3 @@
 """sandboxd: an HTTP API to a sandbox, for agents and automation."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
