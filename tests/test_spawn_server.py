@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
@@ -324,24 +326,30 @@ async def test_output_for_which_there_is_no_descriptor_fails_its_command_only(
     start_daemon: Callable[..., Daemon],
 ) -> None:
     daemon = start_daemon()
-    api = Api(daemon.url, daemon.secret)
     await guardians_of(daemon)
     servers = daemon.spawn_servers()
-    client = HTTPConnection("127.0.0.1", daemon.port, timeout=20)
     headers = {"Authorization": f"Bearer {daemon.secret}"}
-    client.request("POST", "/run", b'{"cmd":"true"}', headers)
-    client.getresponse().read()
-    before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
-    for free in range(2):
-        used = set(map(int, os.listdir(f"/proc/{daemon.pid}/fd")))
-        limit = [fd for fd in range(before[0]) if fd not in used][free]
-        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (limit, before[1]))
-        client.request("POST", "/run", b'{"cmd": "exec sleep 300"}', headers)
-        response = client.getresponse()
-        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
-        assert (response.status, b"too many open files" in response.read()) == (500, True)
-        assert (await api.run("echo on"))["stdout"] == "on\n"
-    client.close()
+    with closing(HTTPConnection("127.0.0.1", daemon.port, timeout=20)) as client:
+
+        def run(cmd: str) -> tuple[int, bytes]:
+            """Always on the same connection, so that the daemon opens and closes none meanwhile."""
+            client.request("POST", "/run", json.dumps({"cmd": cmd}).encode(), headers)
+            response = client.getresponse()
+            return response.status, response.read()
+
+        before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+        for free in range(2):
+            for _ in range(20):
+                run("true")  # meanwhile, what was in use for the last command is closed
+                used = set(map(int, os.listdir(f"/proc/{daemon.pid}/fd")))
+                limit = [fd for fd in range(before[0]) if fd not in used][free]
+                resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+                status, body = run("exec sleep 0.2")  # longer than the server itself collects output
+                resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
+                if status != 200:  # else more were free, as some had been in use for a moment
+                    break
+            assert (status, b"too many open files" in body) == (500, True)
+            assert json.loads(run("echo on")[1])["stdout"] == "on\n"
     assert daemon.spawn_servers() == servers
     assert daemon.stop() == 0
     assert "is replaced" not in daemon.log.read_text()
