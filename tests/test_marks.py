@@ -35,6 +35,29 @@ assert [child.wait(10) for child in children] == [-signal.SIGKILL] * 30
 """
 
 
+#: Every listing after the first finds that pidfds have used up all descriptors.
+LISTS_AGAIN = """
+import os, resource, signal, subprocess
+from sandboxd.processes import marks
+
+mark = marks.Marks().new()
+soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
+resource.setrlimit(resource.RLIMIT_RTTIME, (mark, hard))
+ended = subprocess.Popen(["true"])
+os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # a zombie of the tree: /proc is listed again
+children = [subprocess.Popen(["sleep", "300"]) for _ in range(30)]
+resource.setrlimit(resource.RLIMIT_RTTIME, (soft, hard))
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 10, hard))
+assert marks.sweep({mark: signal.SIGKILL}.get, 5.0)
+assert [child.wait(10) for child in children] == [-signal.SIGKILL] * 30
+"""
+
+
+def test_a_walk_lists_the_processes_again_though_no_descriptor_is_left() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", LISTS_AGAIN], check=True, timeout=30)
+
+
 def test_a_tree_is_gone_even_if_its_processes_are_more_than_the_descriptors() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", WALK], check=True, timeout=30)
 

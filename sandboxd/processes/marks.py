@@ -270,6 +270,11 @@ def _send(pid: int, pidfd: int, signum: int) -> None:
         os.kill(pid, signum)
 
 
+def _look() -> tuple[set[int], Callable[[int], int]]:
+    """Return the pids of all processes, and what returns their marks."""
+    return set(_pids()), _mark_by_limit if marks_by_limit() else _MarksByEnvironment()
+
+
 def _chosen(
     choose: Callable[[int], int | None], spared: Container[int], pidfds: list[int]
 ) -> Iterator[tuple[int, int, int]]:
@@ -288,8 +293,12 @@ def _chosen(
     """
     looked_at: set[int] = set()
     for listing in range(_LISTINGS):
-        pids = set(_pids())
-        find_mark = _mark_by_limit if marks_by_limit() else _MarksByEnvironment()
+        try:
+            pids, find_mark = _look()
+        except OSError:
+            while pidfds:
+                os.close(pidfds.pop())
+            pids, find_mark = _look()
         inconclusive = False
         # At first the oldest first: a shell that outlived its child would write "Killed" into the output. Then the
         # newest first, as those that go soon are among them.
