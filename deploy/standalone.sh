@@ -20,12 +20,12 @@ mv "$venv/site-packages" "$site"
   config-* __pycache__ sitecustomize.py dist-packages EXTERNALLY-MANAGED)
 
 # Which libraries: what the loader finds for the interpreter and all extension modules, and what the C library opens
-# by itself to look up users and hosts.
+# by itself: to look up users and hosts, and to end a thread (pthread_exit(3)), for want of which it aborts.
 mkdir "$venv/lib/native"
 find "$venv" -name '*.so' -o -path "$venv/bin/python3" | while read -r file; do
   ldd "$file" 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// {print $3}'
 done | sort -u > /tmp/libraries
-for name in libnss_files.so.2 libnss_dns.so.2 libresolv.so.2; do
+for name in libnss_files.so.2 libnss_dns.so.2 libresolv.so.2 libgcc_s.so.1; do
   find "$(dirname "$(ldd "$python" | awk '$1 == "libc.so.6" {print $3}')")" -name "$name" >> /tmp/libraries
 done
 sort -u /tmp/libraries | while read -r library; do cp -L "$library" "$venv/lib/native/"; done
@@ -43,4 +43,5 @@ for script in "$venv"/bin/*; do
   [ -L "$script" ] || [ "$script" = "$venv/bin/python3" ] || sed -i "1s|^#!.*|#!$venv/bin/python3 -I|" "$script"
 done
 "$venv/bin/python3" -I -c "import ssl, sys; assert sys.prefix == '$venv', sys.prefix"
+test -s "$venv/lib/native/libgcc_s.so.1"
 "$venv/bin/twistd" --help | grep -q sandboxd

@@ -57,6 +57,18 @@ def test_commands_streams_processes_and_files_work_in_every_image(start: Start, 
     assert "Traceback" not in container.log
 
 
+def test_a_thread_can_end_without_the_libraries_of_the_image(podman: Podman, injected: str) -> None:
+    # What the C library opens for it is missed when the thread ends, not when the program is linked.
+    code = (
+        "import ctypes, os, threading, time\n"
+        "threading.Thread(target=lambda: ctypes.CDLL('libc.so.6').pthread_exit(None), daemon=True).start()\n"
+        "while len(os.listdir('/proc/self/task')) > 1: time.sleep(0.01)\n"
+        "os._exit(7)"
+    )
+    python = ("--entrypoint", "/opt/sandboxd/bin/python3", injected, "-I", "-c")
+    assert podman("run", "--rm", *python, code, check=False).returncode == 7
+
+
 def test_the_tools_that_are_promised_are_there_and_no_others_that_build(start: Start, image: str) -> None:
     client = serving(start(image))
     for tool in ("curl", "wget", "git", "python3", "jq"):
