@@ -80,6 +80,7 @@ class Sandboxd(Service):
     :param log_access: logs a request, given a format and its fields; None for nothing.
     :param open_metrics: whether the metrics need no token.
     :param console: whether the page ``/console/`` is served.
+    :ivar exit_code: None until it has stopped in order, or its companion has ended; then what the process exits with.
     """
 
     log = Logger()
@@ -104,7 +105,7 @@ class Sandboxd(Service):
         self._reactor = reactor
         self._companion_argv = companion
         self._companion: Companion | None = None
-        self.exit_code = 0
+        self.exit_code: int | None = None
         self._umask = umask
         self._http, self._proxy = http, proxy
         self.proxy_port: int = next((sock.port for sock in proxy if sock.port is not None), 0)
@@ -246,6 +247,8 @@ class Sandboxd(Service):
         self.previews.close()
         for threads in (self._walk_threads, self._file_threads, self._search_threads, self._general_threads):
             threads.stop()
+        if self.exit_code is None:
+            self.exit_code = 0
         self.log.info("sandboxd has stopped")
 
     def forward_signal(self, signum: int, *, to_end: bool = False) -> None:

@@ -291,15 +291,16 @@ def _handle_signals(service: Sandboxd, reloads: Reloads, accompanied: bool) -> N
 
 def _exit(service: Sandboxd) -> None:
     """
-    Exit with the service's code, which ``twistd`` has no way to pass on.
+    Exit with the service's code, which ``twistd`` has no way to pass on, if the daemon has stopped in order.
 
-    Runs as the last of what is done at the exit, since it was registered before the rest. What asks the daemon to end
-    is ignored from here on: Python sets the default action back while it finalizes, and a second SIGTERM would then
-    turn an orderly exit into a death by signal.
+    Runs as the last of what is done at the exit, since it was registered before the rest. The interpreter is not
+    finalized: threads may be left, as one that hangs in the kernel is not waited for, and Python would end each that
+    comes back meanwhile inside the C library, which can abort. What asks the daemon to end is ignored from here on: it
+    would turn an orderly exit into a death by signal.
     """
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
-    if service.exit_code:
+    if service.exit_code is not None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()

@@ -259,6 +259,14 @@ def test_it_ends_in_order_though_it_is_asked_to_again_until_it_is_gone(start_dae
     assert daemon.stop() == 0
 
 
+def test_its_interpreter_is_not_finalized_as_threads_may_be_left(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon(PYTHONVERBOSE="1")  # the interpreter writes down what it does
+    assert daemon.stop() == 0
+    log = daemon.log.read_text(errors="replace")
+    assert "# cleanup[" not in log
+    assert "sandboxd has stopped" in log
+
+
 def of_daemon(pid: int) -> list[int]:
     """Return the pids of a daemon's spawn servers that run, its children or not: its pid is their last argument."""
     found = []
