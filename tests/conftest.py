@@ -88,6 +88,18 @@ def api(daemon: Daemon) -> Api:
 
 
 @pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A small project."""
+    top = tmp_path / "tree"
+    for name in ("README.md", "src/a.py", "src/b.py", "src/lib/c.py", "src/lib/d.txt", ".git/config", "src/.hidden"):
+        path = top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"this is {name}\n")
+    (top / "link").symlink_to("src")
+    return top
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for 1 MiB."""
     path = tmp_path / "disk"

@@ -1,0 +1,137 @@
+"""``/files/edit``: text is replaced, in one step."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import gatherResults
+
+from sandboxd.files.edit import Edit, NoMatch, _apply, _replaced
+from tests.client import Api
+from tests.daemon import Daemon
+from tests.file_routes import done, litter, post, told
+from tests.waiting import within
+
+
+async def test_edit(api: Api, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("one\ntwo\nthree\ntwo\n")
+    path.chmod(0o640)
+    before = (await told(api, "stat", path))["etag"]
+    edits = [{"old": "one\ntwo", "new": "ONE"}, {"old": "t", "new": "T\nT", "replace_all": True}]
+    reply = await done(api, "edit", path=path, edits=edits, if_match=before)
+    assert path.read_text() == "ONE\nT\nThree\nT\nTwo\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert reply["edits"] == [{"replaced": 1, "lines": [1]}, {"replaced": 2, "lines": [2, 4]}]
+    assert reply["etag"] == (await told(api, "stat", path))["etag"] != before
+    stale = await post(api, "edit", path=path, edits=[{"old": "ONE", "new": "x"}], if_match=before)
+    assert stale.status == 412
+    assert stale.json()["etag"] == reply["etag"]
+
+
+async def test_an_edit_that_does_not_fit_changes_nothing(api: Api, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("a = 1\nb = 1\n\nc = aaa\n")
+    info = path.stat()
+    missing = await post(api, "edit", path=path, edits=[{"old": "a", "new": "b"}, {"old": "zzz", "new": ""}])
+    assert (missing.status, missing.json()["edit"], missing.json()["count"]) == (409, 0, 4)
+    missing = await post(api, "edit", path=path, edits=[{"old": "a = 1", "new": "b"}, {"old": "zzz", "new": ""}])
+    assert missing.status == 409
+    assert {**missing.json(), "error": ""} == {"error": "", "edit": 1, "count": 0, "lines": []}
+    ambiguous = await post(api, "edit", path=path, edits=[{"old": " = 1", "new": ""}])
+    assert {**ambiguous.json(), "error": ""} == {"error": "", "edit": 0, "count": 2, "lines": [1, 2]}
+    overlapping = await post(api, "edit", path=path, edits=[{"old": "aa", "new": ""}])
+    assert {**overlapping.json(), "error": ""} == {"error": "", "edit": 0, "count": 2, "lines": [4]}
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (info.st_ino, info.st_mtime_ns)
+    for edits in ([], [{"old": "", "new": "x"}], [{"old": "x"}], None):
+        assert (await post(api, "edit", path=path, edits=edits)).status == 400
+    assert (await post(api, "edit", path=tmp_path / "missing", edits=[{"old": "a", "new": "b"}])).status == 404
+    assert (await post(api, "edit", path=tmp_path, edits=[{"old": "a", "new": "b"}])).status == 409
+
+
+async def test_edits_at_the_same_time_lose_none(api: Api, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("".join(f"<{n}>\n" for n in range(12)))
+
+    async def one(n: int) -> None:
+        while (await post(api, "edit", path=path, edits=[{"old": f"<{n}>", "new": f"[{n}]"}])).status == 409:
+            pass  # another was faster
+
+    await gatherResults([within(20, one(n)) for n in range(12)])
+    assert path.read_text() == "".join(f"[{n}]\n" for n in range(12))
+    assert litter(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "expected"),
+    [
+        (b"a\r\nb\r\nc\r\n", "a\nb", "x\ny\nz", b"x\r\ny\r\nz\r\nc\r\n"),
+        (b"a\r\nb\r\n", "a\r\nb", "x\r\ny", b"x\r\ny\r\n"),
+        (b"a\r\nb\r\n", "b", "b\nc", b"a\r\nb\r\nc\r\n"),
+        (b"a\r\nb\nc\n", "b\nc", "x\ny", b"a\r\nx\ny\n"),
+        (b"a\nb\n", "a\nb", "x\ny", b"x\ny\n"),
+    ],
+)
+async def test_an_edit_keeps_the_line_ends_of_the_file(
+    api: Api, tmp_path: Path, text: bytes, old: str, new: str, expected: bytes
+) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(text)
+    await done(api, "edit", path=path, edits=[{"old": old, "new": new}])
+    assert path.read_bytes() == expected
+
+
+@pytest.mark.slow
+async def test_edits_that_double_a_file_end_at_its_limit(api: Api, daemon: Daemon, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"a" * 1024)
+    daemon.reset_peak()
+    before = daemon.memory()
+    edits = [{"old": "a", "new": "aa", "replace_all": True}] * 27
+    response = await post(api, "edit", path=path, edits=edits)
+    assert response.status != 200
+    assert "file too large" in response.json()["error"]
+    assert daemon.peak_memory() - before < 300_000_000
+    assert path.read_bytes() == b"a" * 1024
+
+
+@pytest.mark.parametrize("kind", ["fifo", "/dev/zero"])
+async def test_only_files_are_edited(api: Api, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    response = await post(api, "edit", path=path if kind == "fifo" else kind, edits=[{"old": "a", "new": "b"}])
+    assert response.status == 409
+    assert "not a regular file" in response.json()["error"]
+
+
+@settings(deadline=None)
+@given(
+    st.text("ab", max_size=40).map(str.encode),
+    st.text("ab", min_size=1, max_size=5).map(str.encode),
+    st.text("abc", max_size=3).map(str.encode),
+    st.integers(1, 9),
+)
+def test_replacing_in_pieces_is_replacing(data: bytes, old: bytes, new: bytes, size: int) -> None:
+    assert b"".join(_replaced(data, old, new, size)) == data.replace(old, new)
+
+
+@given(st.text("ab\n", max_size=12), st.text("ab\n", min_size=1, max_size=2), st.text("abc\n", max_size=3))
+def test_edit_against_the_plain_rule(text: str, old: str, new: str) -> None:
+    places = [n for n in range(len(text)) if text.startswith(old, n)]
+    if len(places) == 1:
+        data, count, where = _apply(text.encode(), 0, Edit(old, new))
+        assert (data.decode(), count) == (text.replace(old, new), 1)
+        assert where == [text[: places[0]].count("\n") + 1]
+    else:
+        with pytest.raises(NoMatch) as raised:
+            _apply(text.encode(), 0, Edit(old, new))
+        assert (raised.value.count == 0) == (not places)
+    if places:
+        data, count, where = _apply(text.encode(), 0, Edit(old, new, True))
+        assert (data.decode(), count) == (text.replace(old, new), text.count(old))
+        assert where[0] == text[: places[0]].count("\n") + 1
