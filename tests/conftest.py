@@ -18,6 +18,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from tests.client import Api
+from tests.connection import Connection
 from tests.daemon import Daemon
 
 #: Seconds after which a coroutine test fails.
@@ -85,6 +86,14 @@ def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
 def api(daemon: Daemon) -> Api:
     """A client of the shared daemon."""
     return Api(daemon.url, daemon.secret)
+
+
+@pytest.fixture
+def connection(daemon: Daemon) -> Iterator[Connection]:
+    """A connection to the shared daemon."""
+    connection = Connection(daemon)
+    with connection.sock:
+        yield connection
 
 
 @pytest.fixture
