@@ -26,6 +26,14 @@ async def until(fact: Callable[[], T], seconds: float = 10) -> T:
     return value
 
 
+def wait_for(fact: Callable[[], object], seconds: float = 10) -> None:
+    """Return once ``fact()`` is true, where no reactor runs in this thread. Fails after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not fact():
+        assert time.monotonic() < deadline, f"not so after {seconds} s"
+        time.sleep(0.01)
+
+
 async def settled(fact: Callable[[], T], still: float = 0.3, seconds: float = 10) -> T:
     """The value of ``fact()`` once it has not changed for ``still`` seconds. Fails after ``seconds``."""
     deadline = time.monotonic() + seconds

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import socket
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,16 +26,9 @@ from sandboxd.client import (
 from sandboxd.client.replies import Gap, Output, Record
 from tests.clients.cutting import CuttingProxy
 from tests.daemon import Daemon, alive
+from tests.waiting import wait_for
 
 Connect = Callable[..., Sandbox]
-
-
-def wait_for(fact: Callable[[], object], seconds: float = 10) -> None:
-    """Return once ``fact()`` is true."""
-    deadline = time.monotonic() + seconds
-    while not fact():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_run_returns_output_and_code(sandbox: Sandbox) -> None:

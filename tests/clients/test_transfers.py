@@ -18,6 +18,7 @@ from sandboxd.client import Conflict, Forbidden, NotFound, PreconditionFailed, S
 from sandboxd.client.trees import Unpacking
 from tests.clients.cutting import CuttingProxy
 from tests.daemon import Daemon
+from tests.waiting import wait_for
 
 Connect = Callable[..., Sandbox]
 
@@ -181,7 +182,8 @@ def test_a_later_upload_goes_on_where_an_earlier_one_was_ended(
         pass
 
     def stop(done: int, total: int | None) -> None:
-        if done > 8 * MIB:
+        if done > 8 * MIB:  # some of it is on its way
+            wait_for(lambda: any(part.stat().st_size > MIB for part in there.glob(".*.part")))
             raise Ended
 
     with pytest.raises((Ended, SandboxGone)):

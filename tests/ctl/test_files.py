@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tests.clients.cutting import CuttingProxy
 from tests.clients.test_transfers import digest, listing, make_tree
 from tests.ctl.conftest import PROGRAM, Ctl
 from tests.daemon import Daemon
+from tests.waiting import wait_for
 
 MIB = 1024 * 1024
 
@@ -28,14 +28,6 @@ def there(tmp_path: Path) -> Path:
     path = tmp_path / "sandbox"
     path.mkdir()
     return path
-
-
-def until(fact: Callable[[], object], seconds: float = 10) -> None:
-    """Return once ``fact()`` is true."""
-    deadline = time.monotonic() + seconds
-    while not fact():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -234,10 +226,10 @@ def test_sync_watch(environ: dict[str, str], there: Path, tmp_path: Path) -> Non
     (tree / "a").write_text("1")
     command = [*PROGRAM, "sync", "--watch", "--delete", str(tree), f":{there}/t"]
     with subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL) as process:
-        until(lambda: (there / "t/a").exists())
+        wait_for(lambda: (there / "t/a").exists())
         (tree / "b").write_text("2")
-        until(lambda: (there / "t/b").exists())
+        wait_for(lambda: (there / "t/b").exists())
         (tree / "a").unlink()
-        until(lambda: not (there / "t/a").exists())
+        wait_for(lambda: not (there / "t/a").exists())
         process.send_signal(2)
         assert process.wait(10) == 130

@@ -17,20 +17,13 @@ from sandboxd.client import Sandbox
 from tests.clients.cutting import CuttingProxy
 from tests.ctl.conftest import PROGRAM, Ctl
 from tests.daemon import Daemon, alive
+from tests.waiting import wait_for
 
 
 @pytest.fixture
 def sandbox(daemon: Daemon) -> Any:
     with Sandbox(daemon.url, daemon.secret) as sandbox:
         yield sandbox
-
-
-def wait_for(fact: Callable[[], object], seconds: float = 10) -> None:
-    """Return once ``fact()`` is true."""
-    deadline = time.monotonic() + seconds
-    while not fact():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_run_keeps_the_streams_apart_and_passes_the_code_on(ctl: Ctl, tmp_path: Path) -> None:
