@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
+from typing import Any
 
 import click
 
@@ -58,6 +61,20 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """
+        Call the command.
+
+        If nobody reads its output any more, as after head(1) has ended, the exit code is that of SIGPIPE. This is done
+        here, as click itself exits with 1.
+        """
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # What is still buffered goes nowhere, instead of failing when Python flushes it at its exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 128 + signal.SIGPIPE
+
 
 @click.group(
     cls=Commands,
@@ -106,12 +123,6 @@ def main(arguments: list[str] | None = None) -> int:
         return FAILED
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:
-        # Who reads our output has gone, as head(1) does; keep Python from flushing into it when it exits.
-        import os
-
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
     except OSError as error:
         fail(str(error))
         return FAILED

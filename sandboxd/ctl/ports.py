@@ -81,7 +81,7 @@ def pair(text: str) -> tuple[int, int]:
 
 
 @click.command()
-@click.argument("ports", metavar="LOCAL[:REMOTE]", nargs=-1, required=True)
+@click.argument("ports", metavar="LOCAL[:REMOTE]...", nargs=-1, required=True)
 @click.option("-a", "--address", default="127.0.0.1", metavar="ADDRESS", help="Listen here. Default: 127.0.0.1.")
 @click.pass_obj
 def port_forward(session: Session, ports: tuple[str, ...], address: str) -> None:

@@ -42,7 +42,7 @@ class Bar:
 
         console = Console(stderr=True, no_color=not use_colours(True))
         bars = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.DownloadColumn(binary_units=True),
             progress.TransferSpeedColumn(),

@@ -13,6 +13,7 @@ from typing import Any
 import pexpect
 import pytest
 
+from sandboxd.ctl import progress
 from tests.clients.cutting import CuttingProxy
 from tests.clients.test_transfers import digest, listing, make_tree
 from tests.ctl.conftest import PROGRAM, Ctl
@@ -163,6 +164,14 @@ def test_progress_is_shown_on_a_terminal(
     assert child.exitstatus == 0
     assert (there / "up").stat().st_size == 600 * MIB
     assert ctl("cp", f":{there}/up", str(tmp_path / "down")).stderr == ""
+
+
+def test_progress_shows_names_as_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "DELAY", 0.0)
+    bar = progress.Bar("[id]/[/y]/[red]x")
+    bar(1, 2)
+    bar.close()
+    assert "[id]/[/y]/[red]x" in capsys.readouterr().err
 
 
 @pytest.mark.slow

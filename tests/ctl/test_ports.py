@@ -76,4 +76,5 @@ def test_port_forward(environ: dict[str, str], server: tuple[str, int], ctl: Ctl
         assert process.returncode == 0
         assert "port 1 is not reachable" in errors
     assert "LOCAL[:REMOTE]" in ctl("port-forward", "x", code=2).stderr
+    assert "[OPTIONS] LOCAL[:REMOTE]...\n" in ctl("port-forward", "--help").stdout
     assert "secret" in ctl("port-forward", ":80", env={"SANDBOX_SECRET": "wrong"}, code=125).stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,10 +92,23 @@ def test_a_second_ctrl_c_does_not_wait(terminal: Callable[..., Any], tmp_path: P
 
 
 def test_a_reader_that_goes_away_ends_the_command(ctl: Ctl, environ: dict[str, str], tmp_path: Path) -> None:
-    script = f"""{sys.executable} -m sandboxd.ctl run 'echo $$ > {tmp_path}/pid; yes' | head -n 1"""
-    done = subprocess.run(["sh", "-c", script], env=environ, capture_output=True, text=True, timeout=30, check=True)
-    assert (done.stdout, done.stderr) == ("y\n", "")
+    assert ended_by_head(environ, "run", f"echo $$ > {tmp_path}/pid; yes") == ("y\n", "141\n")
     wait_for(lambda: not alive(int((tmp_path / "pid").read_text())))
+
+
+def ended_by_head(environ: dict[str, str], *arguments: str) -> tuple[str, str]:
+    """The first line that the program writes to a pipe which is closed then; what is on stderr, then its exit code."""
+    script = '{ "$@"; echo $? >&2; } | head -n 1'
+    command = ["sh", "-c", script, "sh", *PROGRAM, *arguments]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout, done.stderr
+
+
+def test_logs_whose_reader_goes_away(environ: dict[str, str], sandbox: Sandbox) -> None:
+    id = sandbox.start("seq 1 20000").id  # more than a pipe holds
+    sandbox.wait(id)
+    first = f"{20001 - 10000}\n"  # what is kept
+    assert ended_by_head(environ, "logs", "--tail", "10000", id) == (first, "141\n")
 
 
 def test_run_through_a_connection_that_breaks(ctl: Ctl, proxy: CuttingProxy) -> None:
