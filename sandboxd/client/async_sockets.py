@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from sandboxd.client.attaching import (
     ATTACH,
@@ -55,9 +55,13 @@ async def opened(sandbox: AsyncSandboxClient, path: str, subprotocol: str) -> As
     :raise SandboxError: if it cannot be opened, or breaks.
     """
     try:
-        async with connect(**arguments(sandbox.url, path, sandbox.headers, subprotocol)) as socket:
-            yield socket
+        socket = await connect(**arguments(sandbox.url, path, sandbox.headers, subprotocol))
     except FAILURES as error:
+        raise failure(error, sandbox.url) from None
+    try:
+        async with socket:
+            yield socket
+    except WebSocketException as error:  # not OSError: that may be one of the statement's own
         raise failure(error, sandbox.url) from None
 
 
@@ -180,6 +184,10 @@ class AsyncTunnel:
             if message:
                 return message.encode() if isinstance(message, str) else message
 
+    def abort(self) -> None:
+        """Close the connection at once. A close in order waits for the other side, while what has come is not read."""
+        self._socket.transport.abort()
+
 
 @asynccontextmanager
 async def tunnel(sandbox: AsyncSandboxClient, port: int) -> AsyncIterator[AsyncTunnel]:
@@ -222,17 +230,19 @@ class AsyncForward:
         assert task is not None
         self._connections.add(task)
         try:
-            async with tunnel(self._sandbox, self._remote) as remote:
-                await self._carry(reader, writer, remote)
-        except SandboxError as error:
-            self.on_error(error)
-        except (OSError, asyncio.CancelledError):
-            pass
-        finally:
-            self._connections.discard(task)
+            try:
+                async with tunnel(self._sandbox, self._remote) as remote:
+                    await self._carry(reader, writer, remote)
+            except SandboxError as error:
+                self.on_error(error)
             writer.close()
+            await writer.wait_closed()  # until the client has read all, which it may never do
+        except (OSError, asyncio.CancelledError):
+            writer.transport.abort()
             with suppress(OSError):
                 await writer.wait_closed()
+        finally:
+            self._connections.discard(task)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, remote: AsyncTunnel) -> None:
         """Copy bytes both ways until the port's owner has ended its side."""
@@ -254,6 +264,9 @@ class AsyncForward:
             for task in tasks:
                 if task.done() and (error := task.exception()) is not None:
                     raise error
+        except asyncio.CancelledError:
+            remote.abort()
+            raise
         finally:
             for task in tasks:
                 task.cancel()

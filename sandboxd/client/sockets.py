@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from sandboxd.client.attaching import (
@@ -55,9 +55,13 @@ def opened(sandbox: SandboxClient, path: str, subprotocol: str) -> Iterator[Clie
     :raise SandboxError: if it cannot be opened, or breaks.
     """
     try:
-        with connect(**arguments(sandbox.url, path, sandbox.headers, subprotocol)) as socket:
-            yield socket
+        socket = connect(**arguments(sandbox.url, path, sandbox.headers, subprotocol))
     except FAILURES as error:
+        raise failure(error, sandbox.url) from None
+    try:
+        with socket:
+            yield socket
+    except WebSocketException as error:  # not OSError: that may be one of the statement's own
         raise failure(error, sandbox.url) from None
 
 
@@ -199,7 +203,7 @@ class Forward:
         self._host = host
         self._ready: threading.Event = threading.Event()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="forward", daemon=True)
+        self._thread = threading.Thread(target=self._forward, name="forward", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -213,20 +217,25 @@ class Forward:
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join()
 
+    def _forward(self) -> None:
+        try:
+            asyncio.run(self._run())
+        except BaseException as error:
+            if self._ready.is_set():
+                raise
+            self._error = error
+        finally:
+            self._ready.set()
+
     async def _run(self) -> None:
         from sandboxd.client.async_sockets import AsyncForward
         from sandboxd.client.asynchronous import AsyncSandbox
 
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        try:
-            async with (
-                AsyncSandbox(self._sandbox.url, self._sandbox.secret, patience=self._sandbox.patience) as sandbox,
-                AsyncForward(sandbox, self._remote, self.port, self._host) as forward,
-            ):
-                self.port = forward.port
-                self._ready.set()
-                await self._over.wait()
-        except OSError as error:
-            self._error = error
-        finally:
+        async with (
+            AsyncSandbox(self._sandbox.url, self._sandbox.secret, patience=self._sandbox.patience) as sandbox,
+            AsyncForward(sandbox, self._remote, self.port, self._host) as forward,
+        ):
+            self.port = forward.port
             self._ready.set()
+            await self._over.wait()

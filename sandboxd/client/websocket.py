@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, WebSocketException
@@ -12,8 +13,8 @@ from sandboxd.client.errors import Conflict, SandboxError, error_of
 from sandboxd.client.flow import ConnectionLost
 from sandboxd.client.http import CONNECT
 
-#: The exceptions when a WebSocket cannot be opened, or breaks.
-FAILURES = (OSError, TimeoutError, EOFError, WebSocketException)
+#: The exceptions when a WebSocket cannot be opened, or breaks. In Python 3.10 asyncio's TimeoutError is one of its own.
+FAILURES = (OSError, TimeoutError, asyncio.TimeoutError, EOFError, WebSocketException)
 
 
 def arguments(url: str, path: str, headers: dict[str, str], subprotocol: str) -> dict[str, Any]:
@@ -37,5 +38,5 @@ def failure(error: BaseException, url: str) -> SandboxError:
         if close is not None and close.code in REFUSALS:
             return Conflict(close.reason or f"the connection was closed with code {close.code}")
         return ConnectionLost(f"{url}: the connection was lost: {error}", True)
-    sent = not isinstance(error, (OSError, InvalidHandshake))
+    sent = not isinstance(error, (OSError, asyncio.TimeoutError, InvalidHandshake))
     return ConnectionLost(f"{url}: cannot be reached: {error or type(error).__name__}", sent)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.server
+import select
 import socket
+import struct
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from collections.abc import Iterator
 import pytest
 
 from sandboxd.client import AsyncSandbox, Sandbox, SandboxError
+from sandboxd.client.flow import ConnectionLost
+from sandboxd.client.websocket import FAILURES, failure
 from tests.daemon import Daemon
 
 MIB = 1024 * 1024
@@ -146,3 +150,86 @@ def test_a_forward_ends_with_its_connections_open(sandbox: Sandbox, echo: int) -
         assert connection.recv(1) == b"x"
     with connection:
         assert connection.recv(1) == b""
+
+
+@pytest.fixture
+def flood() -> Iterator[tuple[int, threading.Event]]:
+    """A port that sends to one client until no more is taken, and an event for that."""
+    full = threading.Event()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = server.accept()
+            with connection:
+                while select.select([], [connection], [], 0.5)[1]:
+                    connection.send(bytes(65536), socket.MSG_DONTWAIT)
+                full.set()
+                connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1], full
+        with contextlib.suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.mark.slow
+def test_a_forward_ends_while_its_client_reads_nothing(sandbox: Sandbox, flood: tuple[int, threading.Event]) -> None:
+    with socket.socket() as connection:
+        connection.settimeout(10)
+        forward = sandbox.forward_port(flood[0]).__enter__()
+        connection.connect(("127.0.0.1", forward.port))
+        assert flood[1].wait(20)
+        thread = threading.Thread(target=forward.__exit__)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_an_error_in_the_body_of_a_with_statement_is_not_changed(daemon: Daemon, sandbox: Sandbox, echo: int) -> None:
+    with pytest.raises(FileNotFoundError), sandbox.tunnel(echo):
+        raise FileNotFoundError
+
+    async def raise_in_tunnel() -> None:
+        async with AsyncSandbox(daemon.url, daemon.secret) as sandbox, sandbox.tunnel(echo):
+            raise FileNotFoundError
+
+    with pytest.raises(FileNotFoundError):
+        asyncio.run(raise_in_tunnel())
+
+
+def test_a_local_client_that_resets_its_connection_is_no_error(daemon: Daemon, echo: int) -> None:
+    errors: list[SandboxError] = []
+
+    async def reset() -> None:
+        async with AsyncSandbox(daemon.url, daemon.secret) as sandbox:
+            forward = sandbox.forward_port(echo)
+            forward.on_error = errors.append
+            async with forward:
+                reader, writer = await asyncio.open_connection("127.0.0.1", forward.port)
+                writer.write(b"x")
+                assert await reader.readexactly(1) == b"x"
+                raw = writer.get_extra_info("socket")
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+                while forward._connections:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(reset(), 30))
+    assert errors == []
+
+
+def test_a_local_port_that_is_none_is_an_error_of_the_with_statement(sandbox: Sandbox) -> None:
+    with pytest.raises(OverflowError), sandbox.forward_port(8080, local=70000):
+        pass
+
+
+def test_a_websocket_that_does_not_open_in_time_cannot_be_reached() -> None:
+    error = asyncio.TimeoutError()  # in Python 3.10 neither the builtin one nor an OSError
+    assert isinstance(error, FAILURES)
+    found = failure(error, "http://127.0.0.1")
+    assert isinstance(found, ConnectionLost)
+    assert not found.sent
