@@ -4,14 +4,16 @@ Uploads and downloads of directory trees in one request, as tar archives that ar
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import queue
 import shutil
+import stat
 import tarfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,6 +29,10 @@ from sandboxd.client.transfers import PIECE, Counter, Progress
 
 #: Pieces that may wait to be unpacked.
 WAITING = 16
+
+#: Errors of the operating system for what was removed, or replaced with something of another type: EINVAL is that of
+#: readlink(2) for what is no link.
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE, errno.EINVAL)
 
 
 class Downloaded(msgspec.Struct, frozen=True):
@@ -126,18 +132,39 @@ def download_tree(
 
 
 def walk(top: Path, exclude: Sequence[str] = ()) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the files, directories and links below a directory, by their relative names, with their stat."""
+    """
+    Yield the files, directories and links below a directory, by their relative names, with their stat.
+
+    What is removed meanwhile is left out.
+    """
     waiting = [""]
     while waiting:
         directory = waiting.pop()
-        with os.scandir(top / directory) as found:
-            for entry in sorted(found, key=lambda entry: entry.name):
-                name = os.path.join(directory, entry.name)
-                if excluded(name, exclude):
-                    continue
-                yield name, entry.stat(follow_symlinks=False)
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(name)
+        try:
+            with os.scandir(top / directory) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            if not (directory and is_gone(error, top)):
+                raise
+            continue
+        for entry in entries:
+            name = os.path.join(directory, entry.name)
+            if excluded(name, exclude):
+                continue
+            try:
+                info = entry.stat(follow_symlinks=False)
+            except OSError as error:
+                if not is_gone(error, top):
+                    raise
+                continue
+            yield name, info
+            if stat.S_ISDIR(info.st_mode):
+                waiting.append(name)
+
+
+def is_gone(error: OSError, top: Path) -> bool:
+    """Return whether an error says that something below a directory is gone, or replaced, and the directory is not."""
+    return error.errno in GONE and top.is_dir()
 
 
 def excluded(name: str, patterns: Sequence[str]) -> bool:
@@ -147,45 +174,71 @@ def excluded(name: str, patterns: Sequence[str]) -> bool:
 
 
 def pack(top: Path, entries: Sequence[tuple[str, os.stat_result]]) -> Iterator[bytes]:
-    """Yield a tar archive in pieces. A file that changes its size meanwhile is cut, or filled up with zeros."""
+    """
+    Yield a tar archive in pieces.
+
+    What is gone by now is left out. A file that changes its size meanwhile is cut, or filled up with zeros.
+    """
     archive = tarfile.TarFile(fileobj=io.BytesIO(), mode="w", format=tarfile.PAX_FORMAT)
     small: list[bytes] = []
     waiting = 0
     for name, _ in entries:
-        member = archive.gettarinfo(top / name, arcname=name)
-        if member is None or not (member.isfile() or member.isdir() or member.issym() or member.islnk()):
-            continue
-        # tarfile itself rounds to what a float can hold.
-        seconds, rest = divmod(os.lstat(top / name).st_mtime_ns, 10**9)
-        member.pax_headers = {"mtime": f"{seconds}.{rest:09}"}
-        if member.islnk():  # the other name may be left out
-            member.type, member.linkname = tarfile.REGTYPE, ""
-            member.size = os.lstat(top / name).st_size
-        small.append(member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
-        waiting += len(small[-1])
-        if member.isreg():
-            for data in _contents(top / name, member.size):
-                small.append(data)
-                waiting += len(data)
-                if waiting >= PIECE:
-                    yield b"".join(small)
-                    small, waiting = [], 0
+        for data in _member(archive, top, name):
+            small.append(data)
+            waiting += len(data)
+            if waiting >= PIECE:
+                yield b"".join(small)
+                small, waiting = [], 0
     yield b"".join(small) + bytes(1024)
 
 
-def _contents(path: Path, size: int) -> Iterator[bytes]:
+def _member(archive: tarfile.TarFile, top: Path, name: str) -> Iterator[bytes]:
+    """Yield the header and the contents of an entry; nothing if it is gone, or no file, directory or link."""
+    path = top / name
+    with ExitStack() as stack:
+        file = None
+        try:
+            info = os.lstat(path)
+            if stat.S_ISREG(info.st_mode):
+                file = stack.enter_context(open(path, "rb", opener=_open))
+                info = os.fstat(file.fileno())
+            member = archive.gettarinfo(path, name, file)
+        except OSError as error:
+            if not is_gone(error, top):
+                raise
+            return
+        if member is None or not (member.isfile() or member.isdir() or member.issym() or member.islnk()):
+            return
+        # tarfile itself rounds to what a float can hold.
+        seconds, rest = divmod(info.st_mtime_ns, 10**9)
+        member.pax_headers = {"mtime": f"{seconds}.{rest:09}"}
+        if member.isfile() or member.islnk():  # another name of a file may be left out: each gets the contents
+            if file is None:
+                return  # it has just taken the place of something else
+            member.type, member.linkname, member.size = tarfile.REGTYPE, "", info.st_size
+        yield member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        if file is not None:
+            yield from _contents(file, member.size)
+
+
+def _open(path: str, flags: int) -> int:
+    """Open what was a regular file just now; by now it may be a link, or a FIFO, on which an open would wait."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _contents(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """Yield as many bytes as the header says, and the padding to whole blocks."""
     left = size
-    with path.open("rb") as file:
-        while left > 0 and (data := file.read(min(left, PIECE))):
-            left -= len(data)
-            yield data
+    while left > 0 and (data := file.read(min(left, PIECE))):
+        left -= len(data)
+        yield data
     padding = left + -size % 512
     for start in range(0, padding, PIECE):
         yield bytes(min(PIECE, padding - start))
 
 
 def _size(info: os.stat_result) -> int:
-    return info.st_size if (info.st_mode & 0o170000) == 0o100000 else 0
+    return info.st_size if stat.S_ISREG(info.st_mode) else 0
 
 
 class Unpacking:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 #: Seconds between two looks at the local directory.
 INTERVAL = 0.5
 
-Local = dict[str, os.stat_result]
-
 
 @click.command()
 @click.argument("source", metavar="DIR", type=click.Path(exists=True, file_okay=False))
@@ -52,19 +50,9 @@ def sync(
 
 def _look(top: Path, exclude: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
     """Return mode, size and time of each local file, directory and link, by name; a change of any changes them."""
-    return {name: _version(info) for name, info in _walk(top, exclude).items()}
-
-
-def _walk(top: Path, exclude: tuple[str, ...]) -> Local:
     from sandboxd.client.trees import walk
 
-    while True:
-        try:
-            return dict(walk(top, exclude))
-        except FileNotFoundError:
-            if not top.is_dir():
-                raise
-            time.sleep(0.05)  # something was removed while we looked
+    return {name: _version(info) for name, info in walk(top, exclude)}
 
 
 def _version(info: os.stat_result) -> tuple[int, int, int]:
@@ -78,8 +66,9 @@ def _send(
 ) -> dict[str, tuple[int, int, int]]:
     """Upload the entries that differ, and return what :func:`_look` returns, as of now."""
     from sandboxd.client import NotFound
+    from sandboxd.client.trees import is_gone, walk
 
-    local = _walk(top, exclude)
+    local = dict(walk(top, exclude))
     try:
         remote = {each.path: each for each in sandbox.list_files(path, depth=10_000, exclude=exclude)}
     except NotFound:
@@ -91,8 +80,13 @@ def _send(
     changed = []
     for name, info in local.items():
         there = remote.get(name)
-        if _same(top / name, info, there):
-            continue
+        try:
+            if _same(top / name, info, there):
+                continue
+        except OSError as error:
+            if not is_gone(error, top):
+                raise
+            continue  # the next look finds what has become of it
         if there is not None and (there.type == "dir") != modes.S_ISDIR(info.st_mode):
             sandbox.delete_tree(f"{path}/{name}")  # an archive replaces no directory with a file
         changed.append((name, info))

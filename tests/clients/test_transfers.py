@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.client import Conflict, Forbidden, NotFound, PreconditionFailed, Sandbox, SandboxError, SandboxGone
-from sandboxd.client.trees import Unpacking
+from sandboxd.client.trees import Unpacking, pack, walk
 from tests.clients.cutting import CuttingProxy
 from tests.daemon import Daemon
 from tests.waiting import wait_for
@@ -296,6 +297,60 @@ def listing(top: Path) -> dict[str, object]:
         else (path.read_bytes(), path.stat().st_mode & 0o755)
         for path in top.rglob("*")
     }
+
+
+def test_a_walk_leaves_out_what_is_removed_meanwhile(tmp_path: Path) -> None:
+    for name in ("b/c/d", "z"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("a", "e", "f", "z/g"):
+        (tmp_path / name).touch()
+    found = walk(tmp_path)
+    assert [next(found)[0], next(found)[0]] == ["a", "b"]
+    (tmp_path / "e").unlink()
+    shutil.rmtree(tmp_path / "b")
+    (tmp_path / "b").touch()
+    assert [name for name, _ in found] == ["f", "z", "z/g"]
+    found = walk(tmp_path)
+    next(found)
+    shutil.rmtree(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        list(found)
+
+
+def test_a_tree_that_changes_while_it_is_uploaded(sandbox: Sandbox, tmp_path: Path, there: Path) -> None:
+    tree = tmp_path / "tree"
+    make_tree(tree)
+    entries = list(walk(tree))
+    (tree / "a").unlink()
+    shutil.rmtree(tree / "sub")
+    for name in ("hard", "empty"):  # of another type now
+        (tree / name).rmdir() if name == "empty" else (tree / name).unlink()
+        (tree / name).symlink_to("a")
+    (tree / ("l" * 200)).write_text("longer than it was")
+    sandbox.upload_entries(tree, entries, str(there))
+    assert listing(there) == listing(tree)
+    shutil.rmtree(tree)
+    with pytest.raises(FileNotFoundError):
+        sandbox.upload_entries(tree, entries, str(there))
+
+
+def test_a_file_has_the_size_that_its_header_says(tmp_path: Path) -> None:
+    sizes = {"grows": 2 * MIB, "shrinks": 2 * MIB, "after": 3}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(b"x" * size)
+    pieces = pack(tmp_path, [(name, os.stat(tmp_path / name)) for name in sizes])
+    archive = next(pieces)  # the first one is open now
+    with (tmp_path / "grows").open("ab") as file:
+        file.write(b"y" * MIB)
+    while len(archive) < 2 * MIB + 2048:
+        archive += next(pieces)  # and the second one
+    os.truncate(tmp_path / "shrinks", 0)
+    with tarfile.open(fileobj=io.BytesIO(archive + b"".join(pieces))) as read:
+        contents = {member.name: read.extractfile(member).read() for member in read}  # type: ignore[union-attr]
+    assert {name: len(data) for name, data in contents.items()} == sizes
+    assert set(contents["grows"]) == {ord("x")}
+    assert contents["shrinks"].strip(b"x").strip(b"\0") == b""
+    assert contents["after"] == b"xxx"
 
 
 def test_trees(sandbox: Sandbox, tmp_path: Path, there: Path) -> None:

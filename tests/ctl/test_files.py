@@ -13,7 +13,8 @@ from typing import Any
 import pexpect
 import pytest
 
-from sandboxd.ctl import progress
+from sandboxd.client import Sandbox
+from sandboxd.ctl import progress, syncing
 from tests.clients.cutting import CuttingProxy
 from tests.clients.test_transfers import digest, listing, make_tree
 from tests.ctl.conftest import PROGRAM, Ctl
@@ -226,6 +227,28 @@ def test_sync(ctl: Ctl, there: Path, tmp_path: Path) -> None:
     (tree / "empty").write_text("a file now")
     ctl("sync", str(tree), f":{target}")
     assert listing(target) == listing(tree)
+
+
+def test_sync_of_files_that_disappear_meanwhile(daemon: Daemon, there: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    make_tree(tree)
+
+    class Meanwhile(Sandbox):
+        """The real client; something changes between the look at the local files and the upload."""
+
+        def list_files(self, *arguments: Any, **keywords: Any) -> Any:
+            found = super().list_files(*arguments, **keywords)
+            (tree / "sub/up").unlink(missing_ok=True)
+            (tree / "sub/run.sh").unlink(missing_ok=True)
+            return found
+
+    with Meanwhile(daemon.url, daemon.secret) as sandbox:
+        sandbox.upload_tree(tree, f"{there}/t")
+        (tree / "sub/run.sh").write_text("another")
+        seen = syncing._send(sandbox, tree, f"{there}/t", (), True, True)
+        assert seen != syncing._look(tree, ())  # so that --watch looks again
+        assert syncing._send(sandbox, tree, f"{there}/t", (), True, True) == syncing._look(tree, ())
+    assert listing(there / "t") == listing(tree)
 
 
 @pytest.mark.slow
