@@ -77,12 +77,18 @@ class Sandbox:
         **options: Unpack[CommandOptions],
     ) -> RunResult:
         """
-        Run a command and return its output when it has ended. The command is killed if the connection breaks.
+        Run a command and return its output when it has ended.
+
+        Without ``on_stdout`` and ``on_stderr``, the command is killed if the connection breaks. With one of them the
+        output is read as by :meth:`stream`: a connection that breaks is resumed, and the command runs on meanwhile,
+        also if this process is killed.
 
         :param check: raise CommandFailed if its code is not 0.
         :param max_output: bytes of each stream to keep, half of the beginning and half of the end.
         :param on_stdout: called with each line as it comes; then the result has no output.
         :raise CommandTimeout: if it was killed because of its ``timeout`` or ``idle_timeout``.
+        :raise SandboxGone: if the connection broke, and could not be resumed without a loss of lines, or the daemon was
+            restarted meanwhile. The command is not run again.
         """
         if on_stdout is None and on_stderr is None:
             return self.carry_out(operations.run(cmd, check=check, max_output=max_output, **options))
@@ -105,6 +111,8 @@ class Sandbox:
     ) -> CommandEvents:
         """
         Run a command and iterate over its output as it comes. Leaving the ``with`` statement early kills it.
+
+        Iterating raises SandboxGone if the daemon was restarted meanwhile. The command is not run again.
 
         :param reconnect: whether the command outlives a connection that breaks, so that the stream is resumed. Without,
             it is killed when the connection breaks, also if this process is killed.

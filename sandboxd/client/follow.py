@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar
 
-from sandboxd.client.errors import NotFound, SandboxError
+from sandboxd.client.errors import NotFound, SandboxError, SandboxGone
 from sandboxd.client.flow import ConnectionLost, Flow, HttpRequest, HttpResponse, target
 from sandboxd.client.operations import Cmd, CommandOptions, command_body, new_key, operation, post, process
 from sandboxd.client.replies import Change, Complete, Gap, Output, Record, decode
@@ -84,9 +84,30 @@ class CommandFollow(Follow["Output | Gap"]):
     result: Complete | None = None
     on_start: Callable[[str], object] | None = None
 
+    def prepare(self) -> Flow[None]:
+        """
+        Check that the execution is still there, before the request that started it is repeated.
+
+        A daemon that was restarted does not know the request's key, and would run the command a second time.
+
+        :raise SandboxGone: if it is not.
+        """
+        if self.id is not None:
+            try:
+                yield from process(self.id)
+            except NotFound:
+                raise self._gone(self.id) from None
+
     def opened(self, response: HttpResponse) -> None:
-        """Take the head of a successful reply, and report the command's id, once."""
+        """
+        Take the head of a successful reply, and report the command's id, once.
+
+        :raise SandboxGone: if the reply is of another execution: the daemon was restarted since :meth:`prepare`.
+        """
+        before = self.id
         super().opened(response)
+        if before is not None and self.id != before:
+            raise self._gone(before)
         if self.on_start is not None and self.id is not None:
             report, self.on_start = self.on_start, None
             report(self.id)
@@ -95,6 +116,12 @@ class CommandFollow(Follow["Output | Gap"]):
     def running(self) -> bool:
         """Whether the command may still run although the connection is closed."""
         return self.asked and not self.ended and self._request.repeatable
+
+    def _gone(self, id: str) -> SandboxGone:
+        return SandboxGone(
+            f"execution {id} is gone: the daemon was restarted, or no longer keeps its record; "
+            "how the command ended is unknown"
+        )
 
     def _take(self, event: Event) -> Iterator[Output | Gap]:
         if event.name == "output":

@@ -13,6 +13,7 @@ class CuttingProxy:
     Forwards to a local port, in threads.
 
     :ivar url: where it listens.
+    :ivar server_port: the port that connections to come are forwarded to.
     :ivar cuts: for each connection to come, the bytes after which it is cut, both directions counted; beyond the list
         none is.
     :ivar connections: how many there have been.
@@ -20,7 +21,7 @@ class CuttingProxy:
     """
 
     def __init__(self, port: int, cuts: list[int] | None = None) -> None:
-        self._port = port
+        self.server_port = port
         self.cuts = cuts or []
         self.connections = 0
         self.forwarded = 0
@@ -67,7 +68,7 @@ class CuttingProxy:
             self._spawn(self._forward, client, limit)
 
     def _forward(self, client: socket.socket, limit: int | None) -> None:
-        with client, socket.create_connection(("127.0.0.1", self._port)) as server:
+        with client, socket.create_connection(("127.0.0.1", self.server_port)) as server:
             with self._lock:
                 self._open |= {client, server}
             left = limit

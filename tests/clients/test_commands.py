@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -284,6 +285,36 @@ def test_a_start_whose_answer_is_lost_starts_one_process(connect: Connect, proxy
     sandbox.wait(started.id)
     assert (tmp_path / "runs").read_text() == "x\n"
     assert proxy.connections == 2
+
+
+def test_a_stream_does_not_run_its_command_again_on_a_daemon_that_was_restarted(
+    start_daemon: Callable[..., Daemon], connect: Connect, proxy: CuttingProxy, tmp_path: Path
+) -> None:
+    restarted, proxy.server_port = proxy.server_port, start_daemon().port
+    with connect(proxy.url).stream(f"echo x >> {tmp_path}/runs; echo on; exec sleep 300") as stream:
+        next(stream)
+        proxy.server_port = restarted
+        proxy.cut()
+        with pytest.raises(SandboxGone, match="restarted"):
+            next(stream)
+    assert (tmp_path / "runs").read_text() == "x\n"
+
+
+def test_a_stream_whose_command_ends_while_the_connection_is_broken_has_its_end(
+    connect: Connect, daemon: Daemon, proxy: CuttingProxy, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "go")
+    with connect(proxy.url).stream(f"echo on; read line < {tmp_path}/go; exit 3") as stream:
+        next(stream)
+        assert stream.id is not None
+        proxy.cuts = [1]
+        proxy.cut()
+        (tmp_path / "go").write_text("\n")
+        with Sandbox(daemon.url, daemon.secret) as direct:
+            direct.wait(stream.id)
+        assert list(stream) == []
+        assert stream.result is not None
+        assert stream.result.code == 3
 
 
 @pytest.mark.parametrize("streaming", [False, True])
