@@ -35,7 +35,7 @@ run: $(BIN)/twistd ## set up, and run the daemon in the foreground
 	-@$(PYTHON) deploy/console/fetch.py
 	@secret="$${SANDBOX_SECRET:-$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(24))')}"; \
 	[ -n "$$SANDBOX_SECRET" ] || echo "SANDBOX_SECRET is not set; this run's is $$secret"; \
-	printf "Try it:\n  curl -H 'Authorization: Bearer %s' -d '{\"cmd\":\"echo hello\"}' http://127.0.0.1:%s/run\n" \
+	printf "Try it:\n  curl -H \"Authorization: Bearer %s\" -d '{\"cmd\":\"echo hello\"}' http://127.0.0.1:%s/run\n" \
 	  "$$( [ -n "$$SANDBOX_SECRET" ] && echo '$$SANDBOX_SECRET' || echo "$$secret" )" "$${PORT:-3030}"; \
 	SANDBOX_SECRET="$$secret" exec $(BIN)/twistd --nodaemon --pidfile= sandboxd
 
@@ -48,7 +48,7 @@ test: $(BIN)/tox ## set up, and run the linter, the type checker and all tests o
 test-all: $(BIN)/tox ## what "make test" leaves out: other Pythons, made-up requests, MCP, frameworks, the browser, images, units
 	$(BIN)/tox run -e lowest,py312,newest,api,mcp,agent-sandbox,deepagents,inspect,openai-agents,harbor,browser,system
 
-soak: $(BIN)/twistd ## send 20,000 requests, many broken off, then some with faults injected, then 100,000 short commands; nothing may be left
+soak: $(BIN)/twistd ## takes long: measure /health under load, send 20,000 requests, some with faults, 100,000 short commands
 	$(BIN)/python -m tests.soak --health
 	$(BIN)/python -m tests.soak
 	$(BIN)/python -m tests.soak --faults 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,9 @@ import pytest
 
 from tests.daemon import Daemon
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+
+README = (ROOT / "README.md").read_text()
 
 SERVER = """
 print("serving on 8080")
@@ -51,3 +54,22 @@ def test_the_example_for_the_sdk(start_daemon: Callable[..., Daemon], capsys: py
     printed = capsys.readouterr().out
     assert printed in README
     assert printed.count("\n") == 3
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="NOT TESTED: needs make")
+def test_the_line_that_make_run_prints_has_the_secret(tmp_path: Path) -> None:
+    for name in ("tox", "twistd"):  # what is set up already, and ends at once
+        (tmp_path / name).symlink_to("/bin/true")
+    made = ["make", "--silent", "run", f"BIN={tmp_path}", "PYTHON=true", "--old-file", str(tmp_path / "twistd")]
+    environ = {"PATH": os.environ["PATH"], "SANDBOX_SECRET": "your-secret", "PORT": "3040"}
+    printed = subprocess.check_output(made, cwd=ROOT, env=environ, text=True, timeout=30)
+    (line,) = re.findall(r"^ +(curl .*)$", printed, re.MULTILINE)
+    pasted = f"curl() {{ printf '%s\\n' \"$@\"; }}; {line}"
+    arguments = subprocess.check_output(["sh", "-c", pasted], env=environ, text=True, timeout=30).splitlines()
+    assert arguments == [
+        "-H",
+        "Authorization: Bearer your-secret",
+        "-d",
+        '{"cmd":"echo hello"}',
+        "http://127.0.0.1:3040/run",
+    ]
