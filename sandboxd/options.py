@@ -28,7 +28,7 @@ LIMITS = {
     "max-upload": "Bytes of an upload or an archive.",
     "max-header": "Bytes of a request's headers.",
     "request-timeout": "Seconds in which a request must have arrived.",
-    "keep-alive": "Seconds that an idle HTTP connection stays open.",
+    "keep-alive": "Seconds that an HTTP connection stays open between two requests.",
     "drain": "Seconds in which foreground commands may end by themselves on SIGTERM; 0 for none.",
     "heartbeat": "Seconds of silence after which a stream gets a comment.",
     "keep-finished": "Executions that are remembered after their end.",
@@ -69,7 +69,13 @@ class ServiceOptions(usage.Options):
     optParameters: ClassVar[list[list[str | None]]] = [
         ["secret", "s", None, "The bearer token of the API. [SANDBOX_SECRET]"],
         ["secret-file", None, None, "A file with such tokens, one a line; read again on SIGHUP. [SANDBOX_SECRET_FILE]"],
-        ["auth-mode", None, None, "static, or pool: the first token sent is it. [SANDBOX_AUTH_MODE, default static]"],
+        [
+            "auth-mode",
+            None,
+            None,
+            "static; or pool: the first token that a client sends becomes the daemon's."
+            " [SANDBOX_AUTH_MODE, default static]",
+        ],
         ["secret-path", None, None, f"Where pool keeps that token. [SANDBOX_SECRET_PATH, default {SECRET_PATH}]"],
         ["port", "p", None, "Port of the HTTP API; 0 for any. [PORT, default 3030]"],
         ["proxy-port", None, None, "Port of the TCP proxy; 0 for any. [PROXY_PORT, default 3031]"],

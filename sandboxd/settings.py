@@ -19,8 +19,8 @@ class Settings:
     :ivar max_header: bytes of a request's headers.
     :ivar request_timeout: seconds in which a request must have arrived; for a body that is read as it arrives, seconds
         in which some more must have.
-    :ivar keep_alive: seconds that an idle HTTP connection stays open; more than common load balancers keep theirs, lest
-        one sends a request on a connection that is just being closed.
+    :ivar keep_alive: seconds that an HTTP connection stays open between two requests; more than common load balancers
+        keep theirs, lest one sends a request on a connection that is just being closed.
     :ivar drain: seconds in which foreground commands may end by themselves when the daemon stops.
     :ivar heartbeat: seconds of silence after which an event stream gets a comment.
     :ivar keep_finished: how many executions are remembered after their end (background processes and others each),

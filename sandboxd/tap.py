@@ -1,7 +1,8 @@
 """
 The entry point of ``twistd sandboxd``: parse the options, open the sockets, and build the daemon.
 
-The only module that reads the environment or imports the global reactor.
+The only module that imports the global reactor, and the daemon's only reader of the environment; for ``sandboxctl``,
+``ctl/config.py`` reads it.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class _Refused(Exception):
 def add_attach_route(routes: Routes, table: ProcessTable, websockets: WebSockets, turns: TurnBudget) -> None:
     """Add ``GET /processes/<id>/attach`` to the API."""
 
-    @routes.get("/processes/<id>/attach", query=AttachQuery, websocket=True, status=101, errors=(426,))
+    @routes.get("/processes/<id>/attach", query=AttachQuery, websocket=True, status=101, errors=(403, 426))
     async def attach(request: Request, id: str, query: AttachQuery) -> None:
         """
         Attach to a process: its output as it is written, its stdin, the size of its terminal, and how it ends.

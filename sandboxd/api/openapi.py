@@ -28,9 +28,10 @@ _REFERENCE = "#/components/schemas/{name}"
 _DESCRIPTION = """\
 Run commands, keep background processes, read and write files, and expose a port, inside a sandbox.
 
-Bodies are JSON whatever their `Content-Type` says. Unknown fields and parameters are ignored, unless the request has
-`Prefer: handling=strict` (RFC 7240): then they are refused. Every error is JSON with an `error` for people. 503 is
-answered only when no command was executed. Every reply has an `X-Request-Id`: the request's own, or a new one."""
+Bodies are JSON whatever their `Content-Type` says. Unknown fields and parameters are ignored, except in `limits`, where
+they are refused; with `Prefer: handling=strict` (RFC 7240) all are refused. Every error is JSON with an `error` for
+people. 503 is answered only when no command was executed. Every reply has an `X-Request-Id`: the request's own, or a
+new one."""
 
 #: The schemas of headers that are not just text.
 _HEADERS = {"Last-Event-ID": {"type": "string", "pattern": "^[0-9]{0,18}$"}}
