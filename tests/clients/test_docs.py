@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import threading
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +37,7 @@ def test_the_examples(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> Non
     with Sandbox(daemon.url, daemon.secret) as sandbox:
         for block in blocks:
             code = block.replace("http://localhost:3030", daemon.url).replace("your-secret", daemon.secret)
-            exec(code, {"sandbox": sandbox, "threading": threading, "urllib": urllib, "__name__": "__main__"})
+            exec(code, {"sandbox": sandbox, "__name__": "__main__"})
     printed = capsys.readouterr().out
     assert "hello" in printed
     assert "killed" in printed
