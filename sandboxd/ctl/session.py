@@ -57,8 +57,13 @@ class Session:
 
     @contextmanager
     def _bad_values(self) -> Iterator[None]:
+        from sandboxd.client.http import httpx
+
         try:
             yield
+        except (ImportError, httpx.InvalidURL) as error:  # httpx reads the settings of proxies when a client is made
+            variables = "ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, NO_PROXY"
+            raise click.ClickException(f"a proxy setting ({variables}) cannot be used: {error}") from None
         except ValueError as error:
             raise click.ClickException(f"{error} ({self.target.origin})") from None
 

@@ -68,6 +68,12 @@ def test_errors_say_what_to_do(ctl: Ctl, tmp_path: Path) -> None:
     assert "cannot be read" in secret.stderr
 
 
+@pytest.mark.parametrize("setting", [{"NO_PROXY": "[::1]"}, {"ALL_PROXY": "socks5://127.0.0.1:9"}])
+def test_a_proxy_setting_that_cannot_be_used(ctl: Ctl, setting: dict[str, str]) -> None:
+    (line,) = ctl("ps", env=setting, code=125).stderr.splitlines()
+    assert "proxy setting" in line
+
+
 def test_the_secret_may_be_in_a_file(ctl: Ctl, daemon: Daemon, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(f"{daemon.secret}\n")
     ctl("--url", daemon.url, "--secret-file", str(tmp_path / "secret"), "ps", env={"SANDBOX_SECRET": ""})
