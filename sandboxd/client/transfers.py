@@ -76,6 +76,30 @@ def pieces(file: IO[bytes], count: Counter) -> Iterator[bytes]:
         yield count.add(data)
 
 
+def pieces_of_file(local: Path, count: Counter) -> Iterator[bytes]:
+    """
+    Yield the contents of a file in pieces, from ``count.done`` to ``count.total``, or to its end if that is None.
+
+    What is appended meanwhile is not part of them.
+
+    :raise Conflict: if it ends before that: it was changed.
+    """
+    with local.open("rb") as file:
+        file.seek(count.done)
+        if count.total is None:
+            yield from pieces(file, count)
+            return
+        while left := count.total - count.done:
+            data = file.read(min(PIECE, left))
+            if not data:
+                raise _changed(local)
+            yield count.add(data)
+
+
+def _changed(local: Path) -> Conflict:
+    return Conflict(f"{local} was changed while it was sent; send it again")
+
+
 @operation("PUT /files", Stored)
 def upload(
     source: Source,
@@ -148,15 +172,14 @@ def _upload_file(
             yield from make_dir(directory)
         return (yield from _upload_parts(local, info, path, mode, owner, old, progress))
     # One request keeps a link at the path, and replaces what it leads to.
-    count = Counter(progress, info.st_size)
+    count = Counter(progress, info.st_size or None)  # files of /proc have contents, but no size
 
     def body() -> Iterator[bytes]:
         count.done = 0
-        with local.open("rb") as file:
-            yield from pieces(file, count)
+        return pieces_of_file(local, count)
 
     where = target("/files", path=path, mode=mode, owner=owner, parents=parents)
-    return (yield from call(_put(where, body, info.st_size), Stored))
+    return (yield from call(_put(where, body, count.total), Stored))
 
 
 def _upload_parts(
@@ -172,11 +195,7 @@ def _upload_parts(
     version = _digest(name, str(local.absolute()), str(info.st_size), str(info.st_mtime_ns))
     part = posixpath.join(directory, f".{version}.part")
     count = Counter(progress, info.st_size)
-
-    def body() -> Iterator[bytes]:
-        with local.open("rb") as file:
-            file.seek(count.done)
-            yield from pieces(file, count)
+    body = partial(pieces_of_file, local, count)
 
     while True:
         count.done = yield from _size(part)
@@ -193,7 +212,7 @@ def _upload_parts(
             yield Retry(error, progress=count.done > before)
     now = yield from work(local.stat)
     if (now.st_size, now.st_mtime_ns) != (info.st_size, info.st_mtime_ns):
-        raise Conflict(f"{local} was changed while it was sent; send it again")
+        raise _changed(local)
     yield from _move_into_place(part, path)
     new = yield from stat(path)
     return Stored(path=path, size=new.size, etag=new.etag or "", created=old is None)

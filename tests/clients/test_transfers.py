@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.client import Conflict, Forbidden, NotFound, PreconditionFailed, Sandbox, SandboxError, SandboxGone
+from sandboxd.client.transfers import LARGE
 from sandboxd.client.trees import Unpacking, pack, walk
 from tests.clients.cutting import CuttingProxy
 from tests.daemon import Daemon
@@ -154,6 +155,30 @@ def test_empty_files(sandbox: Sandbox, tmp_path: Path, there: Path) -> None:
 def test_a_file_without_a_size(sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.download("/proc/version", tmp_path / "version")
     assert (tmp_path / "version").read_text().startswith("Linux")
+    sandbox.upload("/proc/version", f"{tmp_path}/up")
+    assert (tmp_path / "up").read_bytes() == (tmp_path / "version").read_bytes()
+
+
+@pytest.mark.parametrize("size", [2 * MIB, 17 * MIB], ids=["small", "large"])
+def test_a_file_that_changes_during_an_upload(sandbox: Sandbox, tmp_path: Path, there: Path, size: int) -> None:
+    local = tmp_path / "local"
+    local.write_bytes(bytes(size))
+
+    def grow(done: int, total: int | None) -> None:
+        os.truncate(local, size + MIB)
+
+    def shrink(done: int, total: int | None) -> None:
+        os.truncate(local, MIB)
+
+    if size < LARGE:
+        sandbox.upload(local, f"{there}/up", progress=grow)
+        assert (there / "up").stat().st_size == size
+    else:
+        with pytest.raises(Conflict, match="changed while it was sent"):
+            sandbox.upload(local, f"{there}/up", progress=grow)
+    with pytest.raises(Conflict, match="changed while it was sent"):
+        sandbox.upload(local, f"{there}/other", progress=shrink)
+    assert not (there / "other").exists()
 
 
 @pytest.mark.slow
