@@ -13,7 +13,7 @@ from sandboxd.client.attaching import Attaching
 from sandboxd.client.errors import SandboxError, SandboxGone, Unavailable, error_of
 from sandboxd.client.flow import Backoff, BlockingCall, ConnectionLost, Flow, HttpRequest, HttpResponse, Step
 from sandboxd.client.follow import CommandFollow, Follow, follow_changes, follow_command, follow_log
-from sandboxd.client.http import auth_headers, check_url, head, httpx, lost, timeouts, verify
+from sandboxd.client.http import EXTENSIONS, auth_headers, check_url, head, httpx, lost, timeouts, verify
 from sandboxd.client.operations import Cmd, CommandOptions
 from sandboxd.client.outcome import checked, ended
 from sandboxd.client.replies import Change, Complete, Gap, Output, Record, RunResult
@@ -289,6 +289,7 @@ class Sandbox:
                 headers=dict(request.headers),
                 content=request.body() if callable(request.body) else request.body,
                 timeout=timeouts(request.timeout),
+                extensions=EXTENSIONS,
             ) as response:
                 yield response
         except httpx.TransportError as error:

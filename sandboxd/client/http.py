@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sandboxd.client.errors import SandboxError
@@ -25,10 +28,14 @@ else:
         if _blocked:
             del sys.modules["httpx._main"]
 
-__all__ = ["auth_headers", "check_url", "head", "httpx", "lost", "timeouts", "verify"]
+__all__ = ["ASYNC_EXTENSIONS", "EXTENSIONS", "auth_headers", "check_url", "head", "httpx", "lost", "timeouts", "verify"]
 
 #: Seconds to wait for a connection.
 CONNECT = 10.0
+
+#: Socket options with which the kernel notices within about two minutes that the host of a silent peer has vanished.
+#: TCP_KEEPALIVE is the name of TCP_KEEPIDLE in macOS.
+KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 #: A valid token, RFC 6750.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -72,6 +79,28 @@ def verify(url: str) -> ssl.SSLContext | bool:
 def timeouts(seconds: float | None) -> httpx.Timeout:
     """Return httpx's timeouts for a request that may be silent for this many seconds."""
     return httpx.Timeout(seconds, connect=CONNECT, pool=None)
+
+
+def _keep_alive(event: str, info: Mapping[str, Any]) -> None:
+    """Turn keep-alive on for a new connection. Without it, a reply is awaited for ever if the host has vanished."""
+    if not event.endswith(".connect_tcp.complete"):
+        return
+    connection: socket.socket = info["return_value"].get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE.items():
+        if hasattr(socket, name):
+            with suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+async def _async_keep_alive(event: str, info: Mapping[str, Any]) -> None:
+    _keep_alive(event, info)
+
+
+#: The extensions of each request. Socket options would need a transport of our own, for which httpx does not look for
+#: proxies in the environment; its trace hook sees the connections to them, too.
+EXTENSIONS = {"trace": _keep_alive}
+ASYNC_EXTENSIONS = {"trace": _async_keep_alive}
 
 
 def head(response: httpx.Response) -> HttpResponse:

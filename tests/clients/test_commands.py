@@ -270,6 +270,36 @@ def test_something_else_there(connect: Connect) -> None:
         thread.join(5)
 
 
+def keeps_alive(port: int) -> bool:
+    """Whether the keep-alive timer of a connection to a local port runs, see proc_net_tcp in the kernel's documents."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(row[2].endswith(f":{port:04X}") and row[3] == "01" and row[5].startswith("02:") for row in rows)
+
+
+@pytest.mark.parametrize("through_proxy", [False, True])
+def test_the_host_is_probed_while_a_command_runs(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, through_proxy: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                wait_for(lambda: keeps_alive(port))
+                body = b'{"stdout":"","stderr":"","code":7}'
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        if through_proxy:
+            monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+        url = "http://sandbox.invalid" if through_proxy else f"http://127.0.0.1:{port}"
+        assert connect(url).run("true").code == 7
+        thread.join(5)
+
+
 def test_a_command_that_may_have_run_is_not_sent_again(connect: Connect, proxy: CuttingProxy, tmp_path: Path) -> None:
     sandbox = connect(proxy.url)
     threading.Timer(0.0, lambda: (wait_for((tmp_path / "runs").exists), proxy.cut())).start()
