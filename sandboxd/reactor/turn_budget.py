@@ -54,9 +54,11 @@ class TurnBudget:
         if self._waiting or self._spent >= BUDGET:
             self._waiting.append(work)
             return False
-        self._do(work)
-        if self._spent >= BUDGET and not self._scheduled:
-            self._schedule()
+        try:
+            self._do(work)
+        finally:
+            if self._spent >= BUDGET and not self._scheduled:
+                self._schedule()
         return True
 
     def turn(self) -> Deferred[None]:
