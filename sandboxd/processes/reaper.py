@@ -22,9 +22,12 @@ def children() -> list[int]:
     :raise OSError: if the kernel does not tell, or there are no descriptors.
     """
     found: list[int] = []
-    for thread in os.listdir("/proc/self/task"):
-        with suppress(FileNotFoundError):  # the thread has ended: another one has its children
-            found += map(int, Path(f"/proc/self/task/{thread}/children").read_text().split())
+    for thread in Path("/proc/self/task").iterdir():
+        try:
+            found += map(int, (thread / "children").read_text().split())
+        except FileNotFoundError:  # the thread has ended: another one has its children
+            if thread.exists():
+                raise
     return found
 
 
