@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import ILogObserver, Logger, LogLevel
-from twisted.python.logfile import LogFile
 
 from sandboxd.daemon import logs
 from sandboxd.daemon.hardening import become_subreaper, environment_at_exec, erase, forbid_inspection
-from sandboxd.daemon.logs import LogWriter, to_descriptor
+from sandboxd.daemon.logs import LogWriter, RotatedFile, to_descriptor
 from sandboxd.daemon.reload import Reloads
 from sandboxd.daemon.sockets import ListeningSocket, listen_at, listen_on_port
 from sandboxd.daemon.systemd import ActivationError, ServiceManager, inherited_sockets
@@ -72,7 +71,7 @@ def log_observer() -> ILogObserver:
     """Return the observer that writes the log, to the destination that ``twistd`` was given."""
     options, file = _logging["options"], _logging["file"]
     to_stdout = file == "-"
-    outlet = LogWriter(to_descriptor(1) if to_stdout else LogFile.fromFullPath(file, maxRotatedFiles=MAX_ROTATED).write)
+    outlet = LogWriter(to_descriptor(1) if to_stdout else RotatedFile(file, MAX_ROTATED).write)
     _logging["outlet"] = outlet
     return logs.log_observer(
         outlet,
@@ -278,9 +277,11 @@ def _handle_signals(service: Sandboxd, reloads: Reloads, accompanied: bool) -> N
     reactor = _reactor()
 
     def stop(signum: int) -> None:
-        service.forward_signal(signum, to_end=True)
-        with suppress(ReactorNotRunning):  # it stops already
-            reactor.stop()
+        try:
+            service.forward_signal(signum, to_end=True)
+        finally:
+            with suppress(ReactorNotRunning):  # it stops already
+                reactor.stop()
 
     for signum in (signal.SIGTERM, *([signal.SIGINT] if accompanied else [])):
         signal.signal(signum, lambda signum, frame: reactor.callFromThread(stop, signum))

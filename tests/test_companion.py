@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
 
 from tests.client import Api
 from tests.daemon import SECRET, TWISTD, Daemon
@@ -188,3 +193,34 @@ def test_daemonised_its_end_is_the_daemons_too(tmp_path: Path) -> None:
     os.close(pidfd)
     os.close(gate)
     assert "the command has ended with code 0" in (tmp_path / "daemon.log").read_text()
+
+
+async def test_one_that_may_not_be_signalled_does_not_keep_the_daemon(start_daemon: Callable[..., Daemon]) -> None:
+    if os.geteuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("NOT TESTED: needs root and setpriv(1) of util-linux")
+    command = ("setpriv", "--reuid=65534", "--clear-groups", "sh", "-c", "echo ready; exec sleep 60")
+    daemon = start_daemon("--", *command, via=("setpriv", "--bounding-set=-kill"))
+    await started(daemon)
+    found = re.search(r"runs beside, as pid (\d+)", daemon.log.read_text())
+    assert found is not None
+    try:
+        assert daemon.stop(patience=30) == 0
+        log = daemon.log.read_text()
+        assert "may not be signalled" in log
+        assert "Traceback" not in log
+    finally:
+        os.kill(int(found[1]), signal.SIGKILL)
+
+
+async def test_it_does_not_count_as_what_a_command_has_left_behind(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon("--", "sleep", "300")
+    api = Api(daemon.url, SECRET)
+    await api.run("true")
+
+    async def idle() -> float:
+        return float((await api.get("/status")).json()["idle"])
+
+    deadline = time.monotonic() + 10
+    while await idle() < 0.5:  # it stays 0 while something runs
+        assert time.monotonic() < deadline
+        await deferLater(reactor, 0.05)

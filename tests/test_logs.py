@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from twisted.logger import ILogObserver, LogEvent, Logger
 from twisted.python.failure import Failure
 
 from sandboxd.daemon import logs
-from sandboxd.daemon.logs import as_bare_text, as_json_line, log_observer
+from sandboxd.daemon.logs import RotatedFile, as_bare_text, as_json_line, log_observer
 from sandboxd.web.request import request_id
 from tests.client import Api
 from tests.daemon import SECRET, TWISTD, Daemon
@@ -160,3 +161,20 @@ async def test_a_log_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate(timeout=5)
+
+
+def test_a_log_file_is_opened_again_if_it_could_not_be_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    log = RotatedFile(str(tmp_path / "log"), 9)
+    log.write(b"x" * 1_000_000)
+    with monkeypatch.context() as full:
+        full.setattr("twisted.python.logfile.open", refused, raising=False)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                log.write(b"lost\n")
+    log.write(b"written\n")
+    log.close()
+    assert (tmp_path / "log").read_bytes() == b"written\n"
+    assert (tmp_path / "log.1").stat().st_size == 1_000_000

@@ -24,6 +24,7 @@ from twisted.logger import (
     formatEvent,
     formatEventAsClassicLogText,
 )
+from twisted.python.logfile import LogFile
 from zope.interface import implementer
 
 from sandboxd.reactor.timestamps import rfc3339
@@ -117,6 +118,47 @@ def to_descriptor(fd: int) -> Callable[[bytes], None]:
             left = left[os.write(fd, left) :]
 
     return write
+
+
+class RotatedFile:
+    """
+    A log file that is rotated at 1 MB.
+
+    Twisted's own is of no use any more once a rotation has closed it and could not open another one.
+
+    :param rotated: most files that are kept beside it.
+    :raise OSError: if it cannot be opened.
+    """
+
+    def __init__(self, path: str, rotated: int) -> None:
+        self._path = path
+        self._rotated = rotated
+        self._file: LogFile | None = self._open()
+
+    def write(self, data: bytes) -> None:
+        """
+        Append data.
+
+        :raise OSError: if that fails; the next call opens the file anew.
+        """
+        if self._file is None:
+            self._file = self._open()
+        try:
+            self._file.write(data)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close it until the next write."""
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):
+                file.close()
+
+    def _open(self) -> LogFile:
+        file: LogFile = LogFile.fromFullPath(self._path, maxRotatedFiles=self._rotated)
+        return file
 
 
 @implementer(ILogObserver)

@@ -26,6 +26,9 @@ from sandboxd.reactor.oneshot import OneShot
 #: Seconds between the signal that ends it and SIGKILL, when the daemon stops.
 GRACE = 5.0
 
+#: Seconds to wait for its end after SIGKILL.
+KILL_PATIENCE = 5.0
+
 #: Exit codes of a shell (POSIX XCU 2.8.2): killed by a signal (plus its number), not found, not executable.
 SIGNALLED = 128
 NOT_FOUND = 127
@@ -36,6 +39,7 @@ class Companion:
     """
     The companion while it runs.
 
+    :ivar mark: the mark of its processes.
     :ivar exit_code: the daemon's own exit code, None while the command runs: that of the command, or 128 plus the
         number of the signal that ended it; 0 if that signal was the one that :meth:`ask_to_end` sent.
     """
@@ -52,12 +56,12 @@ class Companion:
         """
         self._reactor = reactor
         self._trees = trees
-        self._mark = trees.marks.new()
+        self.mark = trees.marks.new()
         self._asked: int | None = None
         self._end: OneShot[None] = OneShot()
         self.exit_code: int | None = None
-        with inherited_mark(self._mark), inherited_nofile(own_nofile()):
-            popen = subprocess.Popen(argv, env={**env, **mark_variable(self._mark)})
+        with inherited_mark(self.mark), inherited_nofile(own_nofile()):
+            popen = subprocess.Popen(argv, env={**env, **mark_variable(self.mark)})
         popen.returncode = 0  # reaped by the Reaper, not by subprocess
         self.pid: int = popen.pid
         orphans.expect(reactor, self.pid, self._exited)
@@ -68,9 +72,14 @@ class Companion:
         return self._end.when_fired()
 
     def signal(self, signum: int) -> None:
-        """Send a signal to the companion, if it runs."""
+        """Send a signal to the companion, if it runs and may be signalled."""
         if self.exit_code is None:
-            os.kill(self.pid, signum)
+            try:
+                os.kill(self.pid, signum)
+            except PermissionError:  # it has become another user
+                self._log.error(
+                    "the command may not be signalled: pid {pid}, signal {signum}", pid=self.pid, signum=signum
+                )
 
     def ask_to_end(self, signum: int) -> None:
         """Send a signal after which the companion is expected to end."""
@@ -81,6 +90,8 @@ class Companion:
         """
         End the companion, by SIGTERM unless :meth:`ask_to_end` has sent a signal; by SIGKILL :data:`GRACE` seconds
         later.
+
+        Its processes that are left then are ended with those of all executions.
         """
         if self.exit_code is None and self._asked is None:
             self.ask_to_end(signal.SIGTERM)
@@ -88,8 +99,13 @@ class Companion:
             await self.when_ended().addTimeout(GRACE, self._reactor)
         if self.exit_code is None:
             self._log.warn("the command has not ended within {grace} seconds, and is killed", grace=GRACE)
-            if not (await self._trees.end(self._mark)).pids:
-                await self.when_ended()
+            self.signal(signal.SIGKILL)
+            left: list[int] = []
+            with suppress(OSError):  # not all processes can be looked at
+                left = (await self._trees.end(self.mark)).pids
+            if not left:
+                with suppress(TimeoutError):
+                    await self.when_ended().addTimeout(KILL_PATIENCE, self._reactor)
 
     def _exited(self, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)
