@@ -13,7 +13,7 @@ import pytest
 
 from tests.client import Api
 from tests.daemon import Daemon, alive
-from tests.waiting import gone, pids_in
+from tests.waiting import gone, pids_in, within
 
 WALK = """
 import os, resource, signal, subprocess
@@ -52,6 +52,29 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 1
 assert marks.sweep({mark: signal.SIGKILL}.get, 5.0)
 assert [child.wait(10) for child in children] == [-signal.SIGKILL] * 30
 """
+
+
+#: A walk whose pidfds use up the descriptors finds none to read a mark for the second time.
+LAST_DESCRIPTOR = """
+import os, resource, signal, subprocess
+from sandboxd.processes import marks
+
+marks._by_limit = False
+mark = marks.Marks().new()
+children = [subprocess.Popen(["sleep", "300"], env={**os.environ, **marks.mark_variable(mark)}) for _ in range(10)]
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+used = len(os.listdir("/proc/self/fd")) - 1
+for spare in (1, 2, 3):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, hard))
+    found = marks.sweep({mark: signal.SIGKILL if spare == 3 else 0}.get, 1.0)
+    assert sorted(found[mark].pids) == sorted(child.pid for child in children)
+    assert len(os.listdir("/proc/self/fd")) - 1 == used
+assert [child.wait(10) for child in children] == [-signal.SIGKILL] * 10
+"""
+
+
+def test_a_walk_keeps_no_descriptor_when_there_are_no_others() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", LAST_DESCRIPTOR], check=True, timeout=30)
 
 
 def test_a_walk_lists_the_processes_again_though_no_descriptor_is_left() -> None:
@@ -127,6 +150,9 @@ async def test_where_the_limit_cannot_be_set_trees_are_found_by_other_marks(
     cmd = f"setsid sh -c '{child}' & env -i sh -c '{child}' & env -i setsid sh -c '{child}' & sh -c '{child}'"
     id = await api.start(cmd)
     pids = await pids_in(tmp_path / "pids", 4)
+    emptied = {"argv": ["env", "-i", "sleep", "300"]}  # the command's own process has no mark, and no marked parent
+    assert (await within(10, api.post("/run", {**emptied, "timeout": 0.2}))).json()["timed_out"]
+    left = (await api.post("/start_process", emptied)).json()["pid"]
     other = await api.start("sleep 300")
     assert (await api.post("/kill_process", {"id": id})).status == 200
     assert not any(map(alive, pids))
@@ -135,4 +161,4 @@ async def test_where_the_limit_cannot_be_set_trees_are_found_by_other_marks(
     await api.start(cmd)
     pids = await pids_in(tmp_path / "pids", 4)
     assert daemon.stop(signal.SIGKILL) == -signal.SIGKILL
-    await gone(pids)
+    await gone([*pids, left])

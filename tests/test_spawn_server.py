@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -17,7 +18,9 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
+from sandboxd.processes import reaper
 from sandboxd.processes.spawn_client import SPAWN_SERVERS
+from sandboxd.processes.spawn_server import SpawnServer
 from tests.client import Api, Response
 from tests.daemon import Daemon, alive
 from tests.waiting import Gate, gone, pids_in, until
@@ -384,3 +387,31 @@ else:
 
 def test_no_request_goes_to_a_spawn_server_whose_fork_is_not_reported() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", FORK_NOT_REPORTED], check=True, timeout=30)
+
+
+class Refusing:
+    """An epoll instance that can watch nothing more."""
+
+    def register(self, fd: int, events: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_child_that_cannot_be_watched_is_ended_and_may_have_run() -> None:
+    server = SpawnServer.__new__(SpawnServer)
+    server._epoll, server._children, server._watched = Refusing(), {}, {}  # type: ignore[assignment]
+    pid = os.posix_spawn("/bin/sleep", ["sleep", "300"], os.environ, setsid=True)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="it has run for a moment") as raised:
+        server._add(1, pid, -1, False)
+    assert raised.value.errno == errno.EIO  # so it is not started again for the same Idempotency-Key
+    assert not alive(pid)
+    assert (os.listdir("/proc/self/fd"), server._children, server._watched) == (before, {}, {})
+
+
+def test_children_are_unknown_where_the_kernel_does_not_list_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: Path) -> str:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr(Path, "read_text", missing)  # as without CONFIG_PROC_CHILDREN
+    with pytest.raises(FileNotFoundError):
+        reaper.children()

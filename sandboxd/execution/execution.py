@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from contextlib import suppress
 from typing import Literal
 
 from msgspec.structs import replace
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, TimeoutError, fail
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -26,6 +27,9 @@ from sandboxd.processes.trees import Survivors, Trees
 from sandboxd.reactor.oneshot import OneShot
 
 Status = Literal["running", "completed", "failed", "killed"]
+
+#: Seconds after SIGKILL from which on a process that may not be signalled counts as one that cannot be killed.
+KILL_PATIENCE = 5.0
 
 
 class Execution:
@@ -164,16 +168,46 @@ class Execution:
             if self.pid is None:
                 return Survivors([], [])
             survivors = await self._trees.end(self._mark, signum, grace)
-            self.survivors = survivors.pids
             if not survivors.pids:
-                await self.when_ended()
-            elif self.timed_out or self.idle_timed_out:
+                survivors = await self.end_unmarked(signum, grace)
+            self.survivors = survivors.pids
+            if survivors.pids and (self.timed_out or self.idle_timed_out):
                 self.log.close(time.time())  # its readers get their answer now
                 self._settled.fire(None)
             return survivors
         finally:
             self._kills -= 1
             self._settle()
+
+    async def end_unmarked(self, signum: int, grace: float) -> Survivors:
+        """
+        End the command's own process though it may have lost its mark, and wait until the exit status is known.
+
+        To be called when no process of the tree has its mark any more. Then that process has nearly always ended, and
+        its exit status is on the way: a signal does nothing. But it may also have set the limit that was its mark, or
+        executed another program with an empty environment where marks are variables.
+
+        :param grace: seconds until SIGKILL follows, if ``signum`` was another.
+        :return: that process, if it may not be signalled; normally none.
+        """
+        pid = self.pid
+        if pid is None:
+            return Survivors([], [])
+        for number, seconds in ((signum, grace), (signal.SIGKILL, KILL_PATIENCE)):
+            if self._child is not None and self.ended_at is None:
+                with suppress(ProcessExitedAlready):
+                    self._child.signalProcess(number)
+                with suppress(TimeoutError):
+                    await self.when_ended().addTimeout(seconds, self._clock)
+        if self.ended_at is None:
+            try:
+                os.kill(pid, 0)
+            except PermissionError:
+                return Survivors([pid], [pid])
+            except ProcessLookupError:
+                pass
+            await self.when_ended()
+        return Survivors([], [])
 
     def _settle(self) -> None:
         if self.ended_at is not None and self._kills == 0 and not self._settled.fired:

@@ -154,7 +154,7 @@ class ProcessTable(Service):
         self.ended: Counter[str] = Counter()
         self.last_ended = reactor.seconds()
         self._survivors_possible = False
-        self._trials: set[int] = set()  # the marks of trial starts
+        self._no_executions: set[int] = set()  # the marks of trial starts and of the companion
         self._ended_bytes = 0
         self._known: dict[str, Execution] = {}
         self._background: dict[str, Execution] = {}
@@ -245,12 +245,12 @@ class ProcessTable(Service):
             self._spawner,
             lambda execution: None,
         )
-        self._trials.add(execution.mark)
+        self._no_executions.add(execution.mark)
         try:
             await execution.when_started()
             await execution.when_settled()
         finally:
-            self._trials.discard(execution.mark)
+            self._no_executions.discard(execution.mark)
         if execution.timed_out:
             raise SpawnError(OSError(errno.ETIMEDOUT, f"it did not end in {TRIAL_TIMEOUT:g} seconds"))
         if execution.exit_code != 0:
@@ -263,7 +263,7 @@ class ProcessTable(Service):
         self._survivors_possible = False  # unless a command is started meanwhile
         found = True
         with suppress(OSError):
-            found = bool(await self._trees.running() - self._trials)
+            found = bool(await self._trees.running() - self._no_executions)
         if found:
             self._survivors_possible = True
             self.last_ended = self._reactor.seconds()
@@ -275,7 +275,9 @@ class ProcessTable(Service):
 
         :raise OSError: if it cannot be started.
         """
-        return Companion(self._reactor, self._trees, self._reaper, argv, self._environment.inherited)
+        companion = Companion(self._reactor, self._trees, self._reaper, argv, self._environment.inherited)
+        self._no_executions.add(companion.mark)
+        return companion
 
     @property
     def full(self) -> bool:
@@ -322,15 +324,18 @@ class ProcessTable(Service):
             with suppress(SpawnError):
                 await execution.when_started()
             if execution.tty is not None and execution.ended_at is None:
-                await execution.send_signal(signal.SIGHUP)  # interactive shells ignore SIGTERM
+                with suppress(OSError):  # the processes cannot be looked at, but are ended below
+                    await execution.send_signal(signal.SIGHUP)  # interactive shells ignore SIGTERM
         survivors = await self._trees.end_all(signal.SIGTERM, STOP_GRACE)
         if survivors:
             survivors = await self._trees.end_all(signal.SIGKILL, STOP_PATIENCE)
         if survivors:
             self._log.error("processes that could not be killed: {pids}", pids=survivors)
         else:
-            for execution in list(self.live.values()):
-                await execution.when_ended()
+            unmarked = [execution.end_unmarked(signal.SIGTERM, STOP_GRACE) for execution in self.live.values()]
+            for ended in list(map(Deferred.fromCoroutine, unmarked)):
+                if pids := (await ended).pids:
+                    self._log.error("processes that could not be killed: {pids}", pids=pids)
         if self._housekeeping.running:
             self._housekeeping.stop()
             self._housekeep()

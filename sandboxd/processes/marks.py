@@ -74,6 +74,11 @@ def is_mark_of(base: int, mark: int) -> bool:
     return mark > base and mark >> _BASE_SHIFT == base >> _BASE_SHIFT
 
 
+def survives(mark: int) -> bool:
+    """Return whether the processes that have a mark are to survive the daemon."""
+    return bool(mark & _SURVIVE)
+
+
 _by_limit: bool | None = None
 
 
@@ -324,7 +329,15 @@ def _chosen(
                 pidfd = -1
             # Read the mark again: if the pid was reused before pidfd_open, it is another's now; if it is reused later,
             # the descriptor still refers to the process whose mark was read.
-            mark = find_mark(pid)
+            try:
+                mark = find_mark(pid)
+            except OSError:  # pidfd is the last descriptor that could be had
+                if pidfd >= 0:
+                    os.close(pidfd)
+                    pidfd = -1
+                while pidfds:
+                    os.close(pidfds.pop())
+                mark = find_mark(pid)
             if choose(mark) is not None and (pidfd < 0 or not _exited(pidfd, 0)):
                 yield mark, pid, pidfd
                 continue
@@ -353,7 +366,7 @@ def kill_remaining(base: int) -> None:
     """
 
     def choose(mark: int) -> int | None:
-        return signal.SIGKILL if is_mark_of(base, mark) and not mark & _SURVIVE else None
+        return signal.SIGKILL if is_mark_of(base, mark) and not survives(mark) else None
 
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

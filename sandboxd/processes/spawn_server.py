@@ -38,7 +38,7 @@ from time import monotonic
 
 from sandboxd.processes.execute import execute, standard_path, variables, with_mark
 from sandboxd.processes.limits import inherited_nofile
-from sandboxd.processes.marks import inherited_mark, kill_remaining, marks_by_limit
+from sandboxd.processes.marks import inherited_mark, kill_remaining, marks_by_limit, survives
 from sandboxd.processes.spawn_messages import (
     AT_CWD,
     AT_EXEC,
@@ -107,12 +107,14 @@ class _Child:
     :ivar number: the daemon's number for it; 0 once its end has been reported.
     :ivar errors: the read end of the pipe through which it reports that it cannot execute its program, or -1.
     :ivar output: the read ends of its stdout and stderr while they are collected, or empty.
+    :ivar survives: whether it is to survive the daemon: it was started so, or is another server.
     """
 
-    __slots__ = ("errors", "number", "output", "pid", "pidfd")
+    __slots__ = ("errors", "number", "output", "pid", "pidfd", "survives")
 
-    def __init__(self, number: int, pid: int, pidfd: int, errors: int = -1) -> None:
+    def __init__(self, number: int, pid: int, pidfd: int, errors: int, survives: bool) -> None:
         self.number = number
+        self.survives = survives
         self.pid = pid
         self.pidfd = pidfd
         self.errors = errors
@@ -160,6 +162,7 @@ class SpawnServer:
             self._run()
             if self._daemon_exited():
                 kill_remaining(self._base)
+                self._kill_children()
             code = 0
         except MalformedMessage:
             code = MALFORMED
@@ -299,7 +302,7 @@ class SpawnServer:
         plain = stays and request.user is None and not (request.cgroup or request.limits or request.tty)
         program = standard_path(request.program, self._env[1]) if plain else None
         if program is None:
-            child = self._add(number, *self._fork(request, fds))
+            child = self._add(number, *self._fork(request, fds), survives(request.mark))
             self._record(number, FORKED, child.pid)
             return child
         # Nothing that it touches can block: vfork(2), which suspends this process until the program is executed.
@@ -319,7 +322,7 @@ class SpawnServer:
         finally:
             if directory >= 0:
                 self._return_home()
-        return self._add(number, pid)
+        return self._add(number, pid, -1, survives(request.mark))
 
     def _return_home(self) -> None:
         """Enter the own directory again, in which other children begin; exit if that is forbidden now."""
@@ -363,21 +366,21 @@ class SpawnServer:
             os.close(their_errors)
         return pid, errors
 
-    def _add(self, number: int, pid: int, errors: int = -1) -> _Child:
+    def _add(self, number: int, pid: int, errors: int, survives: bool) -> _Child:
         """Watch a child."""
+        watched = [errors] if errors >= 0 else []
         try:
-            child = _Child(number, pid, os.pidfd_open(pid), errors)
-        except OSError:
+            watched.insert(0, os.pidfd_open(pid))
+            for fd in watched:
+                self._epoll.register(fd, select.EPOLLIN)
+        except OSError:  # no descriptor or memory, or too much is watched (epoll(7))
             os.killpg(pid, signal.SIGKILL) if errors < 0 else os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            if errors >= 0:
-                os.close(errors)
+            for fd in watched:
+                os.close(fd)
             raise OSError(errno.EIO, "it has run for a moment") from None
-        self._children[number] = child
-        for fd in (child.pidfd, errors):
-            if fd >= 0:
-                self._watched[fd] = child
-                self._epoll.register(fd, select.EPOLLIN)
+        child = self._children[number] = _Child(number, pid, watched[0], errors, survives)
+        self._watched.update(dict.fromkeys(watched, child))
         return child
 
     def _executed(self, child: _Child) -> None:
@@ -418,6 +421,13 @@ class SpawnServer:
         except (ProcessLookupError, PermissionError):
             pass
 
+    def _kill_children(self) -> None:
+        """Kill the children that have no mark any more; last, as some are found by their parents."""
+        for child in self._children.values():
+            if not child.survives:
+                with suppress(ProcessLookupError, PermissionError):
+                    (os.kill if child.errors >= 0 else os.killpg)(child.pid, signal.SIGKILL)
+
     def _exited(self, child: _Child) -> None:
         """Report the exit of a child; then, while the daemon is at it, close what was its own."""
         if child.errors >= 0:
@@ -453,7 +463,7 @@ class SpawnServer:
             raise OSError(errno.EMFILE, "")
         pid = os.fork()
         if pid:
-            self._add(number, pid)
+            self._add(number, pid, -1, True)
             self._record(number, STARTED, pid)
             return
         os.setsid()
