@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from tests.client import Api, Response
 from tests.daemon import Daemon, alive
-from tests.test_spawn_server import guardians_of, spawners_of
+from tests.test_spawn_server import guardians_of
 from tests.waiting import gone, pids_in, until, within
 
 #: The signals 32 and 33, which the C library lets nobody change.
@@ -108,9 +108,9 @@ for number in range(3, 20):
             pass
 os._exit(0)
 """
-    spawners = set(spawners_of(daemon))
+    spawners = set(daemon.spawn_servers())
     await api.post("/run", {"cmd": f"exec python3 -c '{attack}'"})
-    await until(lambda: not spawners <= set(spawners_of(daemon)))
+    await until(lambda: not spawners <= set(daemon.spawn_servers()))
     assert (await api.run("echo on"))["stdout"] == "on\n"
     assert (await api.process(id))["status"] == "running"
     assert (await api.post("/kill_process", {"id": id})).status == 200

@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 
 from tests.client import Api
 from tests.daemon import Daemon
-from tests.test_spawn_server import guardians_of, spawners_of
+from tests.test_spawn_server import guardians_of
 from tests.waiting import until, within
 
 #: How many commands run at a time, and how many in all; `make soak` has more.
@@ -128,8 +128,7 @@ async def test_a_spawn_server_that_dies_loses_no_output_of_others(start_daemon: 
     clients = [Deferred.fromCoroutine(client(1000 * each)) for each in range(8)]
     for deaths in range(1, 7):
         await until(lambda deaths=deaths: done[0] >= deaths * 40)  # type: ignore[misc]
-        for pid in chance.sample(spawners_of(daemon), 1):
-            os.kill(pid, signal.SIGKILL)
+        os.kill(chance.choice(await until(daemon.spawn_servers)), signal.SIGKILL)
     for each in clients:
         await each
     assert statuses.count(200) > 250

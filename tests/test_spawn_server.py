@@ -53,17 +53,9 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def spawners_of(daemon: Daemon) -> list[int]:
-    """The pids of the spawn servers, which are children of the daemon or of each other."""
-    pids = [*children(daemon.pid)]
-    for pid in pids:
-        pids.extend(children(pid))
-    return [pid for pid in pids if comm(pid) == "sandboxd-spawn" and alive(pid)]
-
-
 async def guardians_of(daemon: Daemon) -> list[int]:
     """The pids of the spawn servers, once all run. Each is a guardian, too."""
-    return await until(lambda: pids if len(pids := spawners_of(daemon)) == SPAWN_SERVERS else [])
+    return await until(lambda: pids if len(pids := daemon.spawn_servers()) == SPAWN_SERVERS else [])
 
 
 def made_gate(folder: Path) -> Gate:
@@ -248,7 +240,7 @@ async def test_what_a_dead_spawner_has_started_can_be_killed(start_daemon: Calla
 async def test_commands_started_while_spawners_die_are_answered_for(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon()
     api = Api(daemon.url, daemon.secret)
-    seconds = str(300 + os.getpid() / 10_000_000)  # to know our own sleeps by
+    seconds = f"300.{os.getpid():010}"  # to know our own sleeps by
     answers: list[Response] = []
 
     async def start() -> None:
@@ -258,7 +250,7 @@ async def test_commands_started_while_spawners_die_are_answered_for(start_daemon
     starting = [Deferred.fromCoroutine(start()) for _ in range(8)]
     for more in range(1, 6):
         await until(partial(at_least, answers, 10 * more))
-        for spawner in spawners_of(daemon):
+        for spawner in daemon.spawn_servers():
             os.kill(spawner, signal.SIGKILL)
     for each in starting:
         await each
