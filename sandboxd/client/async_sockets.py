@@ -102,16 +102,24 @@ class AsyncAttachment:
     def _connected(self) -> bool:
         return self._socket is not None and self._socket.done()
 
-    async def _send(self, message: bytes) -> None:
-        """Send a message, once there is a connection."""
+    async def connected(self) -> ClientConnection:
+        """
+        Return the connection, once there is one; it is made when the attachment is iterated over.
+
+        :raise SandboxGone: if there is none in time.
+        """
         if self._socket is None:
             self._socket = asyncio.get_running_loop().create_future()
         # Not wait_for, which in Python 3.11 may swallow that this is cancelled.
         connected, _ = await asyncio.wait([self._socket], timeout=self._sandbox.patience)
         if not connected:
             raise SandboxGone(f"{self._sandbox.url}: there is no connection to write to")
+        return connected.pop().result()
+
+    async def _send(self, message: bytes) -> None:
+        socket = await self.connected()
         try:
-            await connected.pop().result().send(message)
+            await socket.send(message)
         except FAILURES as error:
             if not self._attaching.ended:
                 raise failure(error, self._sandbox.url) from None

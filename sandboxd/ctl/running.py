@@ -118,29 +118,38 @@ class Interrupts:
             raise KeyboardInterrupt
         name = signal.Signals(signum).name
         # Not here: the interrupted thread may hold a lock of the connection pool.
-        self._killing = threading.Thread(target=self._kill, args=(self._id, name), daemon=True)
+        self._killing = threading.Thread(target=self.kill, args=(self._id, name), daemon=True)
         self._killing.start()
 
-    def _kill(self, id: str, name: str) -> None:
+    def kill(self, id: str, name: str) -> None:
+        """Send a signal to the command and all that it has started, and SIGKILL to what does not end in time."""
         from sandboxd.client import SandboxError
 
         with suppress(SandboxError):  # it has ended, or the stream reports what is wrong
             self._sandbox.kill(id, name, grace=GRACE)
 
 
-def feed(sandbox: Sandbox, id: str, ended: threading.Event) -> None:
-    """Copy standard input to that of a command, until either ends; ``ended`` is set when the command has."""
-    from sandboxd.client import SandboxError
+def feed(
+    sandbox: Sandbox, id: str, ended: threading.Event, failed: Callable[[Exception], object], close: bool = True
+) -> None:
+    """
+    Copy standard input to that of a process, until either ends.
+
+    :param ended: is set when the process has ended.
+    :param failed: called with the error if not all of it could be sent, unless the process reads no more.
+    :param close: whether the end of standard input ends that of the process.
+    """
+    from sandboxd.client import Conflict, NotFound
 
     try:
         while data := os.read(0, 65536):
             sandbox.write_stdin(id, data)
-        sandbox.write_stdin(id, close=True)
-    except SandboxError:
-        pass  # nobody reads it any more
-    except Exception:
-        if not ended.is_set():  # else the client is being closed under this thread
-            raise
+        if close:
+            sandbox.write_stdin(id, close=True)
+    except Exception as error:
+        no_reader = isinstance(error, (Conflict, NotFound)) and "without stdin" not in str(error)
+        if not (no_reader or ended.is_set()):  # once it has ended, the client is closed under this thread
+            failed(click.ClickException(f"standard input was not sent to its end: {error}"))
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -168,11 +177,16 @@ def run(
     sandbox = session.sandbox
     interrupts = Interrupts(sandbox)
     ended = threading.Event()
+    failures: list[Exception] = []
 
     def started(id: str) -> None:
+        def failed(error: Exception) -> None:
+            failures.append(error)
+            interrupts.kill(id, "SIGTERM")
+
         interrupts.started(id)
         if interactive:
-            threading.Thread(target=feed, args=(sandbox, id, ended), daemon=True).start()
+            threading.Thread(target=feed, args=(sandbox, id, ended, failed), daemon=True).start()
 
     given = options(env, cwd, timeout, user)
     given["flush_after"] = FLUSH
@@ -184,6 +198,8 @@ def run(
             else:
                 write_text(output.text, error=output.stream == "stderr")
         ended.set()
+    if failures:
+        raise failures[0]
     assert stream.result is not None
     raise click.exceptions.Exit(exit_code(stream.result))
 

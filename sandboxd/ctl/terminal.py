@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import termios
+import threading
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,11 +18,14 @@ import click
 
 from sandboxd.ctl.config import variable
 from sandboxd.ctl.processes import Id, full_id
-from sandboxd.ctl.running import line, options
+from sandboxd.ctl.running import feed, line, options
 from sandboxd.ctl.session import Session, fail
 
 if TYPE_CHECKING:
     from sandboxd.client.async_sockets import AsyncAttachment
+
+#: Bytes that may wait to be sent while the connection is broken, or the process does not read.
+TYPED = 1024 * 1024
 
 HELP = b"\r\n~.  leave; the process goes on\r\n~~  send a tilde\r\n~?  this help\r\n"
 
@@ -73,41 +77,53 @@ class TerminalSession:
     The connection of this terminal to a process.
 
     :param attachment: the connection.
-    :param terminal: whether the process has a terminal; else its output is printed, and standard input is piped to it
-        if ``stdin``.
+    :param terminal: whether the process has a terminal; else its output is printed.
     """
 
-    def __init__(self, attachment: AsyncAttachment, terminal: bool, stdin: bool) -> None:
+    def __init__(self, attachment: AsyncAttachment, terminal: bool) -> None:
         self._attachment = attachment
         self._terminal = terminal
-        self._stdin = stdin
-        self._typed: asyncio.Queue[bytes | None] = asyncio.Queue(64)
+        self._typed = bytearray()
+        self._some = asyncio.Event()
         self._escapes = Escapes()
-        self._left = asyncio.Event()
+        self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> int | None:
-        """Return the exit code of the process, or None if the user has left."""
+        """
+        Return the exit code of the process, or None if the user has left.
+
+        :raise Exception: the error that :meth:`leave` was called with.
+        """
         loop = asyncio.get_running_loop()
-        tasks = [asyncio.ensure_future(self._output()), asyncio.ensure_future(self._left.wait())]
-        if self._stdin:
+        tasks = [asyncio.ensure_future(self._output()), self._left]
+        if self._terminal:
             tasks.append(asyncio.ensure_future(self._input()))
             loop.add_reader(0, self._read)
-        if self._terminal:
             loop.add_signal_handler(signal.SIGWINCH, self._resized)
             await self._resize()
         for signum in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(signum, self._left.set)
+            loop.add_signal_handler(signum, self.leave)
         try:
             await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0].done():
-                tasks[0].result()
+            for task in tasks[:2]:
+                if task.done():
+                    task.result()
             return self._attachment.exit_code
         finally:
-            if self._stdin:
+            if self._terminal:
                 loop.remove_reader(0)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def leave(self, error: Exception | None = None) -> None:
+        """End :meth:`run`; the process goes on."""
+        if self._left.done():
+            return
+        if error is None:
+            self._left.set_result(None)
+        else:
+            self._left.set_exception(error)
 
     async def _output(self) -> None:
         from sandboxd.client.attaching import Chunk
@@ -137,37 +153,37 @@ class TerminalSession:
         sys.stderr.flush()
 
     def _read(self) -> None:
-        """Take what was typed. The terminal is not read while much of it waits to be sent."""
-        data = os.read(0, 4096)
-        if self._terminal:
-            sent = self._escapes.feed(data)
-            if self._escapes.help:
-                self._escapes.help = False
-                os.write(2, HELP)
-            if self._escapes.left or not data:
-                self._left.set()
-            data = sent
-        elif not data:
-            asyncio.get_running_loop().remove_reader(0)
-            self._typed.put_nowait(None)
-            return
-        if data:
-            self._typed.put_nowait(data)
-        if self._typed.qsize() >= self._typed.maxsize - 2 and not self._terminal:
-            asyncio.get_running_loop().remove_reader(0)
+        """
+        Take what was typed.
+
+        The terminal is always read, as the user may want to leave. What does not fit is dropped, with a bell, as a
+        terminal does that has IMAXBEL set.
+        """
+        try:
+            data = os.read(0, 4096)
+        except OSError:  # the terminal is gone
+            data = b""
+        typed = self._escapes.feed(data)
+        if self._escapes.help:
+            self._escapes.help = False
+            os.write(2, HELP)
+        if self._escapes.left or not data:
+            self.leave()
+        if len(self._typed) + len(typed) > TYPED:
+            os.write(2, b"\a")
+        elif typed:
+            self._typed += typed
+            self._some.set()
 
     async def _input(self) -> None:
         from sandboxd.client import SandboxError
 
-        while True:
-            data = await self._typed.get()
-            if data is None:
-                await self._attachment.close_stdin()
-                return
+        while await self._some.wait():
+            self._some.clear()
+            data = bytes(self._typed)
+            self._typed.clear()
             with suppress(SandboxError):  # typed while the connection was broken
                 await self._attachment.write(data)
-            if not self._terminal and self._typed.empty():
-                asyncio.get_running_loop().add_reader(0, self._read)
 
     def _resized(self) -> None:
         task = asyncio.ensure_future(self._resize())
@@ -178,10 +194,46 @@ class TerminalSession:
         await self._attachment.resize(size.columns, size.lines)
 
 
-async def connect(session: Session, id: str, terminal: bool, stdin: bool) -> int | None:
+async def connect(session: Session, id: str, terminal: bool) -> int | None:
     """Connect this terminal to a process; return its exit code, or None if the user has left."""
     async with session.asynchronous() as sandbox, sandbox.attach(id) as attachment:
-        return await TerminalSession(attachment, terminal, stdin).run()
+        return await TerminalSession(attachment, terminal).run()
+
+
+async def connect_pipe(session: Session, id: str, close: bool) -> int | None:
+    """
+    Print a process's output, and pipe standard input to it; return its exit code, or None if the user has left.
+
+    It is read by a thread, as a regular file cannot be waited for, and sent by requests of their own, which are
+    answered: what is lost with a broken connection would not be noticed otherwise.
+
+    :param close: whether the end of standard input ends that of the process.
+    :raise ClickException: if not all of it could be sent.
+    """
+    from sandboxd.client import SandboxError
+
+    loop, ended = asyncio.get_running_loop(), threading.Event()
+    async with session.asynchronous() as sandbox, sandbox.attach(id) as attachment:
+        attached = TerminalSession(attachment, False)
+
+        def failed(error: Exception) -> None:
+            with suppress(RuntimeError):  # the loop is closed: the process has ended
+                loop.call_soon_threadsafe(attached.leave, error)
+
+        async def begin() -> None:
+            try:
+                await attachment.connected()  # else the log might drop some of its output before it is read
+            except SandboxError as error:
+                attached.leave(error)
+            else:
+                threading.Thread(target=feed, args=(session.sandbox, id, ended, failed, close), daemon=True).start()
+
+        beginning = asyncio.ensure_future(begin())
+        try:
+            return await attached.run()
+        finally:
+            ended.set()
+            beginning.cancel()
 
 
 def finish(id: str, code: int | None) -> None:
@@ -212,7 +264,7 @@ def shell(session: Session, cmd: tuple[str, ...], env: tuple[str, ...], cwd: str
     given["tty"] = {"cols": size.columns, "rows": size.lines, "term": variable("TERM") or "xterm-256color"}
     id = session.sandbox.start(line(cmd) if cmd else None, **given).id
     with raw():
-        code = asyncio.run(connect(session, id, True, True))
+        code = asyncio.run(connect(session, id, True))
     finish(id, code)
 
 
@@ -230,7 +282,9 @@ def attach(session: Session, id: str, stdin: bool) -> None:
     found = session.sandbox.process(full_id(session.sandbox, id))
     if found.tty is not None and sys.stdin.isatty():
         with raw():
-            code = asyncio.run(connect(session, found.id, True, True))
+            code = asyncio.run(connect(session, found.id, True))
+    elif stdin:
+        code = asyncio.run(connect_pipe(session, found.id, found.tty is None))
     else:
-        code = asyncio.run(connect(session, found.id, False, stdin))
+        code = asyncio.run(connect(session, found.id, False))
     finish(found.id, code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -50,6 +51,14 @@ def test_run_pipes_stdin_of_any_size(ctl: Ctl) -> None:
     assert ctl("run", "-i", "cat", input=data).stdout == data
     assert ctl("run", "-i", "head -n 1", input=data).stdout == "0\n"
     assert ctl("run", "cat", input="not sent").stdout == ""
+
+
+def test_run_reports_input_that_is_not_sent(ctl: Ctl) -> None:
+    fd = os.open(os.devnull, os.O_WRONLY)
+    done = ctl("run", "-i", "cat", stdin=fd, code=125)
+    os.close(fd)
+    assert "not sent to its end" in done.stderr
+    assert "Bad file descriptor" in done.stderr
 
 
 def test_output_comes_at_once(environ: dict[str, str], tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ import pexpect
 import pytest
 
 from sandboxd.client import Sandbox
-from sandboxd.ctl.terminal import Escapes
+from sandboxd.ctl.terminal import TYPED, Escapes
 from tests.clients.cutting import CuttingProxy
 from tests.ctl.conftest import PROGRAM, Ctl
 from tests.daemon import Daemon
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -143,3 +146,61 @@ def test_attach_to_output(ctl: Ctl, sandbox: Sandbox) -> None:
     id = sandbox.start("echo out; printf err >&2; read line; echo got $line; exit 4", stdin=True).id
     done = ctl("attach", "-i", id[:8], input="this\n", code=4)
     assert (done.stdout, done.stderr) == ("out\ngot this\n", "err")
+
+
+@pytest.mark.slow
+def test_attach_pipes_files(ctl: Ctl, sandbox: Sandbox, tmp_path: Path) -> None:
+    lines = "".join(f"{number}\n" for number in range(5_000))  # fewer than a log keeps
+    (tmp_path / "file").write_text(lines)
+    with (tmp_path / "file").open() as file:
+        assert ctl("attach", "-i", sandbox.start("cat; exit 4", stdin=True).id, stdin=file, code=4).stdout == lines
+    with Path("/dev/zero").open() as file:  # nobody reads most of it
+        assert len(ctl("attach", "-i", sandbox.start("head -c 9", stdin=True).id, stdin=file).stdout) == 9
+    assert ctl("attach", "-i", sandbox.start("cat; exit 4", stdin=True).id, code=4).stdout == ""
+    typed = ctl("attach", "-i", sandbox.start("read line; echo got $line", tty=True).id, input="this\n").stdout
+    assert "got this" in typed
+
+
+@pytest.mark.slow
+def test_attach_reports_input_that_is_not_sent(
+    ctl: Ctl, sandbox: Sandbox, environ: dict[str, str], proxy: CuttingProxy
+) -> None:
+    id = sandbox.start("exec sleep 300", stdin=True).id
+    fd = os.open(os.devnull, os.O_WRONLY)
+    assert "Bad file descriptor" in ctl("attach", "-i", id, stdin=fd, code=125).stderr
+    os.close(fd)
+    command = [*PROGRAM, "attach", "-i", id]
+    with (
+        Path("/dev/zero").open("rb") as zeros,
+        subprocess.Popen(
+            command, env={**environ, "SANDBOX_URL": proxy.url}, stdin=zeros, stderr=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        wait_for(lambda: proxy.forwarded > 128 * 1024)  # more than the pipe takes
+        proxy.cut()
+        assert "not sent to its end" in process.communicate(timeout=20)[1]
+        assert process.returncode == 125
+    sandbox.kill(id)
+    id = sandbox.start("exec sleep 300").id
+    assert "started without stdin" in ctl("attach", "-i", id, input="x", code=125).stderr
+    sandbox.kill(id)
+
+
+@pytest.mark.slow
+def test_what_is_typed_without_a_connection(
+    terminal: Callable[..., Any], proxy: CuttingProxy, sandbox: Sandbox
+) -> None:
+    child = terminal("--patience", "100", "shell", "echo ready; exec sleep 300", env={"SANDBOX_URL": proxy.url})
+    child.expect("ready")
+    proxy.close()
+    child.send("x" * (TYPED + 100_000))
+    child.expect("\a")  # this does not fit
+    child.send("\r~.")
+    child.expect(r"sandboxctl attach ([0-9a-f]{8})")
+    assert "Traceback" not in child.before
+    assert "Queue" not in child.before
+    id = child.match[1]
+    child.wait()
+    assert child.exitstatus == 0
+    (found,) = [each.id for each in sandbox.processes() if each.id.startswith(id)]
+    sandbox.kill(found)
