@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import gatherResults
 
-from sandboxd.files.edit import Edit, NoMatch, _apply, _replaced
+from sandboxd.files import edit as edit_module
+from sandboxd.files import operations, renames
+from sandboxd.files.edit import Edit, NoMatch, _apply, _replaced, edit
+from sandboxd.files.errors import FileError
+from sandboxd.files.root import Root
+from sandboxd.files.upload import Patch
 from tests.client import Api
 from tests.daemon import Daemon
 from tests.file_routes import done, litter, post, told
-from tests.waiting import within
+from tests.waiting import wait_for, within
 
 
 async def test_edit(api: Api, tmp_path: Path) -> None:
@@ -64,6 +70,76 @@ async def test_edits_at_the_same_time_lose_none(api: Api, tmp_path: Path) -> Non
 
     await gatherResults([within(20, one(n)) for n in range(12)])
     assert path.read_text() == "".join(f"[{n}]\n" for n in range(12))
+    assert litter(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["f", "link"])
+def test_an_append_waits_until_an_edit_has_replaced_the_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "f"
+    path.write_text("old")
+    (tmp_path / "link").symlink_to("f")
+    (tmp_path / "new").write_text("new")
+    directory = os.open(tmp_path, os.O_RDONLY)
+    append = threading.Thread(target=operations.append, args=(Root(), str(tmp_path / name), b" and more"))
+    try:
+        with renames.name_lock(directory, b"f"):
+            append.start()
+            wait_for(lambda: [users for _, users in renames._swapping.values()] == [2] or not append.is_alive())
+            os.replace(tmp_path / "new", path)
+        append.join(10)
+    finally:
+        os.close(directory)
+    assert path.read_text() == "new and more"
+
+
+def _patch(path: Path) -> Patch:
+    return Patch(Root(), str(path), lambda old: None, offset=0, durable=False)
+
+
+@pytest.mark.parametrize("change", ["edit", "remove", "remove its directory"])
+def test_a_part_that_is_in_no_file_any_more_is_not_acknowledged(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "d" / "f"
+    path.parent.mkdir()
+    path.write_text("one")
+    patch = _patch(path)
+    patch.open(3)
+    try:
+        if change == "edit":
+            edit(Root(), str(path), [Edit("one", "two")], lambda info: None)
+        else:
+            path.unlink()
+        if change == "remove its directory":
+            path.parent.rmdir()
+        patch.write(b"ONE")
+        with pytest.raises(FileError, match="send it again") as raised:
+            patch.commit()
+        assert raised.value.status == 409
+    finally:
+        patch.close()
+
+
+@pytest.mark.parametrize("coarse", [False, True], ids=["the stat differs", "within one tick of a coarse clock"])
+def test_an_edit_notices_a_part_that_was_written_after_it_has_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coarse: bool
+) -> None:
+    if coarse:
+        monkeypatch.setattr(edit_module, "entity_tag", lambda info: info.st_size)
+    path = tmp_path / "f"
+    path.write_text("one two")
+    calls = 0
+
+    def check(info: os.stat_result | None) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:  # the file was read
+            patch = _patch(path)
+            patch.open(3)
+            patch.write(b"ONE")
+            patch.commit()
+
+    with pytest.raises(FileError, match="changed by another writer"):
+        edit(Root(), str(path), [Edit("two", "TWO")], check)
+    assert path.read_text() == "ONE two"
     assert litter(tmp_path) == []
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import stat as modes
 from collections.abc import Iterator
+from time import time_ns
 from typing import NamedTuple
 
 from sandboxd.files.errors import FileError, os_errors
@@ -16,6 +17,10 @@ from sandboxd.files.upload import Check, Replacement
 
 #: Bytes in which a text is replaced at a time.
 _PIECE = 64 * 1024
+
+#: Age in ns below which a file's times do not prove that it is unchanged: its clock may not have advanced since. FAT
+#: has 2 s, other file systems 1 s or the kernel's tick.
+_COARSEST_CLOCK = 2 * 10**9
 
 #: Most line numbers that a result lists.
 MAX_LINES = 20
@@ -77,7 +82,9 @@ def edit(root: Root, path: str, edits: list[Edit], check: Check) -> Edited:
     :raise FileError: if it cannot be read or written, was changed by another writer, or has more than
         :data:`~sandboxd.files.operations.MAX_READ` bytes.
     """
+    now = time_ns()
     data, before = _read(root, path, check)
+    recent = data if now - before.st_ctime_ns < _COARSEST_CLOCK else None
     replaced: list[int] = []
     lines: list[list[int]] = []
     for index, one in enumerate(edits):
@@ -88,7 +95,11 @@ def edit(root: Root, path: str, edits: list[Edit], check: Check) -> Edited:
 
     def unchanged(info: os.stat_result | None) -> None:
         check(info)
-        if info is None or entity_tag(info) != entity_tag(before):
+        if (
+            info is None
+            or entity_tag(info) != entity_tag(before)
+            or (recent is not None and not _has(root, path, recent))
+        ):
             raise FileError("edit", path, "it was changed by another writer; read it again", errno.EBUSY)
 
     upload = Replacement(root, path, unchanged, durable=False)
@@ -111,6 +122,19 @@ def _read(root: Root, path: str, check: Check) -> tuple[bytes, os.stat_result]:
         if info.st_size > MAX_READ:
             raise _too_large()
         return file.read(MAX_READ), info
+
+
+def _has(root: Root, path: str, data: bytes) -> bool:
+    """Return whether these are a file's contents, read anew."""
+    with os_errors("read", path):
+        fd = root.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open(fd, "rb", buffering=0) as file:
+            place = 0
+            while piece := file.read(_PIECE):
+                if piece != data[place : place + len(piece)]:
+                    return False
+                place += len(piece)
+            return place == len(data)
 
 
 def _too_large() -> OSError:

@@ -13,7 +13,7 @@ from typing import TypedDict
 
 from sandboxd.files.errors import FileError, RootItself, os_errors
 from sandboxd.files.kernel_files import is_kernel_file
-from sandboxd.files.renames import make_parents, name_lock
+from sandboxd.files.renames import make_parents, name_lock, target_lock
 from sandboxd.files.root import Root
 from sandboxd.files.temporary_names import temporary_for
 from sandboxd.files.upload import Check, Patch, Replacement, Upload
@@ -322,15 +322,17 @@ def append(root: Root, path: str, data: bytes, parents: bool = False) -> os.stat
     with os_errors("append", path):
         if parents:
             make_parents(root, path)
-        fd = _open(root, path, os.O_WRONLY | os.O_APPEND)
-        try:
-            _regular(fd)
-            written = os.write(fd, data)
-            if written < len(data):
-                raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes were written: no space left")
-            return os.fstat(fd)
-        finally:
-            os.close(fd)
+        # Without the lock, an edit could replace the file after it was opened, and what is appended would be lost.
+        with target_lock(root, path):
+            fd = _open(root, path, os.O_WRONLY | os.O_APPEND)
+            try:
+                _regular(fd)
+                written = os.write(fd, data)
+                if written < len(data):
+                    raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes were written: no space left")
+                return os.fstat(fd)
+            finally:
+                os.close(fd)
 
 
 def touch(root: Root, path: str, mtime: datetime | None, parents: bool = False) -> os.stat_result:

@@ -111,6 +111,17 @@ def _put(directory: int, name: bytes, overwrite: bool, make: Callable[[bytes], N
             os.unlink(temporary, dir_fd=directory)
 
 
+@contextmanager
+def target_lock(root: Root, path: str) -> Iterator[None]:
+    """
+    Hold the :func:`name_lock` of the file that a path leads to, links followed: it need not exist.
+
+    :raise OSError: if the directory that it is in cannot be opened.
+    """
+    with root.parent(root.real(path)) as (directory, name), name_lock(directory, name):
+        yield
+
+
 _guard = Lock()
 
 

@@ -13,14 +13,14 @@ import select
 import stat as modes
 import time
 from abc import abstractmethod
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 from sandboxd.files.digests import Digests
 from sandboxd.files.errors import os_errors
 from sandboxd.files.permissions import Owner
-from sandboxd.files.renames import name_lock
+from sandboxd.files.renames import name_lock, target_lock
 from sandboxd.files.root import Root
 from sandboxd.files.temporary_names import PREFIX, lock_temporary, temporary_for, temporary_name
 from sandboxd.files.transfer import BriefWait, Transfer
@@ -336,6 +336,9 @@ class Patch(Upload):
     """
     An upload of a part of a file, written at its offset into an existing file or a new one.
 
+    If the file is replaced or removed meanwhile, what was written is in no file any more, and the commit fails
+    (``EBUSY``).
+
     :param offset: where the part begins, in bytes.
     :param size: bytes that the file has in the end; None for as many as it takes.
     """
@@ -379,15 +382,35 @@ class Patch(Upload):
         _room(self._fd, max(0, self._start + (length or 0) - info.st_size))
 
     def _commit(self) -> UploadResult:
-        if self._size is not None and os.fstat(self._fd).st_size != self._size:
-            os.ftruncate(self._fd, self._size)
-        if self._owner is not None:
-            os.fchown(self._fd, self._owner.uid, self._owner.gid)
-        if self._mode is not None:
-            os.fchmod(self._fd, self._mode)
+        # An edit that has read the file before the last write looks at its stat under the same lock: either it has
+        # replaced the file by now, or it will notice that this upload has changed it.
+        with self._file_lock():
+            if self._size is not None and os.fstat(self._fd).st_size != self._size:
+                os.ftruncate(self._fd, self._size)
+            if self._owner is not None:
+                os.fchown(self._fd, self._owner.uid, self._owner.gid)
+            if self._mode is not None:
+                os.fchmod(self._fd, self._mode)
         if self._durable:
             os.fsync(self._fd)
         return UploadResult(self._created, os.fstat(self._fd))
+
+    @contextmanager
+    def _file_lock(self) -> Iterator[None]:
+        """
+        Hold the lock of the file's name.
+
+        :raise OSError: ``EBUSY`` if that leads to another file by now, or to none.
+        """
+        with ExitStack() as lock:
+            try:
+                lock.enter_context(target_lock(self._root, self._path))
+                current: os.stat_result | None = self._root.stat(self._path)
+            except (FileNotFoundError, NotADirectoryError):
+                current = None
+            if current is None or not os.path.samestat(current, os.fstat(self._fd)):
+                raise OSError(errno.EBUSY, "it was replaced or removed during the upload; send it again")
+            yield
 
 
 def _set_owner_and_mode(fd: int, old: os.stat_result | None, mode: int | None, owner: Owner | None) -> None:
