@@ -130,6 +130,9 @@ def test_background_processes(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning"
+)  # the collector may take the socket before what closes it
 def test_an_abandoned_stream_is_collected_at_any_time(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     with Sandbox(daemon.url, daemon.secret) as sandbox:
         id = sandbox.start("echo on; sleep 300").id
