@@ -244,3 +244,13 @@ async def test_what_is_no_directory_and_no_file(api: Api, tmp_path: Path, path: 
     reply = await get(api, tmp_path / path)
     assert reply.status == status
     assert set(reply.json()) == {"error"}
+
+
+def test_an_archive_that_was_opened_and_not_read_keeps_no_descriptor(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    before = os.listdir("/proc/self/fd")
+    for path in (tmp_path, tmp_path / "file"):
+        packing = Packing(Root(), str(path), lambda path: False, compressor("identity"))
+        packing.open()
+        packing.close()
+    assert os.listdir("/proc/self/fd") == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import tarfile
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
-from sandboxd.files.archive.compression import CompressionError, Decompressor, compressor, preferred
+from sandboxd.files.archive.compression import CompressionError, Decompressor, compressor, preferred, recognised
 from sandboxd.files.archive.tar import Member, MemberType, Reader, Receiver, TarError, header
 from sandboxd.files.patterns import Pattern, PatternError
 from tests.archives import member, tar
@@ -183,3 +184,20 @@ async def test_no_pattern_takes_long() -> None:
         False,
         True,
     ]
+
+
+@pytest.mark.parametrize("cut", [0, 100, 300])
+def test_zeros_behind_a_compressed_archive_are_no_archive_wherever_they_are_cut(cut: int) -> None:
+    whole = gzip.compress(b"data")
+    decompressor = Decompressor("gzip")
+    found = b"".join(decompressor.feed(whole + bytes(cut))) + b"".join(decompressor.feed(bytes(512 - cut)))
+    assert found + b"".join(decompressor.feed(whole)) == b"datadata"
+    decompressor.finish()
+
+
+def test_zstd_may_begin_with_a_frame_that_is_skipped() -> None:
+    made = compressor("zstd")
+    data = b"\x50\x2a\x4d\x18\x02\0\0\0ab" + made.compress(b"data") + made.flush()
+    assert recognised(data) == "zstd"
+    decompressor = Decompressor("zstd")
+    assert b"".join(decompressor.feed(data)) == b"data"

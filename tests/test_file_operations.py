@@ -13,8 +13,9 @@ from twisted.internet.defer import gatherResults
 
 from sandboxd.files.permissions import parse_mode
 from tests.client import Api
+from tests.daemon import Daemon
 from tests.file_routes import done, lines, litter, paths, post, told
-from tests.waiting import within
+from tests.waiting import until, within
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: needs root")
 
@@ -252,3 +253,12 @@ async def test_a_move_onto_another_link_to_the_same_file_leaves_one(api: Api, tm
     assert os.listdir(tmp_path) == ["b"]
     await done(api, "move", from_=tmp_path / "b", to=tmp_path / "b", overwrite=True)
     assert (tmp_path / "b").read_text() == "text"
+
+
+async def test_a_directory_that_cannot_be_copied_keeps_no_descriptor(api: Api, daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    await post(api, "copy", from_=tmp_path / "from", to="/proc/x")
+    before = len(daemon.open_files())
+    for _ in range(10):
+        assert (await post(api, "copy", from_=tmp_path / "from", to="/proc/x")).status >= 400
+    await until(lambda: len(daemon.open_files()) < before + 5)  # of others, some may be open now

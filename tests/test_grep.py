@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -165,3 +167,24 @@ async def test_bad_searches(api: Api, tmp_path: Path) -> None:
         response = await post(api, "grep", path=tmp_path, **fields)
         assert response.status == (200 if fields == {"pattern": "a{1"} else 400), response
     assert (await post(api, "grep", path=tmp_path / "missing", pattern="x")).status == 404
+
+
+async def test_special_files_are_neither_opened_nor_an_error(api: Api, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").write_text("text")
+    writer = threading.Thread(target=(tmp_path / "fifo").write_text, args=("for another reader",))
+    writer.start()  # it waits until somebody opens the FIFO to read
+    try:
+        assert lines(await done(api, "grep", path=tmp_path, pattern="text")) == [("file", 1, "text")]
+    finally:
+        reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+        writer.join(10)
+        received = os.read(reader, 100)
+        os.close(reader)
+    assert received == b"for another reader"
+
+
+async def test_files_that_cannot_be_read_do_not_end_a_search(api: Api) -> None:
+    found = await done(api, "grep", path="/proc/self", pattern="^Name:", glob=["status", "mem"], exclude=["task"])
+    assert [match["path"] for match in found["matches"]] == ["status"]
+    assert found["unreadable"] >= 1

@@ -174,3 +174,16 @@ async def test_limits_of_time_and_size(start_daemon: Callable[..., Daemon], tmp_
     assert await deferToThread(slow, [b"x" * 250_000] * 5) == 413
     assert await deferToThread(slow, [b"x"]) == 408
     assert os.listdir(tmp_path) == ["daemon0"]
+
+
+@pytest.mark.parametrize(("size", "words"), [(3, "has 7 less"), (50, "has more")])
+async def test_a_part_in_chunks_has_the_length_that_its_range_says(
+    connection: Connection, tmp_path: Path, size: int, words: str
+) -> None:
+    (tmp_path / "f").write_bytes(b"A" * 200)
+    headers = b"Content-Range: bytes 0-9/200\r\nTransfer-Encoding: chunked\r\n"
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (size, b"B" * size)
+    connection.send(f"PUT {at(tmp_path / 'f')}", connection.auth + headers, body)
+    status, _, answer = await deferToThread(connection.response)
+    assert (status, words in answer["error"]) == (400, True), answer
+    assert (tmp_path / "f").read_bytes()[10:] == b"A" * 190

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -527,3 +528,20 @@ def test_a_directory_that_moves_into_a_new_one_is_still_watched(tmp_path: Path) 
         found, _ = watcher.step()
         assert f"new/a/{name}".encode() in {change.path for change in found}
     watcher.close()
+
+
+def test_a_new_directory_that_cannot_be_watched_for_want_of_descriptors_is_reported(tmp_path: Path) -> None:
+    refused = False
+
+    def opened() -> int:
+        if refused:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+
+    watcher = Watcher(opened, True, None, None)
+    watcher.begin()
+    (tmp_path / "new").mkdir()
+    refused = True
+    changes, _ = watcher.step()
+    watcher.close()
+    assert [(change.kind, change.path) for change in changes] == [("created", b"new"), ("overflow", b"new")]

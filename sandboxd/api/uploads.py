@@ -61,14 +61,14 @@ def add_upload_routes(routes: Routes, files: Files) -> None:
             digests = Digests(request.text_header(b"Content-Digest"), request.text_header(b"Want-Content-Digest"))
         except ValueError as error:
             raise BadRequest(str(error)) from None
-        offset = _offset(request, body, query)
+        offset, length = _part(request, body, query)
         mode, whose = query.permissions, await _owner(files.threads, query.owner)
         upload: Upload
         if offset is None:
             upload = Replacement(files.root, query.path, check, mode, whose, digests, parents=query.parents)
         else:
             upload = Patch(files.root, query.path, check, mode, whose, digests, offset=offset, size=query.size)
-        written = await _receive(await files.threads.find_pool(query.path), upload, body)
+        written = await _receive(await files.threads.find_pool(query.path), upload, body, length)
         stored = _stored(query.path, written)
         request.setHeader(b"ETag", stored.etag.encode("ascii"))
         if (digest := digests.header()) is not None:
@@ -134,19 +134,25 @@ async def receive_form(pool: ThreadPool, form: Form, body: BodyStream) -> None:
             close_in_thread(pool, form)
 
 
-async def _receive(pool: ThreadPool, upload: Upload, body: BodyStream) -> UploadResult:
+async def _receive(pool: ThreadPool, upload: Upload, body: BodyStream, length: int | None) -> UploadResult:
     """
     Write a body to an upload as it arrives, and commit it.
 
-    :raise ApiError: if it is not what its digest says.
+    :param length: bytes that must come, where the body itself does not say it.
+    :raise ApiError: if it is not what its digest says, or has another length.
     """
+    left = length
     try:
         await pool(upload.open, body.length)
         while data := await body.read():
+            if left is not None and (left := left - len(data)) < 0:
+                raise BadRequest(f"Content-Range: says {length} bytes, but the body has more")
             if upload.direct and len(data) >= READ_SIZE:
                 data = await _receive_directly(pool, upload, body, data)
             if data:
                 await pool(upload.write, data)
+        if left:
+            raise BadRequest(f"Content-Range: says {length} bytes, but the body has {left} less")
         return await pool(upload.commit)
     except Corrupt as error:
         raise ApiError(400, str(error)) from None
@@ -184,15 +190,16 @@ async def _owner(threads: FilesystemThreads, text: str | None) -> Owner | None:
         raise BadRequest(str(error)) from None
 
 
-def _offset(request: Request, body: BodyStream, query: UploadQuery) -> int | None:
+def _part(request: Request, body: BodyStream, query: UploadQuery) -> tuple[int | None, int | None]:
     """
-    Return the offset in the file at which a partial body belongs; None if the body is the whole file.
+    Return the offset in the file at which a partial body belongs, None if the body is the whole file; and how many
+    bytes must come, None if any number may, or as many as the body says itself.
 
     :raise BadRequest: if ``Content-Range`` is malformed, or says another thing.
     """
     text = request.text_header(b"Content-Range")
     if text is None:
-        return query.offset
+        return query.offset, None
     part = parse_content_range(text)
     if part is None:
         raise BadRequest(f"Content-Range: {text!r} is not as in bytes 0-99/1000")
@@ -200,7 +207,7 @@ def _offset(request: Request, body: BodyStream, query: UploadQuery) -> int | Non
         raise BadRequest(f"offset: is {query.offset}, but Content-Range says {part.start}")
     if body.length not in (None, part.end - part.start):
         raise BadRequest(f"Content-Range: says {part.end - part.start} bytes, but the body has {body.length}")
-    return part.start
+    return part.start, part.end - part.start if body.length is None else None
 
 
 def _stored(path: str, written: UploadResult) -> Stored:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import stat as modes
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 from sandboxd.files.errors import os_errors
@@ -132,11 +132,15 @@ def _copy(
 
 
 def _copy_tree(source_fd: int, source_name: bytes, target_fd: int, target_name: str) -> Copied:
-    top = os.open(source_name, _DIRECTORY, dir_fd=source_fd)
-    info = os.fstat(top)
-    os.mkdir(target_name, 0o700, dir_fd=target_fd)
-    made = os.open(target_name, _DIRECTORY, dir_fd=target_fd)
-    below = DirectoryTree(os.dup(made))
+    with ExitStack() as failed:
+        top = os.open(source_name, _DIRECTORY, dir_fd=source_fd)
+        failed.callback(os.close, top)
+        info = os.fstat(top)
+        os.mkdir(target_name, 0o700, dir_fd=target_fd)
+        made = os.open(target_name, _DIRECTORY, dir_fd=target_fd)
+        failed.callback(os.close, made)
+        below = DirectoryTree(os.dup(made))
+        failed.pop_all()
     directories: list[tuple[list[str], os.stat_result]] = []
     entries, size = 1, 0
     skipped: list[str] = []

@@ -102,7 +102,11 @@ class Grep:
             if info.st_size > self._search.max_file_size:
                 self.too_large += 1
                 return
-            data = file.read(self._search.max_file_size)
+            try:
+                data = file.read(self._search.max_file_size) or b""
+            except OSError:  # as many files of /proc and /sys
+                self.unreadable += 1
+                return
         self.files += 1
         if b"\0" in data[:_LOOK]:
             self.binary += 1
@@ -127,6 +131,8 @@ class Grep:
 
     def _open(self, entry: TreeEntry) -> Iterator[dict[str, object]]:
         try:
+            if not (entry.is_file or modes.S_ISREG(entry.lstat().st_mode)):
+                return  # to open a FIFO or a device can have an effect
             fd = entry.open(os.O_RDONLY | os.O_NONBLOCK)
         except PermissionError:
             self.unreadable += 1

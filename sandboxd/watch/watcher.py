@@ -270,7 +270,13 @@ class Watcher:
 
     def _arrived(self, parent: _Node, name: bytes, is_dir: bool) -> None:
         """Watch a new directory, and report its entries as created."""
-        fd = self._open(parent) if is_dir and self._recursive else None
+        if not (is_dir and self._recursive):
+            return
+        try:
+            fd = self._open(parent)
+        except OSError as error:
+            self._lost(parent, name, error)
+            return
         if fd is None:
             return
         try:
@@ -284,9 +290,13 @@ class Watcher:
         """Watch a directory like :meth:`_watch`, but report a limit that was reached to the readers."""
         try:
             return self._watch(parent_fd, parent, name)
-        except WatchLimit as error:
-            self._report(Change("overflow", parent.path(name), True, reason=error.strerror))
+        except OSError as error:  # a limit of watches or of descriptors
+            self._lost(parent, name, error)
             return None
+
+    def _lost(self, parent: _Node, name: bytes, error: OSError) -> None:
+        """Report that changes below a directory are not reported from now on."""
+        self._report(Change("overflow", parent.path(name), True, reason=error.strerror))
 
     def _begin_anew(self) -> None:
         """Watch everything again, and report an overflow, as the kernel has lost events."""
@@ -316,7 +326,13 @@ class Watcher:
         watch = self._watch_and_report if report else self._watch
         while nodes:
             node = nodes.pop()
-            fd = self._open(node)
+            try:
+                fd = self._open(node)
+            except OSError as error:
+                if not report or node.parent is None:
+                    raise
+                self._lost(node.parent, node.name, error)
+                continue
             if fd is None:
                 continue
             try:
@@ -380,7 +396,9 @@ class Watcher:
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             fd = self._open_top()
-        except OSError:
+        except OSError as error:
+            if error.errno not in (*_GONE, errno.EACCES, errno.EXDEV):  # EXDEV: it is outside of the root now
+                raise
             return None
         if _identity(fd) != self._identity:
             os.close(fd)

@@ -27,6 +27,9 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
+#: The second to fourth byte of a skippable frame, with which a zstd stream may begin (RFC 8878, section 3.1.2).
+_SKIPPABLE = b"\x2a\x4d\x18"
+
 #: Bytes by which :func:`recognised` knows what it has.
 MAGIC_SIZE = 4
 
@@ -90,6 +93,8 @@ def preferred(accepted: str | None) -> str:
 
 def recognised(data: bytes) -> str:
     """Return the coding of data, by its first bytes."""
+    if data[1:4] == _SKIPPABLE and data[0] & 0xF0 == 0x50:
+        return "zstd"
     return next((coding for magic, coding in _MAGIC.items() if data.startswith(magic)), "identity")
 
 
@@ -103,6 +108,7 @@ class Decompressor:
     def __init__(self, coding: str) -> None:
         self._coding = coding
         self._stream: Any = None
+        self._ended = False  # one stream has, and another has not begun
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """
@@ -115,13 +121,16 @@ class Decompressor:
             yield data
             return
         try:
+            if self._ended:
+                data = data.lstrip(b"\0")
             while data:
                 stream = self._stream = self._stream or self._new()
                 yield stream.decompress(data, PIECE)
                 while not stream.eof and not self._is_hungry():
                     yield stream.decompress(getattr(stream, "unconsumed_tail", b""), PIECE)
                 data = b""
-                if stream.eof:
+                self._ended = stream.eof
+                if self._ended:
                     self._stream = None
                     data = stream.unused_data.lstrip(b"\0")  # some pad the end with zeros
         except (zlib.error, zstd.ZstdError) as error:

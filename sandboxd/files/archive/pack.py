@@ -54,6 +54,7 @@ class Packing(Transfer):
         self._compressor = compressor
         self._skip_unreadable = skip_unreadable
         self._links: dict[tuple[int, int], str] = {}
+        self._fd = -1  # until the generator closes it
         self._pieces: Generator[bytes, None, None] = _nothing()
         self._complete = False
         self._user = cache(lambda uid: _name(lambda: pwd.getpwuid(uid).pw_name))
@@ -66,12 +67,12 @@ class Packing(Transfer):
         :raise FileError: if it cannot be read.
         """
         with os_errors("open", self._path), self._step():
-            fd = self._root.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
-            if modes.S_ISDIR(os.fstat(fd).st_mode):
-                self._pieces = self._directory(fd)
+            self._fd = self._root.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
+            if modes.S_ISDIR(os.fstat(self._fd).st_mode):
+                self._pieces = self._directory()
                 return
             name = os.fsdecode(os.path.basename(self._root.real(self._path)))
-            self._pieces = self._one(name, fd)
+            self._pieces = self._one(name)
 
     def read(self) -> bytes | None:
         """
@@ -97,8 +98,16 @@ class Packing(Transfer):
 
     def _close(self) -> None:
         self._pieces.close()
+        if self._fd >= 0:  # the generator was not started
+            os.close(self._taken())
 
-    def _one(self, name: str, fd: int) -> Generator[bytes, None, None]:
+    def _taken(self) -> int:
+        """Return the descriptor, which the caller closes."""
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def _one(self, name: str) -> Generator[bytes, None, None]:
+        fd = self._taken()
         try:
             info = os.fstat(fd)
             if not modes.S_ISREG(info.st_mode):
@@ -108,8 +117,8 @@ class Packing(Transfer):
         finally:
             os.close(fd)
 
-    def _directory(self, fd: int) -> Generator[bytes, None, None]:
-        for entry in walk(fd, failed=self._failed):
+    def _directory(self) -> Generator[bytes, None, None]:
+        for entry in walk(self._taken(), failed=self._failed):
             if self._excluded(entry.path):
                 entry.enter = False
                 continue
