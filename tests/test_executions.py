@@ -759,3 +759,22 @@ def test_housekeeping_goes_on_though_a_part_of_it_has_failed(monkeypatch: pytest
     for _ in range(2):
         table._housekeep()
     assert done == ["check", "reap"] * 2
+
+
+async def test_a_start_whose_client_hangs_up_keeps_its_key_for_the_same_request(
+    api: Api, daemon: Daemon, tmp_path: Path
+) -> None:
+    for number in range(5):
+        body = {"cmd": f"echo >> {tmp_path}/{number}; exec sleep 30", "cwd": str(tmp_path), "user": "root"}
+        data = json.dumps(body).encode()
+        head = (
+            f"POST /start_process HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {daemon.secret}\r\n"
+            f"Idempotency-Key: hangs-up-{number}\r\nContent-Length: {len(data)}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", daemon.port), timeout=10) as sock:
+            sock.sendall(head.encode() + data)
+        await until((tmp_path / str(number)).exists)
+        again = await api.post("/start_process", body, {"Idempotency-Key": f"hangs-up-{number}"})
+        assert again.status == 201, again
+        await kill(api, again.json()["id"])
+        assert (tmp_path / str(number)).read_text() == "\n"

@@ -195,6 +195,28 @@ async def test_a_timeout_answers_on_time_and_names_what_it_cannot_end(
     assert (await api.post(f"/processes/{id}/wait", {"timeout": 5})).json()["status"] == "killed"
 
 
+async def test_an_agents_command_that_cannot_be_ended_is_answered_on_time(
+    powerless: Daemon, foreign: tuple[str, Path]
+) -> None:
+    api = Api(powerless.url, powerless.secret)
+    cmd, file = foreign
+    arguments = {"command": f"exec {cmd}", "timeout": 0.5}
+    message = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "tools/call",
+        "params": {"name": "run_command", "arguments": arguments},
+    }
+    calling = Deferred.fromCoroutine(api.post("/mcp", message, {"Accept": "application/json, text/event-stream"}))
+    (pid,) = await pids_in(file)
+    try:
+        result = (await calling.addTimeout(10, reactor)).json()["result"]
+        assert result["structuredContent"]["still_running"] == [pid]
+        assert "could not be killed" in result["content"][0]["text"]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
 async def test_what_may_not_be_signalled_is_named(powerless: Daemon, foreign: tuple[str, Path]) -> None:
     api = Api(powerless.url, powerless.secret)
     cmd, file = foreign

@@ -122,6 +122,8 @@ async def test_notifications_and_answers_are_accepted(api: Api) -> None:
     for body in (
         {"jsonrpc": "2.0", "method": "notifications/initialized"},
         {"jsonrpc": "2.0", "id": 1, "result": {}},
+        {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": {}}},
+        {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": True}},
     ):
         response = await send(api, body)
         assert (response.status, response.body) == (202, b"")
@@ -297,6 +299,9 @@ async def test_a_server_is_waited_for(api: Api, tmp_path: Path) -> None:
         ("edit_file", {"path": "/etc/hostname", "old_text": "\x01", "new_text": ""}, "is not in the file"),
         ("search_files", {"pattern": "("}, "pattern"),
         ("find_files", {"pattern": "../x"}, "pattern"),
+        ("wait_for_port", {"port": 1, "path": "/\u00e4"}, "path"),
+        ("wait_for_port", {"port": 1, "path": "/\r\nX: y"}, "path"),
+        ("wait_for_process", {"id": "x", "output": "a line\n"}, "output"),
     ],
 )
 async def test_what_the_model_can_mend_is_said(api: Api, name: str, arguments: dict[str, Any], words: str) -> None:

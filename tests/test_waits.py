@@ -286,7 +286,9 @@ async def test_nothing_but_the_end(api: Api) -> None:
     await kill(api, id)
 
 
-@pytest.mark.parametrize("body", [{"http": "/"}, {"output": ""}, {"output": "a\nb"}, {"output": 1}, {"port": "80"}])
+@pytest.mark.parametrize(
+    "body", [{"http": "/"}, {"output": ""}, {"output": "a\nb"}, {"output": "a\n"}, {"output": 1}, {"port": "80"}]
+)
 async def test_a_process_cannot_be_waited_for_with_what_makes_no_sense(api: Api, body: Any) -> None:
     id = await api.start("sleep 60")
     assert (await api.post(f"/processes/{id}/wait", body)).status == 400

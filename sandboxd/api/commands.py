@@ -110,6 +110,7 @@ class CommandStarter:
         :raise ApiError: if the working directory cannot be entered.
         :raise SpawnError: if it cannot be started for another reason.
         """
+        request.make_fingerprint()  # while its body is there, which is dropped if the connection is lost
         starting = self._start(request, body, background)
         return await (shielded(starting) if background or detached else starting)
 

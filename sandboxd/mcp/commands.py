@@ -18,7 +18,8 @@ from sandboxd.execution.execution import Execution
 from sandboxd.execution.log import Batch, DroppedRecords
 from sandboxd.execution.table import ProcessTable
 from sandboxd.mcp.tool import Arguments, Progress, Tool, ToolError, as_json
-from sandboxd.messages.executions import CommandRequest, SignalRequest, WaitRequest
+from sandboxd.messages.executions import CommandRequest, LineText, SignalRequest, WaitRequest
+from sandboxd.messages.listeners import HttpPath
 from sandboxd.processes.child import SpawnError
 from sandboxd.processes.listeners import ListenerPoll
 from sandboxd.reactor.interfaces import Reactor
@@ -61,6 +62,7 @@ class CommandResult(msgspec.Struct, omit_defaults=True):
     stdout: str
     stderr: str
     timed_out: bool = False
+    still_running: Annotated[list[int], Meta(description="Pids that could not be killed.")] = []
     signal: str | None = None
     stdout_bytes_left_out: Annotated[int, Meta(description="From the middle.")] = 0
     stderr_bytes_left_out: Annotated[int, Meta(description="From the middle.")] = 0
@@ -134,9 +136,7 @@ class WaitForProcess(Arguments):
 
     id: ProcessId
     timeout: Timeout = 60.0
-    output: Annotated[str, Meta(min_length=1, description="Until a line of its output contains this text.")] | None = (
-        None
-    )
+    output: Annotated[LineText, Meta(description="Until a line of its output contains this text.")] | None = None
     port: Annotated[Port, Meta(description="Until it listens on this TCP port.")] | None = None
 
 
@@ -161,7 +161,7 @@ class WaitForPort(Arguments):
     """Arguments of ``wait_for_port``."""
 
     port: Port
-    path: Annotated[str, Meta(description="Until GET of this path answers 2xx or 3xx.", pattern="^/")] | None = None
+    path: Annotated[HttpPath, Meta(description="Until GET of this path answers 2xx or 3xx.")] | None = None
     timeout: Timeout = 60.0
 
 
@@ -301,7 +301,7 @@ class CommandTools:
             await _when_started(execution)
             if progress is not None:
                 await _follow(execution, progress)
-            await execution.when_ended()
+            await execution.when_settled()
         except BaseException:
             execution.kill_without_waiting()
             raise
@@ -312,6 +312,7 @@ class CommandTools:
             stdout=found["stdout"],
             stderr=found["stderr"],
             timed_out=execution.timed_out,
+            still_running=execution.survivors,
             signal=None if execution.signal is None else signal_name(execution.signal),
             stdout_bytes_left_out=dropped["stdout"],
             stderr_bytes_left_out=dropped["stderr"],
@@ -439,6 +440,8 @@ def _result_text(result: CommandResult) -> str:
     if result.stderr:
         parts.append(f"[stderr]\n{result.stderr}")
     end = "timed out; it was killed" if result.timed_out else f"exit code {result.exit_code}"
+    if result.still_running:
+        end = f"timed out; could not be killed, and still run: {', '.join(map(str, result.still_running))}"
     if result.signal is not None and not result.timed_out:
         end = f"ended by {result.signal}"
     parts.append(f"[{end}]")

@@ -86,7 +86,8 @@ class McpServer:
     def notified(self, message: RpcNotification) -> None:
         """Handle a notification. A cancelled request ends, if only one has that id."""
         if message.method == "notifications/cancelled":
-            calls = self._in_flight.get(message.params.get("requestId", ""), [])
+            id = message.params.get("requestId")
+            calls = self._in_flight.get(id, []) if isinstance(id, (str, int)) and id is not True else []
             if len(calls) == 1:
                 self._cancelled.add(calls[0])
                 calls[0].cancel()

@@ -348,17 +348,15 @@ class StdinQuery(msgspec.Struct):
     close: Annotated[bool, Meta(description="Whether this is the end of its stdin.")] = False
 
 
+#: In Python, "$" alone would also match before a newline at the end.
+LineText = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\n]*$(?!\n)")]
+
+
 class WaitRequest(msgspec.Struct):
     """Body of ``/processes/<id>/wait``: the conditions to wait for, beside the end of the process."""
 
     timeout: Annotated[Seconds, Meta(description="Seconds to wait, at most; without it, for ever.")] | None = None
-    output: (
-        Annotated[
-            str,
-            Meta(min_length=1, max_length=4096, pattern=r"^[^\n]*$", description="A text that a line of it contains."),
-        ]
-        | None
-    ) = None
+    output: Annotated[LineText, Meta(description="A text that a line of it contains.")] | None = None
     port: Annotated[PortNumber, Meta(description="A port that one of its processes listens on.")] | None = None
     http: HttpPath | None = None
 

@@ -12,7 +12,9 @@ from sandboxd.messages.decoding import Seconds, Struct
 PortNumber = Annotated[int, Meta(ge=1, le=65535)]
 
 #: The path that an HTTP probe requests: printable ASCII, as it is sent in the request line.
-HttpPath = Annotated[str, Meta(pattern="^/[!-~]*$", description="A path, with its query; answered with 2xx or 3xx.")]
+HttpPath = Annotated[
+    str, Meta(pattern=r"^/[!-~]*$(?!\n)", description="A path, with its query; answered with 2xx or 3xx.")
+]
 
 
 class PortWaitRequest(msgspec.Struct):

@@ -20,7 +20,7 @@ class AnswerKind(NamedTuple):
     """
     The labels by which answers are counted.
 
-    :ivar method: the request's; empty if there is no such route, for the client may have invented it.
+    :ivar method: the request's; empty if there is no such route or method, for the client may have invented it.
     :ivar route: the route's path with parameters as ``<name>``; empty if no route was called.
     :ivar code: the status.
     """

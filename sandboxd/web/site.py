@@ -27,6 +27,9 @@ from sandboxd.web.request_stats import AnswerKind, RequestStats
 #: Seconds that clients get, when the daemon stops, to take what was already written to them.
 CLOSE_TIMEOUT = 2.0
 
+#: The methods that are counted by their names (RFC 9110, RFC 5789).
+_METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
+
 
 class Site(server.Site):
     """
@@ -156,7 +159,7 @@ class Site(server.Site):
         :param code: its status, or :data:`~sandboxd.web.request_stats.HUNG_UP`.
         """
         route = request.template or ""
-        method = request.method.decode("ascii", "replace") if route else ""
+        method = request.method.decode("ascii") if route and request.method in _METHODS else ""
         self.stats.answered(AnswerKind(method, route, code), request.latency, request.sentLength)
         if request.active:
             self.stats.closed()
