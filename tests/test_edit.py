@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import tarfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,13 @@ from twisted.internet.defer import gatherResults
 
 from sandboxd.files import edit as edit_module
 from sandboxd.files import operations, renames
+from sandboxd.files.archive.unpack import Unpacking
+from sandboxd.files.copying import copy, move
 from sandboxd.files.edit import Edit, NoMatch, _apply, _replaced, edit
 from sandboxd.files.errors import FileError
 from sandboxd.files.root import Root
 from sandboxd.files.upload import Patch
+from tests.archives import member, tar
 from tests.client import Api
 from tests.daemon import Daemon
 from tests.file_routes import done, litter, post, told
@@ -75,21 +80,58 @@ async def test_edits_at_the_same_time_lose_none(api: Api, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["f", "link"])
 def test_an_append_waits_until_an_edit_has_replaced_the_file(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "f"
-    path.write_text("old")
+    (tmp_path / "f").write_text("old")
     (tmp_path / "link").symlink_to("f")
-    (tmp_path / "new").write_text("new")
-    directory = os.open(tmp_path, os.O_RDONLY)
-    append = threading.Thread(target=operations.append, args=(Root(), str(tmp_path / name), b" and more"))
+    during_an_edit(tmp_path, lambda: operations.append(Root(), str(tmp_path / name), b" and more"))
+    assert (tmp_path / "f").read_text() == "edited and more"
+
+
+@pytest.mark.parametrize("way", ["move", "copy", "hard", "symbolic", "unpack", "unpack a link"])
+def test_what_replaces_a_file_waits_until_an_edit_has_done_so(tmp_path: Path, way: str) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    target, other = folder / "f", tmp_path / "other"
+    target.write_text("old")
+    other.write_text("mine")
+
+    def unpack(*members: tuple[tarfile.TarInfo, bytes]) -> None:
+        unpacking = Unpacking(Root(), str(folder))
+        unpacking.open()
+        try:
+            unpacking.feed(tar(*members))
+            unpacking.finish()
+        finally:
+            unpacking.close()
+
+    def put() -> None:
+        if way == "unpack":
+            unpack(member("f", b"mine"))
+        elif way == "unpack a link":
+            unpack(member("f", type=tarfile.SYMTYPE, linkname="../other"))
+        elif way in ("hard", "symbolic"):
+            renames.link(Root(), str(target), str(other), hard=way == "hard", overwrite=True)
+        else:
+            (copy if way == "copy" else move)(Root(), str(other), str(target), overwrite=True)
+
+    during_an_edit(folder, put)
+    assert target.read_text() == "mine"
+    assert os.listdir(folder) == ["f"]
+
+
+def during_an_edit(directory: Path, work: Callable[[], object]) -> None:
+    """Call ``work`` in a thread while an edit is about to replace the file ``f``; return once both have ended."""
+    (directory / "edited").write_text("edited")
+    fd = os.open(directory, os.O_RDONLY)
+    thread = threading.Thread(target=work)
     try:
-        with renames.name_lock(directory, b"f"):
-            append.start()
-            wait_for(lambda: [users for _, users in renames._swapping.values()] == [2] or not append.is_alive())
-            os.replace(tmp_path / "new", path)
-        append.join(10)
+        with renames.name_lock(fd, b"f"):
+            thread.start()
+            wait_for(lambda: [users for _, users in renames._swapping.values()] == [2] or not thread.is_alive())
+            os.replace(directory / "edited", directory / "f")
+        thread.join(10)
+        assert not thread.is_alive()
     finally:
-        os.close(directory)
-    assert path.read_text() == "new and more"
+        os.close(fd)
 
 
 def _patch(path: Path) -> Patch:

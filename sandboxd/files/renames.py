@@ -33,10 +33,11 @@ def rename(source: int, name: str | bytes, target: int, new_name: str | bytes, *
     :raise OSError: if it cannot be; ``EXDEV`` if the other directory is on another file system.
     """
     if overwrite:
-        if _are_links_to_one_file(source, name, target, new_name):
-            os.unlink(name, dir_fd=source)  # rename(2) would do nothing, and report success
-        else:
-            os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
+        with name_lock(target, os.fsencode(new_name)):
+            if _are_links_to_one_file(source, name, target, new_name):
+                os.unlink(name, dir_fd=source)  # rename(2) would do nothing, and report success
+            else:
+                os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
         return
     if _libc.renameat2(source, os.fsencode(name), target, os.fsencode(new_name), _RENAME_NOREPLACE) == 0:
         return
@@ -105,7 +106,8 @@ def _put(directory: int, name: bytes, overwrite: bool, make: Callable[[bytes], N
     temporary = os.fsencode(temporary_name())
     make(temporary)
     try:
-        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        with name_lock(directory, name):
+            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     finally:
         with suppress(OSError):  # it is still there if both are the same file, see rename(2)
             os.unlink(temporary, dir_fd=directory)

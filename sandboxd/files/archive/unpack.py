@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from sandboxd.files.archive.compression import MAGIC_SIZE, Decompressor, recognised
 from sandboxd.files.archive.tar import Member, MemberType, Reader, Receiver, TarError
 from sandboxd.files.errors import FileError, os_errors
+from sandboxd.files.renames import name_lock
 from sandboxd.files.root import Root
 from sandboxd.files.temporary_names import lock_temporary, temporary_name
 from sandboxd.files.transfer import Transfer
@@ -225,7 +226,8 @@ class _File:
             temporary = temporary_name()
             os.link(unnamed, temporary, dst_dir_fd=self.directory)
             self.temporary = temporary
-        os.rename(self.temporary, self.name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
+        with name_lock(self.directory, os.fsencode(self.name)):
+            os.rename(self.temporary, self.name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
 
 
 class _Directories:
@@ -375,7 +377,8 @@ class _Tree(Receiver):
                     raise TarError(f"{member.name!r}: a hard link to nothing")
                 source = self._below.directory(target[:-1])
                 os.link(target[-1], temporary, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
-            os.rename(temporary, parts[-1], src_dir_fd=directory, dst_dir_fd=directory)
+            with name_lock(directory, os.fsencode(parts[-1])):
+                os.rename(temporary, parts[-1], src_dir_fd=directory, dst_dir_fd=directory)
         finally:
             with suppress(OSError):  # it is still there if both were links to the same file already, see rename(2)
                 os.unlink(temporary, dir_fd=directory)
