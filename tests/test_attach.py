@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -21,6 +22,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from tests.daemon import Daemon, alive
+from tests.waiting import wait_for
 
 V5, V4 = Subprotocol("v5.channel.k8s.io"), Subprotocol("v4.channel.k8s.io")
 MIB = 1024 * 1024
@@ -516,6 +518,22 @@ def test_closing_does_not_end_the_process_nor_keep_a_cursor(daemon: Daemon, shel
     while described(daemon, shell)["output"]["followers"]:
         assert time.monotonic() < deadline
     assert described(daemon, shell)["status"] == "running"
+
+
+def test_closing_lets_the_process_have_all_that_was_sent(daemon: Daemon, tmp_path: Path) -> None:
+    size, file, gate = 240_000, tmp_path / "file", tmp_path / "gate"
+    os.mkfifo(gate)
+    id = start(daemon, f"read x < {gate}; exec tee {file}", stdin=True)
+    with Attached(daemon, id, "?events=true") as client:
+        for _ in range(size // 1000):
+            client.type(bytes(1000))
+        closing = Thread(target=client.socket.close)
+        closing.start()
+        wait_for(lambda: client.socket.protocol.close_rcvd)  # the rest waits in the daemon
+        gate.write_text("\n")
+        closing.join(20)
+    wait_for(lambda: file.stat().st_size == size)
+    kill(daemon, id)
 
 
 def test_the_official_kubernetes_client_reads_and_writes(daemon: Daemon) -> None:

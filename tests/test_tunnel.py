@@ -19,6 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from tests.daemon import Daemon
+from tests.waiting import wait_for
 
 BYTES = "sandboxd.bytes"
 
@@ -145,6 +146,31 @@ def test_closing_lets_the_target_have_all_that_was_sent(daemon: Daemon) -> None:
                 tunnel.send(blob[start : start + 1024 * 1024])
         assert done.wait(20)
     assert digests == [hashlib.sha256(blob).hexdigest()]
+
+
+def test_closing_lets_a_target_that_answers_have_all_that_was_sent(daemon: Daemon) -> None:
+    size, taken = 20 * 65536, [0]
+    closing_sent, done = threading.Event(), threading.Event()
+
+    def acknowledge(connection: socket.socket) -> None:
+        try:
+            closing_sent.wait(20)
+            while data := connection.recv(65536):
+                taken[0] += len(data)
+                connection.sendall(b"ack")
+        finally:
+            done.set()
+
+    with serving(acknowledge) as port, open_tunnel(daemon, port) as tunnel:
+        for _ in range(size // 65536):
+            tunnel.send(bytes(65536))
+        closing = threading.Thread(target=tunnel.close)
+        closing.start()
+        wait_for(lambda: tunnel.protocol.close_rcvd)  # the daemon has all
+        closing_sent.set()
+        assert done.wait(20)
+        closing.join(20)
+    assert taken[0] == size
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "http", "-1", "99999999999", "٣"])

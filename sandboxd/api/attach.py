@@ -73,19 +73,16 @@ def add_attach_route(routes: Routes, table: ProcessTable, websockets: WebSockets
 async def _serve(
     execution: Execution, socket: WebSocket, cursor: BytesCursor, query: AttachQuery, turns: TurnBudget
 ) -> None:
-    """Carry output and input until the process has ended and its output is sent, or the client closes."""
+    """
+    Carry output and input until the process has ended and its output is sent, or the client closes.
+
+    What the client has sent before it closes is still carried out, as long as the closing handshake may take.
+    """
     code, reason = NORMAL, ""
     try:
-        if query.events:
-            tty = execution.tty
-            size = None if tty is None else {"cols": tty.cols, "rows": tty.rows}
-            started: dict[str, object] = {"event": "started", "id": execution.id, "pid": execution.pid, "tty": size}
-            if query.offset is not None:
-                started["bytes"] = execution.log.total_bytes
-            await socket.send(_text(started))
-        await first_to_end(_output(execution, socket, cursor, query, turns), _input(execution, socket))
-    except WebSocketClosed:
-        pass
+        await first_to_end(
+            _output(execution, socket, cursor, query, turns), _input(execution, socket), socket.when_overdue()
+        )
     except _Refused as refused:
         code, reason = refused.code, str(refused)
     await socket.close(code, reason)
@@ -94,7 +91,25 @@ async def _serve(
 async def _output(
     execution: Execution, socket: WebSocket, cursor: BytesCursor, query: AttachQuery, turns: TurnBudget
 ) -> None:
+    """Send the process's output and its exit status; once the client has closed, wait until the input is overdue."""
+    try:
+        await _send_output(execution, socket, cursor, query, turns)
+    except WebSocketClosed:
+        cursor.close()  # it keeps no record meanwhile
+        await socket.when_overdue()
+
+
+async def _send_output(
+    execution: Execution, socket: WebSocket, cursor: BytesCursor, query: AttachQuery, turns: TurnBudget
+) -> None:
     """Send the process's output as fast as the client takes it, then its exit status."""
+    if query.events:
+        tty = execution.tty
+        size = None if tty is None else {"cols": tty.cols, "rows": tty.rows}
+        started: dict[str, object] = {"event": "started", "id": execution.id, "pid": execution.pid, "tty": size}
+        if query.offset is not None:
+            started["bytes"] = execution.log.total_bytes
+        await socket.send(_text(started))
     while not cursor.ended:
         await socket.when_ready()
         await turns.turn()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from sandboxd.api.routing import ApiError, Routes
 from sandboxd.files.errors import EXHAUSTED
@@ -11,13 +16,26 @@ from sandboxd.proxy.socket_stream import SocketStream, connect
 from sandboxd.reactor.first_to_end import first_to_end
 from sandboxd.reactor.interfaces import Reactor
 from sandboxd.web.request import Request
-from sandboxd.web.websocket import NORMAL, WebSocket, WebSocketClosed, WebSockets, check_handshake
+from sandboxd.web.websocket import (
+    CLOSE_TIMEOUT,
+    NORMAL,
+    WebSocket,
+    WebSocketClosed,
+    WebSockets,
+    check_handshake,
+)
 
 #: The subprotocol whose binary messages are the bytes of the connection.
 BYTES = "sandboxd.bytes"
 
 #: Close code: the connection broke.
 BROKEN = 1011
+
+#: What ends a tunnel: the target has ended; the client has closed, and the target has taken all that it had sent
+#: before, or has not done so in time.
+TARGET, CLIENT, OVERDUE = range(3)
+
+_log = Logger()
 
 
 def port_number(text: str) -> int:
@@ -61,7 +79,7 @@ def add_tunnel_route(routes: Routes, reactor: Reactor, websockets: WebSockets, o
             raise unreachable(number, error) from None
         try:
             socket = websockets.accept(request, "tunnel", [BYTES])
-            await first_to_end(_to_client(target, socket), _to_target(socket, target))
+            ended = await first_to_end(_to_client(target, socket), _to_target(socket, target), socket.when_overdue())
             if target.error is None:
                 await socket.close(NORMAL)
             else:
@@ -69,16 +87,23 @@ def add_tunnel_route(routes: Routes, reactor: Reactor, websockets: WebSockets, o
         except BaseException:
             target.close()
             raise
-        target.finish()
+        if ended == TARGET:
+            target.finish()
+        elif ended == CLIENT:  # which does not wait for this
+            Deferred.fromCoroutine(target.linger(CLOSE_TIMEOUT)).addErrback(_linger_failed)
+        else:
+            target.close()
+
+
+def _linger_failed(failure: Failure) -> None:
+    _log.failure("a tunnel's connection was not closed", failure)
 
 
 async def _to_client(target: SocketStream, socket: WebSocket) -> None:
-    """Send the bytes that the port's owner sends, until it ends."""
-    try:
-        while data := await target.read():
+    """Send the bytes that the port's owner sends, until it ends; drop them once the client has closed."""
+    while data := await target.read():
+        with suppress(WebSocketClosed):
             await socket.send(data)
-    except WebSocketClosed:
-        pass
 
 
 async def _to_target(socket: WebSocket, target: SocketStream) -> None:

@@ -179,6 +179,22 @@ class SocketStream:
         self.stop()
         self.socket.close()
 
+    async def linger(self, seconds: float) -> None:
+        """
+        Send the end of the stream, drop what arrives until the other side ends it too, and close the connection.
+
+        If it were closed first, the next bytes to arrive would reset it, and what the other side has not read be lost.
+
+        :param seconds: after which to close it in any case.
+        """
+        self.end()
+        timeout = self._reactor.callLater(seconds, self.stop)
+        while await self.read():
+            pass
+        if timeout.active():
+            timeout.cancel()
+        self.finish()
+
     def close(self) -> None:
         """Close the connection at once; bytes that were written may be lost."""
         self.stop()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError
 from twisted.internet.interfaces import IPushProducer, IReactorTime
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -38,7 +38,8 @@ HIGH_WATER = 256 * 1024
 #: Seconds in which a WebSocket may end by itself when the daemon stops, before it is closed with code 1001.
 END_TIMEOUT = 1.0
 
-#: Seconds that a client has to answer a closing handshake, having read all that was sent before.
+#: Seconds that a client has to answer a closing handshake, having read all that was sent before; also those that a
+#: route has to deliver what was received before it.
 CLOSE_TIMEOUT = 30.0
 
 NORMAL = 1000
@@ -160,6 +161,11 @@ class WebSocket:
     def when_closing(self) -> Deferred[None]:
         """Return a Deferred that fires when nothing more can be sent."""
         return self._closing.when_fired()
+
+    async def when_overdue(self) -> None:
+        """Wait until the closing handshake began :data:`CLOSE_TIMEOUT` seconds ago."""
+        await self.when_closing()
+        await deferLater(self._clock, CLOSE_TIMEOUT)
 
     def begin_close(self, code: int, reason: str = "") -> None:
         """Send a Close frame if none was sent; :meth:`receive` returns None from now on."""
