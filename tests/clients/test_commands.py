@@ -130,9 +130,7 @@ def test_background_processes(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:unclosed:ResourceWarning"
-)  # the collector may take the socket before what closes it
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the socket may be finalized before what closes it
 def test_an_abandoned_stream_is_collected_at_any_time(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     with Sandbox(daemon.url, daemon.secret) as sandbox:
         id = sandbox.start("echo on; sleep 300").id
@@ -305,9 +303,9 @@ def test_the_host_is_probed_while_a_command_runs(
 
 def test_a_command_that_may_have_run_is_not_sent_again(connect: Connect, proxy: CuttingProxy, tmp_path: Path) -> None:
     sandbox = connect(proxy.url)
-    threading.Timer(0.0, lambda: (wait_for((tmp_path / "runs").exists), proxy.cut())).start()
+    threading.Timer(0.0, lambda: (wait_for((tmp_path / "written").exists), proxy.cut())).start()
     with pytest.raises(SandboxGone):
-        sandbox.run(f"echo x >> {tmp_path}/runs; sleep 300")
+        sandbox.run(f"echo x >> {tmp_path}/runs; : > {tmp_path}/written; sleep 300")
     assert (tmp_path / "runs").read_text() == "x\n"
 
 
