@@ -6,12 +6,18 @@ import os
 import socket
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from twisted.internet.defer import gatherResults
 
+from sandboxd.files import copying
+from sandboxd.files.copying import copy
+from sandboxd.files.errors import FileError
 from sandboxd.files.permissions import parse_mode
+from sandboxd.files.root import Root
 from tests.client import Api
 from tests.daemon import Daemon
 from tests.file_routes import done, lines, litter, paths, post, told
@@ -244,6 +250,78 @@ async def test_a_file_without_a_size_is_copied_whole(api: Api, tmp_path: Path) -
     copied = await done(api, "copy", from_="/proc/version", to=tmp_path / "version")
     assert (tmp_path / "version").read_text() == Path("/proc/version").read_text()
     assert copied["bytes"] == len(Path("/proc/version").read_text())
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/class/net/lo/mtu"), reason="NOT TESTED: needs /sys")
+async def test_a_file_that_is_shorter_than_its_size_is_not_filled_with_zeros(api: Api, tmp_path: Path) -> None:
+    source = Path("/sys/class/net/lo/mtu")
+    copied = await done(api, "copy", from_=source, to=tmp_path / "mtu")
+    assert (tmp_path / "mtu").read_bytes() == source.read_bytes()
+    assert copied["bytes"] == len(source.read_bytes())
+
+
+def test_a_hole_at_the_end_is_copied(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"text")
+    os.truncate(tmp_path / "a", 1_000_000)
+    copy(Root(), str(tmp_path / "a"), str(tmp_path / "b"))
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+def test_a_fifo_keeps_mode_owner_and_times(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    fifo = tmp_path / "tree" / "fifo"
+    os.mkfifo(fifo)
+    if os.geteuid() == 0:
+        os.chown(fifo, 1234, 1235)
+    fifo.chmod(0o666)  # more than the umask leaves
+    os.utime(fifo, ns=(10**18, 10**18))
+    for source, target in ((fifo, tmp_path / "one"), (fifo.parent, tmp_path / "copy")):
+        copy(Root(), str(source), str(target))
+    for made in (tmp_path / "one", tmp_path / "copy" / "fifo"):
+        ours, theirs = made.lstat(), fifo.lstat()
+        assert (ours.st_mode, ours.st_uid, ours.st_gid, ours.st_mtime_ns) == (
+            theirs.st_mode,
+            theirs.st_uid,
+            theirs.st_gid,
+            theirs.st_mtime_ns,
+        )
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[Path]:
+    """Be another user than root, and yield an empty directory of that user's."""
+    with tempfile.TemporaryDirectory() as folder:
+        if os.geteuid() != 0:
+            yield Path(folder)
+            return
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("when", ["before", "at the end"])
+def test_a_copy_of_read_only_directories_that_fails_leaves_nothing(
+    as_nobody: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = as_nobody / "source", as_nobody / "target"
+    for folder in (source, source / "a", source / "a" / "b", target):
+        folder.mkdir()
+        (folder / "f").write_text("text")
+    for folder in (source / "a" / "b", source / "a", source):
+        folder.chmod(0o555)
+    if when == "at the end":
+        monkeypatch.setattr(copying, "_check_empty", lambda fd, name: None)  # as if the file was made meanwhile
+    else:
+        monkeypatch.setattr(copying, "_copy_tree", lambda *whatever: pytest.fail("the copy began"))
+    with pytest.raises(FileError, match="not empty") as raised:
+        copy(Root(), str(source), str(target), overwrite=True)
+    assert raised.value.status == 409
+    assert sorted(os.listdir(as_nobody)) == ["source", "target"]
+    assert os.listdir(target) == ["f"]
+    assert stat.S_IMODE((source / "a").stat().st_mode) == 0o555
 
 
 async def test_a_move_onto_another_link_to_the_same_file_leaves_one(api: Api, tmp_path: Path) -> None:

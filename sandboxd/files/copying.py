@@ -111,6 +111,8 @@ def _copy(
         with suppress(FileNotFoundError):
             os.lstat(target_name, dir_fd=target_fd)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    elif modes.S_ISDIR(info.st_mode):
+        _check_empty(target_fd, target_name)
     temporary = temporary_name()
     try:
         if modes.S_ISDIR(info.st_mode):
@@ -126,9 +128,51 @@ def _copy(
         rename(target_fd, temporary, target_fd, target_name, overwrite=overwrite)
     except BaseException:
         with suppress(OSError):
-            remove_tree(target_fd, os.fsencode(temporary))
+            _remove_copy(target_fd, temporary)
         raise
     return copied
+
+
+def _check_empty(directory_fd: int, name: bytes) -> None:
+    """
+    Raise if a directory has entries: it is not replaced, and a copy would be made in vain.
+
+    :raise OSError: ``ENOTEMPTY``.
+    """
+    try:
+        fd = os.open(name, _DIRECTORY, dir_fd=directory_fd)
+    except OSError:
+        return  # the rename will meet it again, or it can be replaced
+    try:
+        with os.scandir(fd) as entries:
+            if next(entries, None) is not None:
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+    finally:
+        os.close(fd)
+
+
+def _remove_copy(directory_fd: int, name: str) -> None:
+    """
+    Remove a copy, complete or not. Its directories may have modes already that keep this user from removing what is in
+    them.
+
+    :raise OSError: if it cannot be removed, or there is none.
+    """
+    if modes.S_ISDIR(os.lstat(name, dir_fd=directory_fd).st_mode):
+        _open_up(name, directory_fd)
+        for entry in walk(os.open(name, _DIRECTORY, dir_fd=directory_fd)):
+            if entry.is_dir:
+                _open_up(entry.name, entry.dir_fd)
+    remove_tree(directory_fd, os.fsencode(name))
+
+
+def _open_up(name: str, directory_fd: int) -> None:
+    """Set a directory's mode to 0700, without following a link that a command has put there."""
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", 0o700)
+    finally:
+        os.close(fd)
 
 
 def _copy_tree(source_fd: int, source_name: bytes, target_fd: int, target_name: str) -> Copied:
@@ -186,7 +230,15 @@ def _copy_one(source_fd: int, name: str, info: os.stat_result, target_fd: int, t
         os.utime(target_name, ns=times, dir_fd=target_fd, follow_symlinks=False)
         return True
     if modes.S_ISFIFO(info.st_mode):
-        os.mkfifo(target_name, modes.S_IMODE(info.st_mode), dir_fd=target_fd)
+        os.mkfifo(target_name, 0o600, dir_fd=target_fd)
+        fd = os.open(target_name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=target_fd)
+        try:
+            path = f"/proc/self/fd/{fd}"
+            _own(info, lambda uid, gid: os.chown(path, uid, gid))
+            os.chmod(path, modes.S_IMODE(info.st_mode))
+            os.utime(path, ns=times)
+        finally:
+            os.close(fd)
         return True
     if not modes.S_ISREG(info.st_mode):
         return False
@@ -234,7 +286,7 @@ def _copy_contents(source: int, target: int, size: int) -> None:
                 break  # nothing but a hole is left
             begin, end = position, size
         if not _copy_range(source, target, begin, min(end, size)):
-            break
+            return  # the file has become shorter, or never was as long: files of /sys have the size of a page
         position = end
     if size:
         os.ftruncate(target, max(size, os.fstat(target).st_size))
