@@ -224,6 +224,18 @@ def test_resize_by_its_route(daemon: Daemon, shell: str) -> None:
     kill(daemon, plain)
 
 
+def test_a_terminal_that_its_processes_have_closed_has_no_size(daemon: Daemon) -> None:
+    id = start(daemon, "exec <&- >&- 2>&-; exec sleep 60", tty=True)
+    body = {"cols": 120, "rows": 40}
+    wait_for(lambda: call(daemon, "POST", f"/processes/{id}/resize", body)["http"] == 409)
+    with Attached(daemon, id) as client:
+        client.resize(120, 40)
+        assert client.socket.ping().wait(10)  # the resize is carried out before the pong is sent
+        kill(daemon, id)
+        client.to_the_end()
+        assert client.status["details"]["causes"][0]["message"] == "137"
+
+
 def test_without_a_command_a_terminal_gets_the_login_shell(daemon: Daemon) -> None:
     id = start(daemon, tty=True)
     with Attached(daemon, id) as client:

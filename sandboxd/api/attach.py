@@ -175,7 +175,8 @@ def _resize(execution: Execution, data: bytes) -> None:
     except msgspec.DecodeError as error:
         raise _Refused(MALFORMED, f"resize: {error}"[:100]) from None
     if execution.tty is not None and execution.ended_at is None:
-        execution.resize(size.Width, size.Height)
+        with suppress(OSError):  # its processes have closed the terminal, and run on
+            execution.resize(size.Width, size.Height)
 
 
 def _text(message: dict[str, object]) -> str:
