@@ -344,6 +344,32 @@ def test_a_side_that_does_not_read_stops_the_other_and_costs_no_memory(
         tunnel.socket.close()
 
 
+@pytest.mark.slow
+def test_a_client_that_does_not_read_its_pongs_is_not_read_from(daemon: Daemon) -> None:
+    size = 40 * 1024 * 1024
+    ping, message = b"\x89\xfd\0\0\0\0" + bytes(125), b"\x82\x83\0\0\0\0abc"
+    pings = memoryview(ping * (size // len(ping)))
+    with serving(echo) as port, socket.create_connection(("127.0.0.1", daemon.port), 10) as client:
+        client.sendall(
+            b"GET /ports/%d/connect HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            % (port, daemon.secret.encode())
+        )
+        sent = 0
+        client.settimeout(1)
+        with pytest.raises(TimeoutError):  # noqa: PT012
+            while sent < len(pings):
+                sent += client.send(pings[sent : sent + 65536])
+        client.settimeout(10)
+        rest = bytes(pings[sent : sent + -sent % len(ping)]) + message
+        threading.Thread(target=client.sendall, args=(rest,)).start()
+        last = b""
+        while not last.endswith(b"\x82\x03abc"):
+            data = client.recv(65536)
+            assert data
+            last = (last + data)[-5:]
+
+
 def test_stopping_closes_with_1001(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon()
     with serving(echo) as port, open_tunnel(daemon, port) as tunnel:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:  # imported when the first WebSocket is opened
 #: Bytes of the longest message that is accepted; a longer one closes the WebSocket with code 1009.
 MAX_MESSAGE = 1024 * 1024
 
-#: Bytes of received messages that may wait for the route; with more, the client is not read from.
+#: Bytes of received messages that may wait for the route, and of pongs that may wait for a client that does not read;
+#: with more, the client is not read from.
 HIGH_WATER = 256 * 1024
 
 #: Seconds in which a WebSocket may end by itself when the daemon stops, before it is closed with code 1001.
@@ -89,6 +90,7 @@ class WebSocket:
         self._pieces: list[bytes] = []
         self._messages: deque[bytes] = deque()
         self._size = 0
+        self._pongs = 0  #: bytes that were sent in answer to what was received, since the client no longer reads
         self._held = False
         self._ended = False
         self._lost = False
@@ -187,6 +189,8 @@ class WebSocket:
     def resumeProducing(self) -> None:
         """Let the writer go on, as the client has caught up."""
         self.paused = False
+        self._pongs = 0
+        self._balance()
         self._wake_writer()
 
     def stopProducing(self) -> None:
@@ -200,7 +204,10 @@ class WebSocket:
         self._protocol.receive_data(data)
         for frame in self._protocol.events_received():
             self._frame_received(cast(Frame, frame))
-        self._flush()
+        sent = self._flush()
+        if self.paused:
+            self._pongs += sent
+            self._balance()
         if self._protocol.close_rcvd is not None or self._protocol.eof_sent:
             self._end()
             self._wake_reader()
@@ -220,16 +227,22 @@ class WebSocket:
         self._balance()
 
     def _balance(self) -> None:
-        """Stop reading from the client while too much waits for the route, unless the rest of a message is awaited."""
+        """
+        Stop reading from the client while too much waits for the route, unless the rest of a message is awaited, or for
+        the client, which a client that sends pings without reading the pongs could make grow without bound.
+        """
         held = self._size > HIGH_WATER and bool(self._messages) and not self._ended
+        held = held or self._pongs > HIGH_WATER
         if held != self._held and not self._lost:
             self._held = held
             self._request.connection.hold(held)
 
-    def _flush(self) -> None:
+    def _flush(self) -> int:
+        """Send what the protocol has to send; return its number of bytes."""
         data = b"".join(self._protocol.data_to_send())
         if data and not self._lost:
             self._request.send_raw(data)
+        return len(data)
 
     def _end(self) -> None:
         """Start no new message in either direction; what was received can still be read."""
