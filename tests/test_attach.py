@@ -12,15 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.request import ProxyHandler, Request, build_opener
 
 import pyte
 import pytest
+from twisted.internet import reactor
+from twisted.internet.threads import deferToThread
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from sandboxd.daemon.sockets import ListeningSocket
+from sandboxd.service import Sandboxd
+from sandboxd.web.tokens import Credentials
 from tests.daemon import Daemon, alive
 from tests.waiting import wait_for
 
@@ -59,11 +65,11 @@ class Attached:
 
     def __init__(self, daemon: Daemon, id: str, query: str = "", cols: int = 80, rows: int = 24, **options: Any):
         options.setdefault("subprotocols", [V5])
+        options.setdefault("close_timeout", 10)
         self._connecting = connect(
             f"ws://127.0.0.1:{daemon.port}/processes/{id}/attach{query}",
             additional_headers={"Authorization": f"Bearer {daemon.secret}"},
             open_timeout=10,
-            close_timeout=10,
             proxy=None,
             compression=None,
             max_size=None,
@@ -546,6 +552,28 @@ def test_closing_lets_the_process_have_all_that_was_sent(daemon: Daemon, tmp_pat
         closing.join(20)
     wait_for(lambda: file.stat().st_size == size)
     kill(daemon, id)
+
+
+async def test_input_that_nobody_reads_does_not_keep_a_closed_connection_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandboxd.web.websocket.CLOSE_TIMEOUT", 0.1)
+    http, proxy = (ListeningSocket(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
+    service = Sandboxd(cast(Any, reactor), [http], [proxy], Credentials(("secret",)), os.environ)
+    port = http.port
+    local = cast(Daemon, SimpleNamespace(url=f"http://127.0.0.1:{port}", port=port, secret="secret"))
+
+    def attach() -> None:
+        id = start(local, "exec sleep 60", stdin=True)
+        with Attached(local, id, close_timeout=None) as client:
+            for _ in range(4):
+                client.type(bytes(60_000))
+        assert client.socket.protocol.close_rcvd is not None
+        kill(local, id)
+
+    service.startService()
+    try:
+        await deferToThread(attach).addTimeout(10, cast(Any, reactor))
+    finally:
+        await service.stopService()
 
 
 def test_the_official_kubernetes_client_reads_and_writes(daemon: Daemon) -> None:
